@@ -1,0 +1,127 @@
+"""The table: the cases, the metrics each yields, and what is required of them.
+
+To add a case, write its body in a module of this package and add a row to CASES; everything else follows from the row.
+"""
+
+from typing import NamedTuple
+
+from benchmarks.engine import CLUSTERS, ENGINES, SUBJECT
+
+
+class Skipped(Exception):
+    """A body's refusal to measure, with its reason."""
+
+
+class Bound(NamedTuple):
+    """What is required of a metric: `limit` times better than the peer `against`, or, without a peer, the value itself."""
+
+    limit: float
+    against: str | None = None
+
+
+class Metric(NamedTuple):
+    key: str
+    title: str
+    unit: str = "/s"
+    required: tuple[Bound, ...] = ()
+    less_is_better: bool = False
+
+
+class Case(NamedTuple):
+    name: str
+    body: str  # "module:function", loaded in the session after the engine's start has been timed
+    metrics: tuple[Metric, ...]
+    engines: tuple[str, ...] = tuple(ENGINES)
+    arguments: tuple = ()
+    alone: bool = False  # needs a session of its own, once, not one a round
+    quick: bool = True  # runs with --quick as well
+    limit_s: float = 90.0  # a session that says nothing for so long is taken for hung
+
+
+def _less(key, title, unit, *required):
+    return Metric(key, title, unit, required, less_is_better=True)
+
+
+def _ray(limit):
+    return (Bound(limit, "ray"),)
+
+
+def _queue(key, n, **options):
+    title = f"{n:,} queued tasks"
+    metrics = [_less(f"queue_{key}_us", f"{title}: cost of each", "us")]
+    if n > 1000:
+        metrics.append(_less(f"queue_{key}_ratio", f"{title}: against 1,000", "x", Bound(2.0)))
+        # A driver's memory grows in steps of whole arenas, which only a long queue outweighs.
+        bound = (Bound(1500),) if n >= 100_000 else ()
+        metrics.append(_less(f"queue_{key}_bytes", f"{title}: memory of each", "B", *bound))
+    body = "growth:queued_tasks"
+    return Case(f"queue_{key}", body, tuple(metrics), (SUBJECT,), (n, key), alone=True, limit_s=240.0, **options)
+
+
+def _many(name, title, n):
+    metrics = (
+        _less(f"{name}_us", f"{n:,} {title}: cost of each", "us"),
+        _less(f"{name}_ratio", f"{n:,} {title}: against {n // 10:,}", "x", Bound(2.0)),
+    )
+    return Case(name, f"growth:many_{name}", metrics, (SUBJECT,), (n,), alone=True)
+
+
+# The session reports the start by itself, hence no body. A session runs cases in the order of this table, which matters
+# twice: memory is that of a cluster which has done nothing yet, and the first large put must be the first.
+START = Case("start", "", (
+    _less("start", "init() to first result", "s", Bound(0.4)),
+    _less("import_and_start", "import to first result", "s"),
+))
+
+CASES = (
+    START,
+    Case("memory", "footprint:idle_memory", (
+        _less("memory", "idle cluster, PSS without driver", "MB", Bound(120)),
+        _less("memory_with_driver", "idle cluster, PSS with driver", "MB"),
+        _less("processes", "idle cluster, processes", ""),
+    )),
+    Case("put_first", "objects:put_first", (
+        Metric("put_first", "first put of 100 MB", "GB/s", _ray(1.0)),
+    ), CLUSTERS),
+    Case("put_large", "objects:put_large", (
+        Metric("put_large", "warm put of 100 MB", "GB/s"),
+        Metric("memcpy", "plain copy of 100 MB", "GB/s"),
+        Metric("put_large_of_memcpy", "warm put / plain copy", "x", (Bound(0.7),)),
+    ), CLUSTERS),
+    Case("multi_client_large_puts", "objects:multi_client_large_puts", (
+        Metric("multi_client_large_puts", "multi-client put of 100 MB", "GB/s", _ray(0.8)),
+    ), CLUSTERS),
+    Case("get_small", "objects:get_small", (Metric("get_small", "get of a small put", "/s", _ray(20.0)),), CLUSTERS),
+    Case("put_small", "objects:put_small", (Metric("put_small", "put of a small value", "/s", _ray(30.0)),), CLUSTERS),
+    Case("multi_client_puts", "objects:multi_client_puts", (
+        Metric("multi_client_puts", "multi-client put calls", "/s", _ray(20.0)),
+    ), CLUSTERS),
+    Case("get_refs", "objects:get_refs", (
+        Metric("get_refs", "get of an object holding 10k refs", "/s", _ray(3.0)),
+    ), CLUSTERS),
+    Case("tasks_sync", "calls:tasks_sync", (
+        Metric("tasks_sync", "tasks sync", "/s", _ray(8.0)),
+        _less("driver_us_sync", "tasks sync: driver's CPU for each", "us"),
+        _less("engine_us_sync", "tasks sync: other processes' CPU", "us"),
+    )),
+    Case("tasks_async", "calls:tasks_async", (
+        Metric("tasks_async", "tasks async", "/s", (Bound(10.0, "ray"), Bound(1.2, "Pool"))),
+        _less("driver_us_async", "tasks async: driver's CPU for each", "us"),
+        _less("engine_us_async", "tasks async: other processes' CPU", "us"),
+        Metric("tasks_and_get", "1000 tasks and get, rounds", "/s", _ray(8.0)),
+    )),
+    Case("tasks_and_waits", "calls:tasks_and_waits", (
+        Metric("tasks_and_waits", "1000 tasks, 1000 single waits, rounds", "/s", _ray(8.0)),
+    ), CLUSTERS),
+    Case("multi_client_tasks", "calls:multi_client_tasks", (
+        Metric("multi_client_tasks", "multi-client tasks async", "/s", _ray(6.0)),
+    ), CLUSTERS),
+    _queue("1k", 1_000),
+    _queue("10k", 10_000),
+    _queue("100k", 100_000),
+    _queue("1m", 1_000_000, quick=False),
+    _many("arguments", "arguments of one task", 10_000),
+    _many("returns", "returns of one task", 3_000),
+    _many("gets", "objects in one get", 10_000),
+)
+BY_NAME = {case.name: case for case in CASES}

@@ -1,0 +1,60 @@
+"""The functions that run in the engines' workers.
+
+This module imports nothing at its top: a session loads it before it takes the start time.
+"""
+
+_nops = {}
+_arrays = {}
+
+
+def nop():
+    return b"ok"
+
+
+def nap(seconds):
+    import time
+
+    time.sleep(seconds)
+
+
+def count(*values):
+    return len(values)
+
+
+def spread(n):
+    return list(range(n))
+
+
+def client_puts(engine, n):
+    put = __import__(engine).put
+    for _ in range(n):
+        put(0)
+
+
+def client_calls(engine, n):
+    """Submits n tasks from inside a task, and gets them."""
+    api = __import__(engine)
+    if engine not in _nops:
+        # A second RemoteFunction would export the same function again.
+        _nops[engine] = api.remote(nop)
+    remote = _nops[engine].remote
+    api.get([remote() for _ in range(n)])
+
+
+def client_large_puts(engine, n, size):
+    put = __import__(engine).put
+    array = touched_array(size)
+    for _ in range(n):
+        put(array)
+
+
+def touched_array(size):
+    """An array of `size` bytes which the process keeps, so that only its first use pays for the pages.
+
+    Not zeros: pages that nobody wrote all map to one cached page, and reading them tells nothing about memory.
+    """
+    import numpy
+
+    if size not in _arrays:
+        _arrays[size] = numpy.arange(size // 8, dtype=numpy.int64)
+    return _arrays[size]

@@ -1,0 +1,404 @@
+"""The public functions: init, shutdown, put, get, wait, and what a cluster knows of itself.
+
+The signatures and their meaning are those of Ray Core's documentation.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from zray import object_ref
+from zray.base.config import Config
+from zray.base.resources import from_units, to_units
+from zray.base.wire import ListNodes
+from zray.object_ref import ObjectRef
+from zray.runtime.process import CONTROL
+
+if TYPE_CHECKING:
+    from zray.runtime.core_worker import CoreWorker
+
+T = TypeVar("T")
+_starting = threading.Lock()
+
+
+def connected() -> Any:
+    """The runtime of this process, or None."""
+    return object_ref.connected
+
+
+def runtime() -> CoreWorker:
+    """The runtime of this process; an embedded cluster is started if there is none."""
+    worker = object_ref.connected
+    if worker is None:
+        with _starting:
+            if object_ref.connected is None:
+                _start_embedded({})
+            worker = object_ref.connected
+    return worker  # type: ignore[return-value]
+
+
+class Context(Mapping[str, Any]):
+    """What ``init`` returns: a mapping with the address and the session; as a context manager it shuts down at the end."""
+
+    def __init__(self, address_info: dict[str, Any]) -> None:
+        from zray import __version__
+
+        self.address_info = address_info
+        self.session_dir: str = address_info["session_dir"]
+        self.zray_version = __version__
+        self.python_version = ".".join(str(part) for part in sys.version_info[:3])
+        self.dashboard_url = ""
+
+    def __getitem__(self, key: str) -> Any:
+        return self.address_info[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.address_info)
+
+    def __len__(self) -> int:
+        return len(self.address_info)
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        shutdown()
+
+    def disconnect(self) -> None:
+        """Shut down."""
+        shutdown()
+
+    def __repr__(self) -> str:
+        return f"Context({self.address_info})"
+
+
+def init(
+    address: str | None = None,
+    *,
+    num_cpus: int | float | None = None,
+    num_gpus: int | float | None = None,
+    resources: dict[str, float] | None = None,
+    object_store_memory: int | None = None,
+    local_mode: bool = False,
+    namespace: str | None = None,
+    runtime_env: dict[str, Any] | None = None,
+    labels: dict[str, str] | None = None,
+    ignore_reinit_error: bool = False,
+    include_dashboard: bool | None = None,
+    log_to_driver: bool = True,
+    logging_level: int | str = logging.INFO,
+    configure_logging: bool = True,
+    _temp_dir: str | None = None,
+    _system_config: dict[str, Any] | None = None,
+) -> Context:
+    """Connect this process to a cluster, or start one for it.
+
+    Args:
+        address: None takes ``ZRAY_ADDRESS`` or else starts a cluster of one node that lives as long as this process;
+            "local" always starts one.
+        num_cpus: CPUs the node offers; by default those this process may use.
+        num_gpus: GPUs the node offers.
+        resources: further resources the node offers, by name.
+        object_store_memory: bytes of shared memory for objects; by default 30 % of memory, and never more than /dev/shm has.
+        namespace: isolates names from other jobs; by default one of its own.
+        ignore_reinit_error: a second ``init`` is not an error.
+        log_to_driver: whether the output of tasks is shown here; if not, it goes to files in the session directory.
+        logging_level: of the cluster's own log.
+        _temp_dir: where the session directory is made.
+        _system_config: limits by name (see ``zray.base.config``).
+
+    Returns:
+        A mapping with ``address``, ``session_dir`` and ``node_id``, usable as a context manager.
+
+    Raises:
+        RuntimeError: it was called before, or the cluster could not start.
+        ConnectionError: there is no cluster at ``address``.
+        ValueError: an argument has a bad value.
+
+    Example:
+        >>> import zray as ray
+        >>> with ray.init(num_cpus=2):  # doctest: +SKIP
+        ...     print(ray.get(ray.put(1)))
+        1
+    """
+    with _starting:
+        if object_ref.connected is not None:
+            if ignore_reinit_error:
+                return _context()
+            raise RuntimeError(
+                "zray.init() was called before in this process: call zray.shutdown() first, or pass ignore_reinit_error=True"
+            )
+        if local_mode:
+            raise NotImplementedError("local_mode is not supported yet: use init() without it")
+        address = address if address is not None else os.environ.get("ZRAY_ADDRESS") or None
+        if address not in (None, "local"):
+            raise ConnectionError(
+                f"no cluster at {address!r}: joining a running cluster is not supported yet; call init() without an address"
+            )
+        _start_embedded(
+            {
+                "num_cpus": num_cpus,
+                "num_gpus": num_gpus,
+                "resources": resources,
+                "object_store_memory": object_store_memory,
+                "namespace": namespace,
+                "log_to_driver": log_to_driver,
+                "logging_level": logging_level,
+                "temp_dir": _temp_dir,
+                "system_config": _system_config,
+            }
+        )
+        return _context()
+
+
+def _start_embedded(arguments: dict[str, Any]) -> None:
+    from zray.runtime import driver
+
+    config = Config.from_environment()
+    if arguments.get("system_config"):
+        config = Config.from_dict({**config.as_dict(), **arguments["system_config"]})
+    level = arguments.get("logging_level", logging.INFO)
+    store_bytes = arguments.get("object_store_memory") or 0
+    if store_bytes < 0:
+        raise ValueError(f"object_store_memory must be a number of bytes, not {store_bytes!r}")
+    if arguments.get("temp_dir"):
+        os.environ["ZRAY_TMPDIR"] = arguments["temp_dir"]
+    object_ref.connected = driver.start_embedded(
+        config,
+        _node_resources(arguments),
+        int(store_bytes),
+        arguments.get("namespace") or f"anonymous-{uuid.uuid4()}",
+        log_to_driver=arguments.get("log_to_driver", True),
+        logging_level=logging.getLevelName(level) if isinstance(level, str) else level,
+    )
+
+
+def _node_resources(arguments: dict[str, Any]) -> dict[str, float]:
+    """What the node offers."""
+    cpus = arguments.get("num_cpus")
+    gpus = arguments.get("num_gpus")
+    named = dict(arguments.get("resources") or {})
+    for name in ("CPU", "GPU", "memory", "object_store_memory"):
+        if name in named:
+            raise ValueError(f"resources must not name {name!r}: use the argument for it")
+    for name, amount in [("num_cpus", cpus), ("num_gpus", gpus), *named.items()]:
+        if amount is not None:
+            if isinstance(amount, bool) or not isinstance(amount, (int, float)):
+                raise ValueError(f"{name} must be a number, not {amount!r}")
+            to_units(amount)
+    import psutil
+
+    return {
+        "CPU": float(_usable_cpus() if cpus is None else cpus),
+        "GPU": float(gpus or 0),
+        "memory": float(int(psutil.virtual_memory().total * 0.7)),
+        **{name: float(amount) for name, amount in named.items()},
+    }
+
+
+def _usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _context() -> Context:
+    worker: Any = object_ref.connected
+    head = getattr(worker, "head", None)
+    info = {
+        "address": head.session.endpoint("h") if head else "",
+        "session_dir": head.session.path if head else "",
+        "node_id": worker.node_id.hex(),
+        "job_id": worker.job_id.hex(),
+        "namespace": worker.namespace,
+    }
+    return Context(info)
+
+
+def shutdown(_exiting_interpreter: bool = False) -> None:
+    """Disconnect; a cluster that ``init`` started ends, with all its processes and files. Does nothing if not connected."""
+    with _starting:
+        worker: Any = object_ref.connected
+        if worker is None or not hasattr(worker, "shutdown"):
+            return
+        object_ref.connected = None
+        worker.shutdown()
+
+
+atexit.register(shutdown, True)
+
+
+def _after_fork_in_child() -> None:
+    """A fork of the user's has none of the parent's threads and sockets: it is not connected, and may connect anew."""
+    global _starting
+    _starting = threading.Lock()
+    object_ref.connected = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def is_initialized() -> bool:
+    """Whether this process is connected to a cluster."""
+    return object_ref.connected is not None
+
+
+def put(value: T) -> ObjectRef[T]:
+    """Make an object of a value.
+
+    Args:
+        value: anything that pickles; arrays are copied once, into shared memory if they are large.
+
+    Returns:
+        A reference to it; the object lives as long as references do.
+
+    Raises:
+        TypeError: the value is an ObjectRef, or does not pickle.
+        ObjectStoreFullError: there is no room for it.
+
+    Example:
+        >>> ref = put([1, 2, 3])  # doctest: +SKIP
+    """
+    if isinstance(value, ObjectRef):
+        raise TypeError("put() of an ObjectRef is not allowed: pass the reference itself, or put a list that contains it")
+    return runtime().put(value)
+
+
+@overload
+def get(object_refs: ObjectRef[T], *, timeout: float | None = None) -> T: ...
+@overload
+def get(object_refs: Sequence[ObjectRef[T]], *, timeout: float | None = None) -> list[T]: ...
+def get(object_refs: Any, *, timeout: float | None = None) -> Any:
+    """The value of a reference, or the values of a list of references in order; waits for them.
+
+    Args:
+        object_refs: an ObjectRef or a list of them.
+        timeout: seconds to wait at most; 0 only looks; None waits for ever.
+
+    Raises:
+        GetTimeoutError: not all values were there in time. The objects are intact.
+        RayTaskError: the task raised; the error is an instance of the exception's own type too.
+        TypeError: it was given something else than references.
+
+    Example:
+        >>> get(put(1))  # doctest: +SKIP
+        1
+    """
+    if isinstance(object_refs, ObjectRef):
+        return runtime().get([object_refs], _seconds(timeout))[0]
+    if not isinstance(object_refs, (list, tuple)):
+        raise TypeError(f"get() takes an ObjectRef or a list of them, not a {type(object_refs).__name__}: {object_refs!r}")
+    _check_refs("get", object_refs)
+    if not object_refs:
+        return []
+    return runtime().get(list(object_refs), _seconds(timeout))
+
+
+def wait(
+    object_refs: list[ObjectRef[T]],
+    *,
+    num_returns: int = 1,
+    timeout: float | None = None,
+    fetch_local: bool = True,
+) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
+    """Wait until some of the references are ready.
+
+    Args:
+        object_refs: references, each once.
+        num_returns: how many must be ready.
+        timeout: seconds to wait at most; 0 only looks; None waits for ever.
+        fetch_local: accepted for compatibility with Ray.
+
+    Returns:
+        ``(ready, not_ready)``: at most ``num_returns`` ready references and all the others, both in the order given.
+
+    Raises:
+        TypeError: ``object_refs`` is not a list of references.
+        ValueError: it is empty or has a reference twice, or ``num_returns`` is not between 1 and its length.
+
+    Example:
+        >>> ready, rest = wait([put(1), put(2)])  # doctest: +SKIP
+    """
+    if not isinstance(object_refs, list):
+        raise TypeError(f"wait() takes a list of ObjectRefs, not a {type(object_refs).__name__}")
+    _check_refs("wait", object_refs)
+    if not object_refs:
+        raise ValueError("wait() needs at least one ObjectRef")
+    if len({ref._id for ref in object_refs}) != len(object_refs):
+        raise ValueError("wait() needs a list of different ObjectRefs: one of them is in it twice")
+    if isinstance(num_returns, bool) or not isinstance(num_returns, int):
+        raise TypeError(f"num_returns must be an integer, not {num_returns!r}")
+    if not 0 < num_returns <= len(object_refs):
+        raise ValueError(f"num_returns must be between 1 and {len(object_refs)} (the number of references), not {num_returns}")
+    return runtime().wait(object_refs, num_returns, _seconds(timeout))
+
+
+def _check_refs(function: str, refs: Sequence[Any]) -> None:
+    for index, ref in enumerate(refs):
+        if type(ref) is not ObjectRef:
+            raise TypeError(f"{function}() takes ObjectRefs: item {index} is a {type(ref).__name__}: {ref!r}")
+
+
+def _seconds(timeout: float | None) -> float | None:
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout must be a number of seconds, not {timeout!r}")
+    if timeout == -1:
+        return None
+    if timeout < 0:
+        raise ValueError(f"timeout must not be negative: {timeout!r}")
+    return float(timeout)
+
+
+def nodes() -> list[dict[str, Any]]:
+    """What the control knows of each node: id, address, resources, labels, whether it is alive."""
+    answer = []
+    for node in runtime().call(CONTROL, ListNodes):
+        answer.append(
+            {
+                "NodeID": node["node_id"].hex(),
+                "Alive": node["alive"],
+                "NodeManagerHostname": node["hostname"],
+                "NodeManagerAddress": node["endpoint"],
+                "Resources": _amounts(node["total"]),
+                "Labels": node["labels"],
+            }
+        )
+    return answer
+
+
+def cluster_resources() -> dict[str, float]:
+    """What all nodes together have."""
+    return _sum("total")
+
+
+def available_resources() -> dict[str, float]:
+    """What is free on all nodes together, as of their last heartbeats."""
+    return _sum("available")
+
+
+def _sum(field: str) -> dict[str, float]:
+    total: dict[str, int] = {}
+    for node in runtime().call(CONTROL, ListNodes):
+        for name, units in node[field].items():
+            total[name] = total.get(name, 0) + units
+    return _amounts(total)
+
+
+def _amounts(units: dict[str, int]) -> dict[str, float]:
+    return {name: from_units(amount) for name, amount in units.items() if amount}
+
+
+def get_gpu_ids() -> list[int]:
+    """The GPUs assigned to the running task."""
+    runtime()
+    return []

@@ -1,0 +1,82 @@
+"""Every limit and timeout, with its unit in the name.
+
+One frozen ``Config`` serves a whole cluster: the control process makes it from the environment (``ZRAY_<NAME>``) and hands
+it to each process that joins. Nothing else in zray has a number that an operator could want to change.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The limits of one cluster.
+
+    Example:
+        >>> Config.from_environment({"ZRAY_INLINE_BYTES_MAX": "1000"}).inline_bytes_max
+        1000
+    """
+
+    # objects
+    inline_bytes_max: int = 100 * 1024  # larger values go to shared memory
+    store_fraction_of_memory: float = 0.3  # default size of the object store
+    store_headroom_of_shm: float = 0.9  # ... and never more of /dev/shm than this
+    store_full_grace_s: float = 10.0  # how long a put waits for room
+    # tasks
+    max_retries: int = 3
+    task_depth_max: int = 200  # tasks that submit tasks that submit tasks ...
+    args_bytes_max: int = 8 << 30  # one task's arguments in all
+    infeasible_grace_s: float = 10.0  # then a demand that no node can ever fit fails
+    infeasible: str = "fail"  # "wait": leave it queued, for clusters that grow
+    # leases and pipelining
+    pipeline_window_ms: float = 5.0  # how much work may wait at a worker
+    pipeline_depth_max: int = 512
+    pipeline_bytes_max: int = 8 << 20
+    handback_ms: float = 20.0  # a worker busy for longer gives its queue back
+    lease_idle_ms: float = 100.0  # an idle lease goes back after this
+    lease_requests_max: int = 8  # outstanding for one scheduling key
+    # workers
+    workers_max: int = 512  # processes on one node, blocked ones included
+    worker_idle_s: float = 2.0  # idle workers above the prestarted number are ended
+    worker_start_timeout_s: float = 30.0
+    worker_exit_grace_s: float = 0.5  # between the polite word and the signal
+    # loop and transport
+    flush_ms: float = 1.0  # results wait no longer than this
+    lazy_handover_ms: float = 5.0  # the loop thread leaves the loop this long to a thread that just used it
+    message_bytes_max: int = 1 << 30
+    # control
+    start_timeout_s: float = 30.0
+    heartbeat_ms: float = 100.0
+    function_fetch_timeout_s: float = 60.0
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Config:
+        """The defaults, changed by ``ZRAY_<NAME>`` variables.
+
+        Raises:
+            ValueError: a variable has a value of the wrong kind; the text names it.
+        """
+        environ = os.environ if environ is None else environ
+        changed: dict[str, Any] = {}
+        for field in fields(cls):
+            text = environ.get("ZRAY_" + field.name.upper())
+            if text is None:
+                continue
+            kind = type(field.default)
+            try:
+                changed[field.name] = kind(text)
+            except ValueError:
+                name = "ZRAY_" + field.name.upper()
+                raise ValueError(f"{name} must be of type {kind.__name__}, not {text!r}") from None
+        return cls(**changed)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+        return cls(**values)

@@ -1,0 +1,456 @@
+"""The messages: one schema for all that processes say to each other.
+
+A message on the wire is a plain tuple ``(op, *fields)``; frames carry lists of them. *Control* messages are written and
+read through the NamedTuples below, and their fields are checked on arrival. *Hot* messages (tasks, results, reference
+counts) are built as plain tuples where they are made: their classes here document the positions and fix the op.
+
+From ``SCHEMA`` derive the dispatch of incoming messages (``on_<snake_case_name>`` of the receiver's brain), the check of
+their shape, ``docs/protocol.md``, and the test that each message has exactly one handler.
+
+What the sender calls *bytes* stays bytes for control and agents: they decode with an unpickler that admits no classes.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+PROTOCOL_VERSION = 1
+
+# Entries: what an owner knows of an object's value. (kind, ...), with the references inside as the last field.
+INLINE = 0  # (INLINE, payload) or (INLINE, payload, contained)
+ERROR = 1  # (ERROR, payload): the pickled exception
+STORED = 2  # (STORED, size_bytes, node_id, contained)
+
+Entry = tuple[Any, ...]
+Address = tuple[bytes, str]  # (process id, endpoint)
+Contained = tuple[tuple[bytes, Address], ...]  # references inside a value: (object id, owner)
+
+
+class Schema(NamedTuple):
+    """What is known of one message."""
+
+    op: int
+    name: str
+    sender: str
+    receiver: str
+    handler: str
+    cls: type
+    checks: tuple[tuple[type, ...], ...]
+    hot: bool
+
+
+SCHEMA: dict[int, Schema] = {}
+OPS: dict[type, int] = {}
+_T = TypeVar("_T", bound=type)
+
+
+def _accepted(hint: Any) -> tuple[type, ...]:
+    if hint is Any:
+        return (object,)
+    if hint is None or hint is type(None):
+        return (type(None),)
+    if isinstance(hint, types.UnionType):
+        return tuple(t for part in typing.get_args(hint) for t in _accepted(part))
+    if hint is float:
+        return (float, int)
+    return (typing.get_origin(hint) or hint,)
+
+
+def message(
+    op: int, sender: str, receiver: str, *, hot: bool = False
+) -> Callable[[_T], _T]:
+    """Register a NamedTuple as message ``op``."""
+
+    def register(cls: _T) -> _T:
+        if op in SCHEMA:
+            raise ValueError(f"op {op} is {SCHEMA[op].name} already")
+        handler = "on_" + re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+        hints = typing.get_type_hints(cls)
+        checks = tuple(_accepted(hints[name]) for name in cls._fields)  # type: ignore[attr-defined]
+        SCHEMA[op] = Schema(op, cls.__name__, sender, receiver, handler, cls, checks, hot)
+        OPS[cls] = op
+        return cls
+
+    return register
+
+
+# ---------------------------------------------------------------------------------------------------------- links
+
+
+@message(1, "any", "any")
+class Hello(NamedTuple):
+    """The first message on every connection, sent by the side that connects."""
+
+    version: int
+    python: str  # "3.11": both sides must agree on major and minor
+    cluster: bytes  # identity of the cluster
+    sender: bytes  # process id, new in every incarnation
+    role: str  # driver, worker, agent, control
+    endpoint: str  # where the sender can be reached
+    pid: int
+
+
+@message(2, "any", "any")
+class Refuse(NamedTuple):
+    """The answer to a Hello that does not fit; the connection is dead."""
+
+    reason: str
+
+
+@message(3, "any", "any")
+class Reply(NamedTuple):
+    """The answer to any message with a request id."""
+
+    request_id: int
+    ok: bool
+    value: Any
+
+
+# -------------------------------------------------------------------------------------------------- to the control
+
+
+@message(10, "owner", "control")
+class RegisterJob(NamedTuple):
+    """A driver starts; the reply holds all it must know of its cluster."""
+
+    request_id: int
+    driver: bytes
+    endpoint: str
+    pid: int
+    entrypoint: str
+    namespace: str
+    environment: dict[str, Any]  # sys_path and cwd for the job's workers
+
+
+@message(11, "owner", "control")
+class FinishJob(NamedTuple):
+    """A driver ends in good order; the reply is sent when its job is cleaned up."""
+
+    request_id: int
+    job_id: bytes
+
+
+@message(12, "owner", "control")
+class FetchJob(NamedTuple):
+    request_id: int
+    job_id: bytes
+
+
+@message(13, "owner", "control")
+class ExportFunction(NamedTuple):
+    job_id: bytes
+    function_id: bytes
+    name: str
+    body: bytes
+
+
+@message(14, "owner", "control")
+class FetchFunction(NamedTuple):
+    """The reply waits until the function has been exported."""
+
+    request_id: int
+    function_id: bytes
+
+
+@message(15, "owner", "control")
+class KvPut(NamedTuple):
+    request_id: int
+    namespace: bytes
+    key: bytes
+    value: bytes
+    overwrite: bool
+
+
+@message(16, "owner", "control")
+class KvGet(NamedTuple):
+    request_id: int
+    namespace: bytes
+    key: bytes
+
+
+@message(17, "owner", "control")
+class KvDelete(NamedTuple):
+    request_id: int
+    namespace: bytes
+    key: bytes
+
+
+@message(18, "owner", "control")
+class KvKeys(NamedTuple):
+    request_id: int
+    namespace: bytes
+    prefix: bytes
+
+
+@message(19, "owner", "control")
+class ListNodes(NamedTuple):
+    request_id: int
+
+
+@message(20, "agent", "control")
+class RegisterNode(NamedTuple):
+    node_id: bytes
+    endpoint: str
+    hostname: str
+    pid: int
+    resources: dict[str, int]
+    labels: dict[str, str]
+    store_name: str  # of the shared-memory arena
+    store_bytes: int
+
+
+@message(21, "agent", "control")
+class Heartbeat(NamedTuple):
+    node_id: bytes
+    available: dict[str, int]
+
+
+@message(22, "agent", "control")
+class DriverDied(NamedTuple):
+    """An agent saw the process of a driver on its machine end."""
+
+    driver: bytes
+
+
+# ---------------------------------------------------------------------------------------------------- to the agent
+
+
+@message(30, "worker", "agent")
+class WorkerReady(NamedTuple):
+    worker_id: bytes
+    endpoint: str
+    pid: int
+
+
+@message(31, "owner", "agent")
+class RequestLease(NamedTuple):
+    request_id: int
+    job_id: bytes
+    resources: dict[str, int]
+    depth: int  # of the tasks waiting: the deepest go first
+
+
+@message(32, "owner", "agent")
+class CancelLease(NamedTuple):
+    request_id: int
+
+
+@message(33, "owner", "agent")
+class ReturnLease(NamedTuple):
+    lease_id: int
+
+
+@message(34, "worker", "agent")
+class WorkerBlocked(NamedTuple):
+    """The worker's task waits in get or wait: its CPU can be lent out."""
+
+    worker_id: bytes
+
+
+@message(35, "worker", "agent")
+class WorkerUnblocked(NamedTuple):
+    worker_id: bytes
+
+
+@message(36, "owner", "agent")
+class CreateObject(NamedTuple):
+    """Ask for room; the reply is (offset, warm)."""
+
+    request_id: int
+    object_id: bytes
+    size_bytes: int
+
+
+@message(37, "owner", "agent")
+class SealObject(NamedTuple):
+    """The bytes are written: the object is complete and belongs to ``owner``."""
+
+    object_id: bytes
+    owner: bytes
+
+
+@message(38, "owner", "agent")
+class AbortObject(NamedTuple):
+    object_id: bytes
+
+
+@message(39, "owner", "agent")
+class PinObject(NamedTuple):
+    """Keep the object where it is while the asker reads; the reply is (offset, size)."""
+
+    request_id: int
+    object_id: bytes
+
+
+@message(40, "owner", "agent")
+class UnpinObjects(NamedTuple):
+    object_ids: list[bytes]
+
+
+@message(41, "owner", "agent")
+class FreeObjects(NamedTuple):
+    """No reference is left anywhere: forget the objects."""
+
+    object_ids: list[bytes]
+
+
+@message(42, "control", "agent")
+class JobFinished(NamedTuple):
+    """End the workers of this job, give back its leases, free what its driver owned."""
+
+    job_id: bytes
+    driver: bytes
+
+
+# ---------------------------------------------------------------------------------------------------- to an owner
+
+
+@message(50, "agent", "owner")
+class LeaseGranted(NamedTuple):
+    request_id: int
+    lease_id: int
+    worker_id: bytes
+    endpoint: str
+
+
+@message(51, "agent", "owner")
+class LeaseRejected(NamedTuple):
+    """``infeasible``: no node can ever fit it. ``exhausted``: no further worker can be started."""
+
+    request_id: int
+    kind: str
+    reason: str
+
+
+@message(52, "agent", "owner")
+class LeaseReclaimed(NamedTuple):
+    """Others wait: give the lease back as soon as what was pushed is done."""
+
+    lease_id: int
+
+
+@message(53, "agent", "owner")
+class LeaseLost(NamedTuple):
+    lease_id: int
+    reason: str
+
+
+@message(54, "agent", "owner")
+class WorkerDied(NamedTuple):
+    """Some process of the cluster that may own or borrow objects is gone."""
+
+    worker_id: bytes
+    reason: str
+
+
+@message(55, "worker", "owner", hot=True)
+class Done(NamedTuple):
+    """Tasks are finished: ``(task_id, entries, run_us, borrowed)`` each."""
+
+    lease_id: int
+    items: list[Any]
+
+
+@message(56, "worker", "owner")
+class HandBack(NamedTuple):
+    """The worker is busy or blocked: it gives unstarted tasks back."""
+
+    lease_id: int
+    task_ids: list[bytes]
+
+
+@message(57, "owner", "owner", hot=True)
+class Refs(NamedTuple):
+    """Changes of borrower counts: ``(object_id, borrower, delta)`` each."""
+
+    deltas: list[Any]
+
+
+@message(58, "owner", "owner")
+class GetObject(NamedTuple):
+    """A borrower wants the value; the answer waits until there is one."""
+
+    object_id: bytes
+
+
+@message(59, "owner", "owner", hot=True)
+class ObjectValue(NamedTuple):
+    object_id: bytes
+    entry: tuple[Any, ...]
+
+
+# ---------------------------------------------------------------------------------------------------- to a worker
+
+
+@message(70, "owner", "worker")
+class OpenLease(NamedTuple):
+    """Precedes the first push on a lease."""
+
+    lease_id: int
+    job_id: bytes
+    resources: dict[str, int]
+
+
+@message(71, "owner", "worker", hot=True)
+class Push(NamedTuple):
+    """Tasks to run: ``(task_id, function_id, payload, slots, num_returns, depth, name)`` each."""
+
+    lease_id: int
+    specs: list[Any]
+
+
+@message(72, "agent", "worker")
+class ExitWorker(NamedTuple):
+    reason: str
+
+
+DONE = OPS[Done]
+PUSH = OPS[Push]
+REFS = OPS[Refs]
+OBJECT_VALUE = OPS[ObjectValue]
+HELLO = OPS[Hello]
+REFUSE = OPS[Refuse]
+REPLY = OPS[Reply]
+
+
+def pack(msg: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The wire form of a message; a plain tuple is in it already."""
+    if type(msg) is tuple:
+        return msg
+    return (OPS[type(msg)], *msg)
+
+
+def well_formed(msg: Any) -> bool:
+    """Whether a decoded message has a known op and fields of the right kinds."""
+    if type(msg) is not tuple or not msg:
+        return False
+    schema = SCHEMA.get(msg[0]) if type(msg[0]) is int else None
+    if schema is None or len(msg) != len(schema.checks) + 1:
+        return False
+    return all(map(isinstance, msg[1:], schema.checks))
+
+
+def encode(batch: list[tuple[Any, ...]]) -> bytes:
+    """A batch of messages as one frame."""
+    return pickle.dumps(batch, 5)
+
+
+def decode(frame: bytes) -> Any:
+    """The batch in a frame, from a peer whose code this process runs anyway (an owner or worker of the same job)."""
+    return pickle.loads(frame)
+
+
+class _NoGlobals(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"classes are not admitted here: {module}.{name}")
+
+
+def decode_plain(frame: bytes) -> Any:
+    """The batch in a frame, admitting nothing but plain data: for control and agents, which run nobody's code."""
+    return _NoGlobals(io.BytesIO(frame)).load()

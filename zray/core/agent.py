@@ -1,0 +1,290 @@
+"""NodeAgent: the brain of a node.
+
+Theory of operation
+-------------------
+The agent joins the scheduler (who gets resources), the worker pool (who runs), and the store (where large objects
+lie). Every event ends in ``_advance``: requests that fit are granted resources, granted leases get workers, and when
+requests remain, leases of others are called back.
+
+The agent is also the witness of deaths on its machine. The body tells it which processes ended; it frees what they held,
+ends the workers that ran tasks for an owner that is gone, and tells every client that may have owned or borrowed with them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zray.base.config import Config
+from zray.base.resources import ResourceSet
+from zray.base.wire import (
+    DriverDied,
+    Heartbeat,
+    LeaseGranted,
+    LeaseLost,
+    LeaseReclaimed,
+    LeaseRejected,
+    WorkerDied,
+)
+from zray.core.effects import HANG_UP, SEND, TIMER, WATCH, Effect
+from zray.core.scheduler import GrantedLease, LeaseScheduler
+from zray.core.store import CREATE_TIMER, ObjectStore
+from zray.core.workers import Worker, WorkerPool, WorkerState
+
+HEARTBEAT_TIMER = "agent.heartbeat"
+REAP_TIMER = "agent.reap"
+
+
+class NodeAgent:
+    """The brain of one node.
+
+    Args:
+        node_id: this incarnation of the node.
+        total: its resources.
+        store_bytes: size of its object store.
+        prestart: workers to keep.
+        control: process id of the control process.
+        config: limits.
+    """
+
+    __slots__ = (
+        "_control",
+        "_config",
+        "_dead",
+        "_heartbeat_set",
+        "_node_id",
+        "_reap_set",
+        "_reported",
+        "clients",
+        "out",
+        "pool",
+        "scheduler",
+        "store",
+    )
+
+    def __init__(
+        self,
+        node_id: bytes,
+        total: ResourceSet,
+        store_bytes: int,
+        prestart: int,
+        control: bytes,
+        config: Config,
+    ) -> None:
+        self._node_id = node_id
+        self._control = control
+        self._config = config
+        self._dead: dict[bytes, None] = {}
+        self._heartbeat_set = False
+        self._reap_set = False
+        self._reported: dict[str, int] = dict(total)
+        self.out: list[Effect] = []
+        self.clients: dict[bytes, str] = {}  # processes of this node: id -> role
+        self.scheduler = LeaseScheduler(total)
+        self.pool = WorkerPool(prestart, node_id, config, self.out)
+        self.store = ObjectStore(store_bytes, config, self.out, self._dead.__contains__)
+
+    def start(self, now: float) -> None:
+        """The node is up: fill the pool in the background."""
+        self.pool.prestart()
+
+    # -- clients --------------------------------------------------------------------------------------------------
+
+    def on_peer_joined(self, now: float, peer: bytes, role: str, pid: int) -> None:
+        """A process of this machine introduced itself."""
+        self.clients[peer] = role
+        if role == "driver":
+            self.out.append((WATCH, peer, pid))
+
+    def on_process_ended(self, now: float, peer: bytes) -> None:
+        """A watched process ended."""
+        if self.clients.get(peer) == "driver":
+            self._forget(now, peer, "the driver ended")
+            self.out.append((SEND, self._control, DriverDied(peer)))
+            self._advance(now)
+
+    def on_job_finished(self, now: float, peer: bytes, job_id: bytes, driver: bytes) -> None:
+        """A job is over: end its workers and free what is left of it."""
+        self.pool.kill_job(job_id)
+        self._forget(now, driver, "its job is finished")
+        self._advance(now)
+
+    # -- workers --------------------------------------------------------------------------------------------------
+
+    def on_worker_ready(self, now: float, peer: bytes, worker_id: bytes, endpoint: str, pid: int) -> None:
+        self._serve(self.pool.on_ready(now, worker_id, endpoint, pid))
+        self._advance(now)
+
+    def on_worker_exited(self, now: float, worker_id: bytes, reason: str) -> None:
+        """The body saw a worker process end."""
+        worker = self.pool.on_exited(worker_id)
+        if worker is None:
+            return
+        lease = self.scheduler.by_worker.get(worker_id)
+        if lease is not None:
+            self.scheduler.end(lease.id)
+            if lease.request.owner in self.clients:
+                self.out.append((SEND, lease.request.owner, LeaseLost(lease.id, reason)))
+        self._forget(now, worker_id, reason)
+        self.pool.prestart()
+        self._advance(now)
+
+    def on_worker_blocked(self, now: float, peer: bytes, worker_id: bytes) -> None:
+        if self.scheduler.on_blocked(worker_id):
+            self._advance(now)
+
+    def on_worker_unblocked(self, now: float, peer: bytes, worker_id: bytes) -> None:
+        self.scheduler.on_unblocked(worker_id)
+
+    # -- leases ---------------------------------------------------------------------------------------------------
+
+    def on_request_lease(
+        self, now: float, peer: bytes, request_id: int, job_id: bytes, resources: dict[str, int], depth: int
+    ) -> None:
+        reason = self.scheduler.request(peer, request_id, job_id, ResourceSet(resources), depth)
+        if reason:
+            self.out.append((SEND, peer, LeaseRejected(request_id, "infeasible", reason)))
+        else:
+            self._advance(now)
+
+    def on_cancel_lease(self, now: float, peer: bytes, request_id: int) -> None:
+        self.scheduler.cancel(peer, request_id)
+        for lease in list(self.scheduler.leases.values()):  # granted, but no worker yet
+            if lease.worker is None and lease.request.owner == peer and lease.request.id == request_id:
+                self.scheduler.end(lease.id)
+                self.pool.cancel(lease.id)
+        self._advance(now)
+
+    def on_return_lease(self, now: float, peer: bytes, lease_id: int) -> None:
+        lease = self.scheduler.leases.get(lease_id)
+        if lease is None or lease.request.owner != peer:
+            return
+        self.scheduler.end(lease_id)
+        if lease.worker is not None:
+            self._serve(self.pool.on_returned(now, lease.worker))
+        self._advance(now)
+
+    # -- objects --------------------------------------------------------------------------------------------------
+
+    def on_create_object(
+        self, now: float, peer: bytes, request_id: int, object_id: bytes, size_bytes: int
+    ) -> None:
+        self.store.create(now, peer, request_id, object_id, size_bytes)
+
+    def on_seal_object(self, now: float, peer: bytes, object_id: bytes, owner: bytes) -> None:
+        self.store.seal(object_id, owner)
+
+    def on_abort_object(self, now: float, peer: bytes, object_id: bytes) -> None:
+        self.store.abort(object_id)
+
+    def on_pin_object(self, now: float, peer: bytes, request_id: int, object_id: bytes) -> None:
+        self.store.pin(peer, request_id, object_id)
+
+    def on_unpin_objects(self, now: float, peer: bytes, object_ids: list[bytes]) -> None:
+        self.store.unpin(peer, object_ids)
+
+    def on_free_objects(self, now: float, peer: bytes, object_ids: list[bytes]) -> None:
+        self.store.free(object_ids)
+
+    # -- time -----------------------------------------------------------------------------------------------------
+
+    def on_timer(self, now: float, key: tuple[Any, ...]) -> None:
+        if key[0] == CREATE_TIMER:
+            self.store.on_timer(now)
+        elif key[0] == HEARTBEAT_TIMER:
+            self._heartbeat_set = False
+            available = dict(self.scheduler.resources.available)
+            if available != self._reported:
+                self._reported = available
+                self.out.append((SEND, self._control, Heartbeat(self._node_id, available)))
+        elif key[0] == REAP_TIMER:
+            self._reap_set = False
+            if self.pool.reap(now):
+                self._plan_reaping(now)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _advance(self, now: float) -> None:
+        """Grant what can be granted; call leases back for the rest."""
+        for lease in self.scheduler.grant():
+            request = lease.request
+            worker = self.pool.lease(lease.id, request.job_id)
+            if worker is not None:
+                self._assign(lease, worker)
+        self._relieve()
+        if self.scheduler.queue:
+            for lease in self.scheduler.to_reclaim():
+                self.out.append((SEND, lease.request.owner, LeaseReclaimed(lease.id)))
+        if not self._heartbeat_set and self.scheduler.resources.available != self._reported:
+            self._heartbeat_set = True
+            self.out.append((TIMER, now + self._config.heartbeat_ms / 1000, (HEARTBEAT_TIMER,)))
+        self._plan_reaping(now)
+
+    def _relieve(self) -> None:
+        """When every worker is taken by a task that waits for another, refuse: waiting would be for ever."""
+        if not self.pool.waiting or not self.pool.full():
+            return
+        states = [w.state for w in self.pool.workers.values()]
+        if any(state is not WorkerState.LEASED for state in states):
+            return
+        if any(not lease.blocked for lease in self.scheduler.by_worker.values()):
+            return
+        for lease_id in list(self.pool.waiting):
+            lease = self.scheduler.end(lease_id)
+            self.pool.cancel(lease_id)
+            if lease is not None:
+                reason = (
+                    f"all {len(states)} workers of the node wait for other tasks and no more may be started "
+                    "(ZRAY_WORKERS_MAX): the tasks are nested too deeply"
+                )
+                rejection = LeaseRejected(lease.request.id, "exhausted", reason)
+                self.out.append((SEND, lease.request.owner, rejection))
+
+    def _serve(self, served: tuple[int, Worker] | None) -> None:
+        if served is not None:
+            self._assign(self.scheduler.leases[served[0]], served[1])
+
+    def _assign(self, lease: GrantedLease, worker: Worker) -> None:
+        self.scheduler.assign(lease.id, worker.id)
+        grant = LeaseGranted(lease.request.id, lease.id, worker.id, worker.endpoint)
+        self.out.append((SEND, lease.request.owner, grant))
+
+    def _plan_reaping(self, now: float) -> None:
+        if not self._reap_set and any(w.state is WorkerState.IDLE for w in self.pool.workers.values()):
+            self._reap_set = True
+            self.out.append((TIMER, now + self._config.worker_idle_s, (REAP_TIMER,)))
+
+    def _forget(self, now: float, peer: bytes, reason: str) -> None:
+        """A process is gone: undo all it held, and tell the others."""
+        if peer in self._dead:
+            return
+        self._dead[peer] = None
+        known = self.clients.pop(peer, None)
+        for lease in self.scheduler.drop_owner(peer):
+            # Its worker runs a task that nobody waits for, and may run it for ever.
+            self.scheduler.end(lease.id)
+            self.pool.cancel(lease.id)
+            worker = self.pool.workers.get(lease.worker or b"")
+            if worker is not None:
+                self.pool.kill(worker)
+        self.store.drop_client(peer)
+        if known is not None:
+            self.out.append((HANG_UP, peer))
+            for client in self.clients:
+                self.out.append((SEND, client, WorkerDied(peer, reason)))
+
+
+    # -- checks ---------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Assert the invariants of this machine and its leaves."""
+        self.scheduler.check()
+        self.pool.check()
+        self.store.check()
+
+    def statistics(self) -> dict[str, int]:
+        return {
+            "clients": len(self.clients),
+            **self.scheduler.statistics(),
+            **self.pool.statistics(),
+            **{f"store_{name}": value for name, value in self.store.statistics().items()},
+        }

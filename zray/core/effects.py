@@ -1,0 +1,20 @@
+"""The verbs of effects: all that a machine can ask of its body."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Effect = tuple[Any, ...]
+
+SEND = 1  # (SEND, peer, message): peer is a process id; message a NamedTuple of wire, or its tuple
+DIAL = 2  # (DIAL, peer, endpoint): the peer can be reached there from now on
+HANG_UP = 3  # (HANG_UP, peer): nothing more will be said to the peer
+RESOLVE = 4  # (RESOLVE, waiter): everything the waiter waited for is there
+TIMER = 5  # (TIMER, at, key): call on_timer(now, key) at that time
+START_WORKER = 6  # (START_WORKER, worker_id)
+KILL_WORKER = 7  # (KILL_WORKER, worker_id)
+WATCH = 8  # (WATCH, peer, pid): tell when that process of this machine ends
+PERSIST = 9  # (PERSIST, statement, parameters)
+AFTER_PERSIST = 10  # (AFTER_PERSIST, peer, message): send once all that was persisted before is on disk
+WARN = 11  # (WARN, text): show it to the user or the operator
+STOP = 12  # (STOP, reason): this process has done its work

@@ -1,0 +1,242 @@
+"""Gcs: the brain of the control process.
+
+Theory of operation
+-------------------
+The control keeps what the whole cluster must agree on: nodes, jobs, functions, and a key-value store. All of it is in memory
+for reading and in SQLite for surviving: a change is handed to the database first (PERSIST) and acknowledged when it is on disk
+(AFTER_PERSIST). Nothing here is on the path of a task or an object; a worker asks for a function once and keeps it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zray.base.config import Config
+from zray.base.resources import UNIT
+from zray.base.wire import JobFinished, Reply
+from zray.core.effects import AFTER_PERSIST, PERSIST, SEND, STOP, TIMER, Effect
+
+FETCH_TIMER = "gcs.fetch"
+
+
+class Gcs:
+    """The brain of the control process.
+
+    Args:
+        cluster_id: identity of the cluster.
+        config: limits, handed to every process that joins.
+        embedded: whether this control lives for one driver only and ends with it.
+        saved: rows of an earlier run: table name -> list of dicts.
+    """
+
+    __slots__ = (
+        "_cluster_id",
+        "_config",
+        "_embedded",
+        "_next_job",
+        "_wanted",
+        "functions",
+        "jobs",
+        "kv",
+        "nodes",
+        "out",
+    )
+
+    def __init__(
+        self,
+        cluster_id: bytes,
+        config: Config,
+        *,
+        embedded: bool = False,
+        saved: dict[str, list[dict[str, Any]]] | None = None,
+    ) -> None:
+        self._cluster_id = cluster_id
+        self._config = config
+        self._embedded = embedded
+        self._wanted: dict[bytes, list[tuple[bytes, int]]] = {}  # functions asked for before their export
+        self.out: list[Effect] = []
+        self.nodes: dict[bytes, dict[str, Any]] = {}
+        saved = saved or {}
+        self.jobs: dict[bytes, dict[str, Any]] = {row["job_id"]: row for row in saved.get("jobs", [])}
+        self.functions: dict[bytes, tuple[str, bytes]] = {
+            row["function_id"]: (row["name"], row["body"]) for row in saved.get("functions", [])
+        }
+        self.kv: dict[tuple[bytes, bytes], bytes] = {
+            (row["namespace"], row["key"]): row["value"] for row in saved.get("kv", [])
+        }
+        self._next_job = max((int.from_bytes(job, "big") for job in self.jobs), default=0) + 1
+
+    # -- nodes ----------------------------------------------------------------------------------------------------
+
+    def on_register_node(
+        self,
+        now: float,
+        peer: bytes,
+        node_id: bytes,
+        endpoint: str,
+        hostname: str,
+        pid: int,
+        resources: dict[str, int],
+        labels: dict[str, str],
+        store_name: str,
+        store_bytes: int,
+    ) -> None:
+        self.nodes[node_id] = {
+            "node_id": node_id,
+            "agent": peer,
+            "endpoint": endpoint,
+            "hostname": hostname,
+            "pid": pid,
+            "total": resources,
+            "available": dict(resources),
+            "labels": labels,
+            "store_name": store_name,
+            "store_bytes": store_bytes,
+            "alive": True,
+        }
+        self.out.append((PERSIST, "save_node", (node_id, endpoint, hostname, pid, _as_text(resources), "ALIVE")))
+
+    def on_heartbeat(self, now: float, peer: bytes, node_id: bytes, available: dict[str, int]) -> None:
+        node = self.nodes.get(node_id)
+        if node is not None:
+            node["available"] = available
+
+    def on_list_nodes(self, now: float, peer: bytes, request_id: int) -> None:
+        self.out.append((SEND, peer, Reply(request_id, True, list(self.nodes.values()))))
+
+    # -- jobs -----------------------------------------------------------------------------------------------------
+
+    def on_register_job(
+        self,
+        now: float,
+        peer: bytes,
+        request_id: int,
+        driver: bytes,
+        endpoint: str,
+        pid: int,
+        entrypoint: str,
+        namespace: str,
+        environment: dict[str, Any],
+    ) -> None:
+        """A driver starts. The reply: its job, the limits, and the nodes."""
+        job_id = self._next_job.to_bytes(4, "big")
+        self._next_job += 1
+        self.jobs[job_id] = {
+            "job_id": job_id,
+            "driver": driver,
+            "endpoint": endpoint,
+            "pid": pid,
+            "entrypoint": entrypoint,
+            "namespace": namespace,
+            "environment": environment,
+            "state": "RUNNING",
+        }
+        self.out.append((PERSIST, "save_job", (job_id, driver, pid, entrypoint, namespace, "RUNNING")))
+        answer = {
+            "job_id": job_id,
+            "cluster_id": self._cluster_id,
+            "config": self._config.as_dict(),
+            "nodes": list(self.nodes.values()),
+        }
+        self.out.append((AFTER_PERSIST, peer, Reply(request_id, True, answer)))
+
+    def on_finish_job(self, now: float, peer: bytes, request_id: int, job_id: bytes) -> None:
+        self._finish(job_id, "FINISHED")
+        self.out.append((AFTER_PERSIST, peer, Reply(request_id, True, None)))
+
+    def on_driver_died(self, now: float, peer: bytes, driver: bytes) -> None:
+        for job in list(self.jobs.values()):
+            if job["driver"] == driver:
+                self._finish(job["job_id"], "DIED")
+
+    def on_fetch_job(self, now: float, peer: bytes, request_id: int, job_id: bytes) -> None:
+        job = self.jobs.get(job_id)
+        if job is None:
+            self.out.append((SEND, peer, Reply(request_id, False, f"job {job_id.hex()} is unknown")))
+        else:
+            self.out.append((SEND, peer, Reply(request_id, True, job)))
+
+    # -- functions ------------------------------------------------------------------------------------------------
+
+    def on_export_function(
+        self, now: float, peer: bytes, job_id: bytes, function_id: bytes, name: str, body: bytes
+    ) -> None:
+        if function_id not in self.functions:
+            self.functions[function_id] = (name, body)
+            self.out.append((PERSIST, "save_function", (function_id, job_id, name, body)))
+        for waiting, request_id in self._wanted.pop(function_id, ()):
+            self.out.append((SEND, waiting, Reply(request_id, True, (name, body))))
+
+    def on_fetch_function(self, now: float, peer: bytes, request_id: int, function_id: bytes) -> None:
+        known = self.functions.get(function_id)
+        if known is not None:
+            self.out.append((SEND, peer, Reply(request_id, True, known)))
+            return
+        self._wanted.setdefault(function_id, []).append((peer, request_id))
+        at = now + self._config.function_fetch_timeout_s
+        self.out.append((TIMER, at, (FETCH_TIMER, function_id, peer, request_id)))
+
+    def on_timer(self, now: float, key: tuple[Any, ...]) -> None:
+        """A function was asked for and never came."""
+        _, function_id, peer, request_id = key
+        waiting = self._wanted.get(function_id, [])
+        if (peer, request_id) in waiting:
+            waiting.remove((peer, request_id))
+            text = f"function {function_id.hex()} was never exported: its driver may have ended"
+            self.out.append((SEND, peer, Reply(request_id, False, text)))
+
+    # -- key-value store ------------------------------------------------------------------------------------------
+
+    def on_kv_put(
+        self, now: float, peer: bytes, request_id: int, namespace: bytes, key: bytes, value: bytes, overwrite: bool
+    ) -> None:
+        """The reply: whether the key existed."""
+        existed = (namespace, key) in self.kv
+        if overwrite or not existed:
+            self.kv[namespace, key] = value
+            self.out.append((PERSIST, "save_kv", (namespace, key, value)))
+        self.out.append((AFTER_PERSIST, peer, Reply(request_id, True, existed)))
+
+    def on_kv_get(self, now: float, peer: bytes, request_id: int, namespace: bytes, key: bytes) -> None:
+        self.out.append((SEND, peer, Reply(request_id, True, self.kv.get((namespace, key)))))
+
+    def on_kv_delete(self, now: float, peer: bytes, request_id: int, namespace: bytes, key: bytes) -> None:
+        """The reply: whether the key existed."""
+        existed = self.kv.pop((namespace, key), None) is not None
+        if existed:
+            self.out.append((PERSIST, "delete_kv", (namespace, key)))
+        self.out.append((AFTER_PERSIST, peer, Reply(request_id, True, existed)))
+
+    def on_kv_keys(self, now: float, peer: bytes, request_id: int, namespace: bytes, prefix: bytes) -> None:
+        keys = [key for space, key in self.kv if space == namespace and key.startswith(prefix)]
+        self.out.append((SEND, peer, Reply(request_id, True, keys)))
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _finish(self, job_id: bytes, state: str) -> None:
+        job = self.jobs.get(job_id)
+        if job is None or job["state"] != "RUNNING":
+            return
+        job["state"] = state
+        self.out.append((PERSIST, "finish_job", (state, job_id)))
+        for node in self.nodes.values():
+            self.out.append((SEND, node["agent"], JobFinished(job_id, job["driver"])))
+        if self._embedded:
+            self.out.append((STOP, f"job {job_id.hex()}: {state}"))
+
+    def check(self) -> None:
+        """Assert the invariants: none beyond those of the tables."""
+
+    def statistics(self) -> dict[str, int]:
+        return {
+            "nodes": len(self.nodes),
+            "jobs": len(self.jobs),
+            "functions": len(self.functions),
+            "keys": len(self.kv),
+            "functions_wanted": len(self._wanted),
+        }
+
+
+def _as_text(resources: dict[str, int]) -> str:
+    """Resources as an operator reads them in SQLite."""
+    return ", ".join(f"{name}={units / UNIT:g}" for name, units in sorted(resources.items()))

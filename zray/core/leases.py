@@ -1,0 +1,363 @@
+"""NormalTaskSubmitter: brings ready tasks to workers.
+
+Theory of operation
+-------------------
+A *lease* is the right to push tasks to one worker, granted by a node agent for one scheduling key (the resources of the
+task). Ready tasks queue per key; ``pump`` spreads the queue evenly over the leases of the key and asks for more leases while
+there are more tasks than leases. An idle lease goes back after ``lease_idle_ms``, or as soon as its agent wants it for others.
+
+*Pipelining.* A worker that has only one task at a time idles for a round trip after each. So up to ``depth`` tasks are pushed
+ahead, where depth is how many fit into ``pipeline_window_ms`` by the measured run time of that function: hundreds for no-op
+tasks, one for anything slow or unknown. When the guess is wrong, because a short task turned long or blocks in ``get``, the worker
+hands what it has not started back, and nothing more is pushed to it until it finishes something (``stalled``).
+
+*Blame.* When a worker dies with several tasks in its queue nobody can say which one it was running, so none is charged, but
+all become *suspects* and run alone from then on: a second death is then certain to be its task's own. Tasks that must not be
+retried are never queued behind others, so that none of them is ever started twice or failed for another's crash.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from zray.base.config import Config
+from zray.base.resources import ResourceSet
+from zray.base.wire import (
+    PUSH,
+    CancelLease,
+    OpenLease,
+    RequestLease,
+    ReturnLease,
+)
+from zray.core.effects import DIAL, SEND, TIMER, Effect
+from zray.core.tasks import Task
+from zray.exceptions import InvariantError
+
+IDLE_TIMER = "leases.idle"
+
+
+class Lease:
+    """A worker lent to this process."""
+
+    __slots__ = ("alone", "closing", "id", "idle_since", "inflight", "queue", "stalled", "worker")
+
+    def __init__(self, id: int, worker: bytes, queue: LeaseQueue) -> None:
+        self.id = id
+        self.worker = worker
+        self.queue = queue
+        self.inflight: dict[bytes, Task] = {}
+        self.alone = False  # its one task must not have others behind it
+        self.closing = False  # the agent wants it back
+        self.stalled = False  # the worker is busy with something long, or blocked
+        self.idle_since: float | None = None
+
+
+class LeaseQueue:
+    """The tasks of one scheduling key, and the leases that serve them."""
+
+    __slots__ = ("dirty", "infeasible", "leases", "requests", "resources", "tasks")
+
+    def __init__(self, resources: ResourceSet) -> None:
+        self.resources = resources
+        self.tasks: deque[Task] = deque()
+        self.leases: dict[int, Lease] = {}
+        self.requests: dict[int, None] = {}
+        self.dirty = False
+        self.infeasible = ""  # why no node can serve it, while that is so
+
+
+class NormalTaskSubmitter:
+    """The leases of one owner.
+
+    Args:
+        job_id: the job of this owner.
+        agent: process id of the local node agent.
+        config: limits.
+        out: where effects go.
+        make_spec: turns a task into the tuple that is pushed.
+    """
+
+    __slots__ = (
+        "_agent",
+        "_config",
+        "_dirty",
+        "_make_spec",
+        "_next_request",
+        "_out",
+        "_requests",
+        "_timer_set",
+        "job_id",
+        "leases",
+        "queues",
+        "run_us",
+    )
+
+    def __init__(
+        self,
+        job_id: bytes,
+        agent: bytes,
+        config: Config,
+        out: list[Effect],
+        make_spec: Callable[[Task], tuple[Any, ...]],
+    ) -> None:
+        self.job_id = job_id
+        self._agent = agent
+        self._config = config
+        self._out = out
+        self._make_spec = make_spec
+        self._next_request = 1
+        self._requests: dict[int, LeaseQueue] = {}
+        self._dirty: list[LeaseQueue] = []
+        self._timer_set = False
+        self.queues: dict[ResourceSet, LeaseQueue] = {}
+        self.leases: dict[int, Lease] = {}
+        self.run_us: dict[bytes, float] = {}  # measured run time by function
+
+    # -- tasks ----------------------------------------------------------------------------------------------------
+
+    def submit(self, task: Task) -> None:
+        """A task is ready to run."""
+        queue = self.queues.get(task.template.resources)
+        if queue is None:
+            queue = self.queues[task.template.resources] = LeaseQueue(task.template.resources)
+        queue.tasks.append(task)
+        if not queue.dirty:
+            queue.dirty = True
+            self._dirty.append(queue)
+
+    def pump(self, now: float) -> None:
+        """Push what can be pushed and ask for what is missing, in every queue that changed."""
+        if not self._dirty:
+            return
+        dirty, self._dirty = self._dirty, []
+        for queue in dirty:
+            queue.dirty = False
+            if queue.tasks:
+                self._push(queue)
+                self._request(queue)
+            self._settle(now, queue)
+
+    def on_done(self, now: float, lease_id: int, items: list[Any]) -> None:
+        """A worker reported finished tasks: take them off its lease and learn how long they run."""
+        lease = self.leases.get(lease_id)
+        if lease is None:
+            return
+        inflight = lease.inflight
+        run_us = self.run_us
+        for item in items:
+            task = inflight.pop(item[0], None)
+            if task is not None:
+                function_id = task.template.function_id
+                known = run_us.get(function_id)
+                if known is None:
+                    run_us[function_id] = float(item[2])
+                else:
+                    run_us[function_id] = known + (item[2] - known) * 0.3
+        lease.stalled = False
+        self._touch(lease.queue)
+
+    def on_handed_back(self, lease_id: int, task_ids: list[bytes]) -> None:
+        """A worker will not start these now: they go to the front of the queue."""
+        lease = self.leases.get(lease_id)
+        if lease is None:
+            return
+        lease.stalled = True
+        back = [lease.inflight.pop(t) for t in task_ids if t in lease.inflight]
+        lease.queue.tasks.extendleft(reversed(back))
+        self._touch(lease.queue)
+
+    def give_up(self, queue: LeaseQueue) -> list[Task]:
+        """Take all waiting tasks out of a queue."""
+        tasks = list(queue.tasks)
+        queue.tasks.clear()
+        self._touch(queue)
+        return tasks
+
+    def retry(self, queue: LeaseQueue) -> None:
+        """Look at a queue again."""
+        self._touch(queue)
+
+    # -- leases ---------------------------------------------------------------------------------------------------
+
+    def on_granted(self, now: float, request_id: int, lease_id: int, worker: bytes, endpoint: str) -> None:
+        """The agent lends a worker."""
+        queue = self._requests.pop(request_id, None)
+        if queue is not None:
+            queue.requests.pop(request_id, None)
+        if queue is None or not queue.tasks:
+            self._out.append((SEND, self._agent, ReturnLease(lease_id)))
+            return
+        lease = Lease(lease_id, worker, queue)
+        self.leases[lease_id] = queue.leases[lease_id] = lease
+        self._out.append((DIAL, worker, endpoint))
+        self._out.append((SEND, worker, OpenLease(lease_id, self.job_id, dict(queue.resources))))
+        self._touch(queue)
+
+    def on_rejected(self, request_id: int) -> LeaseQueue | None:
+        """The agent can not grant a request: the queue it was for."""
+        queue = self._requests.pop(request_id, None)
+        if queue is not None:
+            queue.requests.pop(request_id, None)
+        return queue
+
+    def on_reclaimed(self, lease_id: int) -> None:
+        """The agent wants a lease back: push nothing more, return it when it is empty."""
+        lease = self.leases.get(lease_id)
+        if lease is not None:
+            lease.closing = True
+            self._touch(lease.queue)
+
+    def on_lost(self, lease_id: int) -> list[Task]:
+        """The worker died. Returns the tasks it had; the caller decides on each and submits them again or fails them."""
+        lease = self.leases.pop(lease_id, None)
+        if lease is None:
+            return []
+        del lease.queue.leases[lease_id]
+        self._touch(lease.queue)
+        tasks = list(lease.inflight.values())
+        if len(tasks) > 1:
+            for task in tasks:
+                task.suspect = True
+        return tasks
+
+    def requeue(self, tasks: list[Task]) -> None:
+        """Tasks whose worker died go to the front again."""
+        for task in reversed(tasks):
+            queue = self.queues[task.template.resources]
+            queue.tasks.appendleft(task)
+            self._touch(queue)
+
+    def on_idle_timer(self, now: float) -> None:
+        """Give back what has been idle for long enough."""
+        self._timer_set = False
+        limit = now - self._config.lease_idle_ms / 1000
+        idle_left = False
+        for queue in self.queues.values():
+            if queue.tasks:
+                continue
+            for lease in list(queue.leases.values()):
+                if lease.idle_since is not None and lease.idle_since <= limit + 1e-6:
+                    self._return(lease)
+                else:
+                    idle_left = idle_left or lease.idle_since is not None
+            for request_id in queue.requests:
+                del self._requests[request_id]
+                self._out.append((SEND, self._agent, CancelLease(request_id)))
+            queue.requests.clear()
+        if idle_left:
+            self._set_timer(now)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _touch(self, queue: LeaseQueue) -> None:
+        if not queue.dirty:
+            queue.dirty = True
+            self._dirty.append(queue)
+
+    def _depth(self, task: Task) -> int:
+        if task.template.max_retries == 0:
+            return 1
+        config = self._config
+        run_us = self.run_us.get(task.template.function_id)
+        if run_us is None:
+            return 1
+        payload = task.payload
+        size = len(payload) if type(payload) is bytes else 4096
+        by_time = int(config.pipeline_window_ms * 1000 / (run_us + 1.0))
+        by_size = config.pipeline_bytes_max // (size + 256)
+        return max(1, min(by_time, by_size, config.pipeline_depth_max))
+
+    def _push(self, queue: LeaseQueue) -> None:
+        tasks = queue.tasks
+        leases = [lease for lease in queue.leases.values() if not lease.closing and not lease.stalled]
+        if not leases:
+            return
+        share = -(-len(tasks) // len(leases))
+        make_spec = self._make_spec
+        for lease in leases:
+            if not tasks:
+                break
+            inflight = lease.inflight
+            if inflight and lease.alone:
+                continue
+            lease.alone = False
+            room = min(self._depth(tasks[0]) - len(inflight), share)
+            specs = []
+            while room > 0 and tasks:
+                task = tasks[0]
+                alone = task.suspect or task.template.max_retries == 0
+                if alone and inflight:
+                    break
+                tasks.popleft()
+                inflight[task.id] = task
+                lease.alone = alone
+                specs.append(make_spec(task))
+                room = 0 if alone else room - 1
+            if specs:
+                lease.idle_since = None
+                self._out.append((SEND, lease.worker, (PUSH, lease.id, specs)))
+
+    def _request(self, queue: LeaseQueue) -> None:
+        """Ask for a lease per task that has none to itself, a few at a time."""
+        if queue.infeasible:
+            return
+        busy = sum(len(lease.inflight) for lease in queue.leases.values())
+        spare = len(queue.leases) + len(queue.requests)
+        missing = min(busy + len(queue.tasks) - spare, self._config.lease_requests_max - len(queue.requests))
+        depth = queue.tasks[0].depth if queue.tasks else 0
+        for _ in range(missing):
+            request_id = self._next_request
+            self._next_request += 1
+            queue.requests[request_id] = None
+            self._requests[request_id] = queue
+            request = RequestLease(request_id, self.job_id, dict(queue.resources), depth)
+            self._out.append((SEND, self._agent, request))
+
+    def _settle(self, now: float, queue: LeaseQueue) -> None:
+        """Leases with nothing to do: back at once if wanted, else after a while."""
+        for lease in list(queue.leases.values()):
+            if lease.inflight:
+                continue
+            if lease.closing:
+                self._return(lease)
+                if queue.tasks:
+                    self._request(queue)
+            elif lease.idle_since is None:
+                lease.idle_since = now
+                self._set_timer(now)
+        if queue.requests and not queue.tasks:
+            self._set_timer(now)
+
+    def _return(self, lease: Lease) -> None:
+        del self.leases[lease.id]
+        del lease.queue.leases[lease.id]
+        self._out.append((SEND, self._agent, ReturnLease(lease.id)))
+
+    def _set_timer(self, now: float) -> None:
+        if not self._timer_set:
+            self._timer_set = True
+            self._out.append((TIMER, now + self._config.lease_idle_ms / 1000, (IDLE_TIMER,)))
+
+    # -- checks ---------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        for queue in self.queues.values():
+            for lease_id, lease in queue.leases.items():
+                if self.leases.get(lease_id) is not lease or lease.queue is not queue:
+                    raise InvariantError(f"lease {lease_id} is listed twice or not at all")
+                if lease.idle_since is not None and lease.inflight:
+                    raise InvariantError(f"lease {lease_id} is idle with tasks in flight")
+            for request_id in queue.requests:
+                if self._requests.get(request_id) is not queue:
+                    raise InvariantError(f"request {request_id} is not listed")
+
+    def statistics(self) -> dict[str, int]:
+        return {
+            "queued": sum(len(q.tasks) for q in self.queues.values()),
+            "inflight": sum(len(lease.inflight) for lease in self.leases.values()),
+            "leases": len(self.leases),
+            "lease_requests": len(self._requests),
+        }

@@ -1,0 +1,461 @@
+"""Owner: the brain of a driver or worker.
+
+Theory of operation
+-------------------
+A process owns the objects that its tasks return and that it puts. ``memory`` has an *entry* for each object whose fate is
+known: the small value itself, an error, or the fact that it lies in the store. Whoever waits for an object (a thread in ``get``, a
+task that takes it as an argument, a borrower in another process) is listed under its id and served when the entry
+arrives. Entries go when ``references`` says that nobody needs the object any more.
+
+Objects owned elsewhere are asked for at their owner when somebody here waits for them; the answer is kept as an
+entry for as long as a reference lives here. When an owner dies, what it owned and was not here yet becomes an
+``OwnerDiedError``.
+
+Local calls and messages change the state; ``settle`` then draws the consequences (push tasks, free objects, tell owners) once for
+the whole batch. The body calls it at the end of each turn.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+from zray.base.config import Config
+from zray.base.ids import return_id
+from zray.base.wire import (
+    ERROR,
+    INLINE,
+    OBJECT_VALUE,
+    REFS,
+    STORED,
+    Address,
+    Contained,
+    Entry,
+    FreeObjects,
+    GetObject,
+)
+from zray.core.effects import DIAL, RESOLVE, SEND, TIMER, WARN, Effect
+from zray.core.leases import IDLE_TIMER, LeaseQueue, NormalTaskSubmitter
+from zray.core.references import ReferenceCounter
+from zray.core.tasks import Task, TaskManager
+from zray.exceptions import (
+    InvariantError,
+    ObjectLostError,
+    OwnerDiedError,
+    TaskUnschedulableError,
+    WorkerCrashedError,
+)
+
+INFEASIBLE_TIMER = "owner.infeasible"
+
+
+def error_entry(error: BaseException) -> Entry:
+    """The entry of an object whose value is an error."""
+    return (ERROR, pickle.dumps(error, 5))
+
+
+def contained_in(entry: Entry) -> Contained:
+    """The references inside the value of an entry."""
+    kind = entry[0]
+    if kind == INLINE:
+        return entry[2] if len(entry) > 2 else ()
+    return entry[3] if kind == STORED else ()
+
+
+class Waiter:
+    """Something local that waits until ``remaining`` more objects are there.
+
+    ``callback`` is for the body: it runs in the loop when the RESOLVE effect is executed.
+    """
+
+    __slots__ = ("callback", "done", "fail_fast", "remaining", "signal")
+
+    def __init__(self, remaining: int, callback: Callable[[], None] | None = None) -> None:
+        self.remaining = remaining
+        self.done = remaining <= 0
+        self.callback = callback
+        self.fail_fast = False  # an error among the objects ends the waiting
+        self.signal: Any = None  # a lock the body releases to wake the thread that waits
+
+
+class Owner:
+    """The brain of a driver or worker.
+
+    Args:
+        me: address of this process.
+        job_id: the job it works for.
+        node_id: the node it lives on.
+        agent: process id of the local node agent.
+        config: limits.
+    """
+
+    __slots__ = (
+        "_agent",
+        "_config",
+        "_dead",
+        "_me",
+        "_node_id",
+        "_remote_gets",
+        "_watchers",
+        "fetching",
+        "leases",
+        "memory",
+        "out",
+        "references",
+        "tasks",
+    )
+
+    def __init__(self, me: Address, job_id: bytes, node_id: bytes, agent: bytes, config: Config) -> None:
+        self._me = me[0]
+        self._node_id = node_id
+        self._agent = agent
+        self._config = config
+        self.out: list[Effect] = []
+        self.memory: dict[bytes, Entry] = {}
+        self.references = ReferenceCounter(me)
+        self.tasks = TaskManager()
+        self.leases = NormalTaskSubmitter(job_id, agent, config, self.out, self._make_spec)
+        self.fetching: dict[bytes, None] = {}  # borrowed objects asked for at their owners
+        self._watchers: dict[bytes, list[Waiter]] = {}
+        self._remote_gets: dict[bytes, list[bytes]] = {}
+        self._dead: dict[bytes, str] = {}  # processes that ended, and how
+
+    # -- what the local user does ---------------------------------------------------------------------------------
+
+    def submit(self, now: float, task: Task) -> None:
+        """A task was called: its results belong to this process from now on."""
+        counts = self.references.counts
+        for object_id in task.returns:
+            counts[object_id] = 1
+        if not task.slots:
+            self.tasks.pending[task.id] = task
+            self.leases.submit(task)
+            return
+        missing = self.tasks.submit(task, self.memory.__contains__)
+        for ref in missing:
+            self._seek(ref.binary(), ref.owner)
+        if not missing:
+            self._ready(now, task)
+
+    def put(self, object_id: bytes, entry: Entry) -> None:
+        """A value of the local user is there."""
+        self.references.own(object_id)
+        contained = contained_in(entry)
+        if contained:
+            self.references.contain(object_id, contained, received=False)
+        self.memory[object_id] = entry
+
+    def watch(self, waiter: Waiter, refs: list[Any]) -> None:
+        """Tell ``waiter`` when objects arrive; those that are here count at once."""
+        memory = self.memory
+        for ref in refs:
+            object_id = ref.binary()
+            entry = memory.get(object_id)
+            if entry is not None:
+                self._count_down(waiter, entry)
+            else:
+                watchers = self._watchers.get(object_id)
+                if watchers is None:
+                    self._watchers[object_id] = [waiter]
+                    self._seek(object_id, ref.owner)
+                else:  # those that gave up, or have enough, go now
+                    watchers[:] = [w for w in watchers if not w.done]
+                    watchers.append(waiter)
+
+    def abandon(self) -> None:
+        """The cluster is gone: nothing will arrive any more, so nobody shall wait."""
+        for watchers in self._watchers.values():
+            for waiter in watchers:
+                if not waiter.done:
+                    waiter.done = True
+                    self.out.append((RESOLVE, waiter))
+        self._watchers.clear()
+
+    def adopt(self, object_id: bytes, owner: Address) -> None:
+        """A reference came out of a value."""
+        self.references.hold(object_id, owner)
+
+    def kept(self, borrowed: dict[bytes, Address]) -> list[tuple[bytes, Address]]:
+        """A task is over: of the references that came with its arguments, those to name in its DONE.
+
+        The submitter will register this process for each of them. To be asked after the references in the results were
+        given to the submitter.
+        """
+        return self.references.kept(borrowed)
+
+    def enter_job(self, job_id: bytes) -> None:
+        """A worker was taken into a job: what it submits belongs to that."""
+        self.leases.job_id = job_id
+
+    def settle(self, now: float) -> None:
+        """Draw the consequences of all that happened since the last time."""
+        references = self.references
+        while True:
+            self.leases.pump(now)
+            if references.freed:
+                self._free()
+            if references.dropped:
+                dropped, references.dropped = references.dropped, []
+                for object_id in dropped:
+                    self.memory.pop(object_id, None)
+                    self.fetching.pop(object_id, None)
+            if references.deltas:
+                deltas, references.deltas = references.deltas, {}
+                for (owner, endpoint), batch in deltas.items():
+                    if owner not in self._dead:
+                        self.out.append((DIAL, owner, endpoint))
+                        self.out.append((SEND, owner, (REFS, batch)))
+            if not references.freed and not references.dropped:
+                return
+
+    # -- messages -------------------------------------------------------------------------------------------------
+
+    def on_done(self, now: float, peer: bytes, lease_id: int, items: list[Any]) -> None:
+        """Tasks are finished."""
+        self.leases.on_done(now, lease_id, items)
+        pending = self.tasks.pending
+        for task_id, entries, _, borrowed in items:
+            task = pending.pop(task_id, None)
+            for object_id, owner in borrowed:
+                self.references.give(object_id, owner, peer)
+            if task is None:  # the answer of an attempt that was given up
+                for index, entry in enumerate(entries):
+                    self._discard(return_id(task_id, index + 1), entry)
+                continue
+            entry = entries[0] if entries else None
+            if entry is not None and entry[0] == ERROR and len(entry) > 2 and self.tasks.may_retry(task):
+                pending[task_id] = task
+                self.leases.submit(task)
+                continue
+            for object_id, entry in zip(task.returns, entries, strict=True):
+                self._arrive(now, object_id, entry)
+
+    def on_hand_back(self, now: float, peer: bytes, lease_id: int, task_ids: list[bytes]) -> None:
+        self.leases.on_handed_back(lease_id, task_ids)
+
+    def on_lease_granted(
+        self, now: float, peer: bytes, request_id: int, lease_id: int, worker_id: bytes, endpoint: str
+    ) -> None:
+        self.leases.on_granted(now, request_id, lease_id, worker_id, endpoint)
+
+    def on_lease_rejected(self, now: float, peer: bytes, request_id: int, kind: str, reason: str) -> None:
+        queue = self.leases.on_rejected(request_id)
+        if queue is None:
+            return
+        if kind == "exhausted":
+            self._give_up(now, queue, reason)
+        elif not queue.infeasible:
+            queue.infeasible = reason
+            grace_s = self._config.infeasible_grace_s
+            fate = "it waits for a node that can" if self._config.infeasible == "wait" else f"it fails in {grace_s:g} s"
+            self.out.append((WARN, f"no node can run {queue.tasks[0].template.name}(): {reason}; {fate}")
+                            if queue.tasks else (WARN, reason))
+            self.out.append((TIMER, now + grace_s, (INFEASIBLE_TIMER, queue)))
+
+    def on_lease_reclaimed(self, now: float, peer: bytes, lease_id: int) -> None:
+        self.leases.on_reclaimed(lease_id)
+
+    def on_lease_lost(self, now: float, peer: bytes, lease_id: int, reason: str) -> None:
+        """The worker of a lease died: what it had is run again or fails."""
+        tasks = self.leases.on_lost(lease_id)
+        again = []
+        for task in tasks:
+            if task.id not in self.tasks.pending:
+                continue
+            if len(tasks) > 1 or self.tasks.may_retry(task):
+                again.append(task)
+                continue
+            text = (
+                f"the worker died while it ran {task.template.name}() (task {task.id.hex()}): {reason}. "
+                f"It was tried {task.template.max_retries + 1} time(s); max_retries allows more"
+            )
+            self._fail(now, task, error_entry(WorkerCrashedError(text)))
+        self.leases.requeue(again)
+
+    def on_worker_died(self, now: float, peer: bytes, worker_id: bytes, reason: str) -> None:
+        """A process that may own or borrow objects is gone."""
+        self._dead[worker_id] = reason
+        for object_id in self.references.on_process_died(worker_id):
+            if object_id in self.fetching:
+                self._arrive(now, object_id, self._owner_died(object_id, worker_id))
+        for object_id in [o for o, peers in self._remote_gets.items() if worker_id in peers]:
+            self._remote_gets[object_id] = [p for p in self._remote_gets[object_id] if p != worker_id]
+
+    def on_refs(self, now: float, peer: bytes, deltas: list[Any]) -> None:
+        self.references.on_refs(deltas)
+
+    def on_get_object(self, now: float, peer: bytes, object_id: bytes) -> None:
+        """A borrower wants a value."""
+        if object_id in self.memory:
+            self._answer(peer, object_id)
+        elif self._expected(object_id):
+            self._remote_gets.setdefault(object_id, []).append(peer)
+        else:
+            entry = error_entry(self._lost(object_id))
+            self.out.append((SEND, peer, (OBJECT_VALUE, object_id, entry)))
+
+    def on_object_value(self, now: float, peer: bytes, object_id: bytes, entry: Entry) -> None:
+        """The owner of a borrowed object answers."""
+        if object_id in self.fetching:
+            self._arrive(now, object_id, entry)
+        else:
+            self.references.decline(contained_in(entry))
+
+    def on_timer(self, now: float, key: tuple[Any, ...]) -> None:
+        if key[0] == IDLE_TIMER:
+            self.leases.on_idle_timer(now)
+        elif key[0] == INFEASIBLE_TIMER:
+            queue = key[1]
+            reason, queue.infeasible = queue.infeasible, ""
+            if self._config.infeasible != "wait":
+                self._give_up(now, queue, reason)
+            self.leases.retry(queue)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _make_spec(self, task: Task) -> tuple[Any, ...]:
+        template = task.template
+        slots: tuple[Any, ...] = ()
+        if task.slots:
+            memory = self.memory
+            slots = tuple(
+                [(where, ref.binary(), ref.owner, memory[ref.binary()]) for where, ref in task.slots]
+            )
+        return (
+            task.id,
+            template.function_id,
+            task.payload,
+            slots,
+            template.num_returns,
+            task.depth,
+            template.name,
+            template.extra,
+        )
+
+    def _ready(self, now: float, task: Task) -> None:
+        """All arguments are there; one that is an error is the result."""
+        for _, ref in task.slots:
+            entry = self.memory[ref.binary()]
+            if entry[0] == ERROR:
+                self._fail(now, task, entry[:2])
+                return
+        self.leases.submit(task)
+
+    def _fail(self, now: float, task: Task, entry: Entry) -> None:
+        self.tasks.pending.pop(task.id, None)
+        for object_id in task.returns:
+            self._arrive(now, object_id, entry)
+
+    def _give_up(self, now: float, queue: LeaseQueue, reason: str) -> None:
+        for task in self.leases.give_up(queue):
+            text = f"{task.template.name}() (task {task.id.hex()}) can not be scheduled: {reason}"
+            self._fail(now, task, error_entry(TaskUnschedulableError(text)))
+
+    def _arrive(self, now: float, object_id: bytes, entry: Entry) -> None:
+        """The fate of an object is known: keep it if anybody needs it, and serve those who wait."""
+        references = self.references
+        self.fetching.pop(object_id, None)
+        if object_id not in references.counts and object_id not in references.borrowers:
+            self._watchers.pop(object_id, None)
+            self._discard(object_id, entry)
+            return
+        if len(entry) > 2:
+            contained = contained_in(entry)
+            if contained:
+                references.contain(object_id, contained, received=True)
+        self.memory[object_id] = entry
+        waiters = self._watchers.pop(object_id, None)
+        if waiters is not None:
+            for waiter in waiters:
+                self._count_down(waiter, entry)
+        if object_id in self.tasks.waiting:
+            for task in self.tasks.on_object_ready(object_id):
+                self._ready(now, task)
+        if object_id in self._remote_gets:
+            for peer in self._remote_gets.pop(object_id):
+                self._answer(peer, object_id)
+
+    def _count_down(self, waiter: Waiter, entry: Entry) -> None:
+        waiter.remaining -= 1
+        if (waiter.remaining <= 0 or (waiter.fail_fast and entry[0] == ERROR)) and not waiter.done:
+            waiter.done = True
+            self.out.append((RESOLVE, waiter))
+
+    def _answer(self, peer: bytes, object_id: bytes) -> None:
+        entry = self.memory[object_id]
+        for inner, owner in contained_in(entry):
+            self.references.give(inner, owner, peer)
+        self.out.append((SEND, peer, (OBJECT_VALUE, object_id, entry)))
+
+    def _seek(self, object_id: bytes, owner: Address) -> None:
+        """Somebody here waits for an object: make sure that it is on its way, or say that it never comes."""
+        if object_id in self.memory or object_id in self.fetching:
+            return
+        if owner[0] == self._me:
+            if not self._expected(object_id):
+                self._arrive(0.0, object_id, error_entry(self._lost(object_id)))
+        elif owner[0] in self._dead:
+            self._arrive(0.0, object_id, self._owner_died(object_id, owner[0]))
+        else:
+            self.fetching[object_id] = None
+            self.out.append((DIAL, owner[0], owner[1]))
+            self.out.append((SEND, owner[0], GetObject(object_id)))
+
+    def _expected(self, object_id: bytes) -> bool:
+        return object_id[:16] in self.tasks.pending
+
+    def _lost(self, object_id: bytes) -> ObjectLostError:
+        text = (
+            f"object {object_id.hex()} does not exist any more: its last reference was dropped. Keep the ObjectRef "
+            "for as long as the value is needed"
+        )
+        return ObjectLostError(text, object_id.hex())
+
+    def _owner_died(self, object_id: bytes, owner: bytes) -> Entry:
+        text = (
+            f"object {object_id.hex()} is lost because the process that owned it ended: {owner.hex()[:8]}, "
+            f"{self._dead[owner]}. An object lives only as long as the process that made its reference"
+        )
+        return error_entry(OwnerDiedError(text, object_id.hex()))
+
+    def _discard(self, object_id: bytes, entry: Entry) -> None:
+        """A value arrived that nobody needs."""
+        self.references.decline(contained_in(entry))
+        if entry[0] == STORED and object_id not in self.memory and object_id[:16] not in self.tasks.pending:
+            self.out.append((SEND, self._agent, FreeObjects([object_id])))
+
+    def _free(self) -> None:
+        references = self.references
+        freed, references.freed = references.freed, []
+        memory = self.memory
+        stored = []
+        for object_id in freed:
+            entry = memory.pop(object_id, None)
+            if entry is not None and entry[0] == STORED:
+                stored.append(object_id)
+        if stored:
+            self.out.append((SEND, self._agent, FreeObjects(stored)))
+
+    # -- checks ---------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Assert the invariants of this machine and its leaves; true after ``settle``."""
+        self.references.check()
+        self.tasks.check()
+        self.leases.check()
+        for object_id in self.memory:
+            if not self.references.needed(object_id):
+                raise InvariantError(f"a value is kept for {object_id.hex()}, which nobody needs")
+        for object_id in self._watchers:
+            if object_id in self.memory:
+                raise InvariantError(f"somebody waits for {object_id.hex()}, which is here")
+
+    def statistics(self) -> dict[str, int]:
+        return {
+            "objects": len(self.memory),
+            "fetching": len(self.fetching),
+            **self.tasks.statistics(),
+            **self.leases.statistics(),
+            **self.references.statistics(),
+        }

@@ -1,0 +1,183 @@
+"""LeaseScheduler: which request for a lease is granted next on a node.
+
+Theory of operation
+-------------------
+Requests queue by depth, the deepest first, then by age: a child goes before its parents' siblings, so that trees of
+tasks finish branch by branch instead of starting all branches at once. A request whose resources are free takes them; one
+that does not fit is passed over for the moment. A request that could never fit on this node is refused at once, with
+the reason. A worker that blocks in ``get`` lends its CPU out (not its other resources) and takes it back at once when it
+wakes, even below zero: nothing is granted until the balance is restored.
+
+While requests wait, leases held by others are called back (``reclaim``): their owners return them when what they pushed is
+done. This is what shares a node fairly between owners that could keep it busy for ever.
+"""
+
+from __future__ import annotations
+
+from zray.base.resources import NodeResources, ResourceSet
+from zray.exceptions import InvariantError
+
+
+class Request:
+    """An owner wants a lease."""
+
+    __slots__ = ("demand", "depth", "id", "job_id", "owner", "sequence")
+
+    def __init__(
+        self, owner: bytes, id: int, job_id: bytes, demand: ResourceSet, depth: int, sequence: int
+    ) -> None:
+        self.owner = owner
+        self.id = id
+        self.job_id = job_id
+        self.demand = demand
+        self.depth = depth
+        self.sequence = sequence
+
+
+class GrantedLease:
+    """Resources that are lent out, with a worker as soon as there is one."""
+
+    __slots__ = ("blocked", "id", "reclaiming", "request", "worker")
+
+    def __init__(self, id: int, request: Request) -> None:
+        self.id = id
+        self.request = request
+        self.worker: bytes | None = None
+        self.blocked = False
+        self.reclaiming = False
+
+
+class LeaseScheduler:
+    """The leases of one node.
+
+    Args:
+        total: what the node has.
+    """
+
+    __slots__ = ("_next_lease", "_sequence", "by_worker", "leases", "queue", "resources")
+
+    def __init__(self, total: ResourceSet) -> None:
+        self.resources = NodeResources(total)
+        self.queue: dict[tuple[bytes, int], Request] = {}
+        self.leases: dict[int, GrantedLease] = {}
+        self.by_worker: dict[bytes, GrantedLease] = {}
+        self._next_lease = 1
+        self._sequence = 0
+
+    def request(self, owner: bytes, request_id: int, job_id: bytes, demand: ResourceSet, depth: int) -> str:
+        """Queue a request. Returns why it can never be granted here, or nothing."""
+        if not self.resources.could_ever_fit(demand):
+            short = ", ".join(
+                f"{want:g} {name} where the largest node has {have:g}"
+                for name, (want, have) in self.resources.shortfall(demand).items()
+            )
+            return f"it asks for {short}"
+        self._sequence += 1
+        request = Request(owner, request_id, job_id, demand, depth, self._sequence)
+        self.queue[owner, request_id] = request
+        return ""
+
+    def cancel(self, owner: bytes, request_id: int) -> None:
+        """A request is not wanted any more."""
+        self.queue.pop((owner, request_id), None)
+
+    def grant(self) -> list[GrantedLease]:
+        """Give resources to all requests that fit, in order."""
+        if not self.queue:
+            return []
+        granted = []
+        failed: dict[ResourceSet, None] = {}
+        for request in sorted(self.queue.values(), key=lambda r: (-r.depth, r.sequence)):
+            if request.demand in failed:
+                continue
+            if not self.resources.fits(request.demand):
+                failed[request.demand] = None
+                continue
+            del self.queue[request.owner, request.id]
+            self.resources.acquire(request.demand)
+            lease = GrantedLease(self._next_lease, request)
+            self._next_lease += 1
+            self.leases[lease.id] = lease
+            granted.append(lease)
+        return granted
+
+    def assign(self, lease_id: int, worker: bytes) -> GrantedLease:
+        """A lease has its worker."""
+        lease = self.leases[lease_id]
+        lease.worker = worker
+        self.by_worker[worker] = lease
+        return lease
+
+    def end(self, lease_id: int) -> GrantedLease | None:
+        """A lease is over, whoever ended it."""
+        lease = self.leases.pop(lease_id, None)
+        if lease is None:
+            return None
+        if lease.worker is not None:
+            self.by_worker.pop(lease.worker, None)
+        demand = lease.request.demand
+        if lease.blocked:
+            demand = ResourceSet({name: demand[name] for name in demand if name != "CPU"})
+        self.resources.release(demand)
+        return lease
+
+    def on_blocked(self, worker: bytes) -> bool:
+        """The worker waits: its CPU is free for others."""
+        lease = self.by_worker.get(worker)
+        if lease is None or lease.blocked:
+            return False
+        lease.blocked = True
+        self.resources.release(lease.request.demand.only("CPU"))
+        return True
+
+    def on_unblocked(self, worker: bytes) -> None:
+        """The worker goes on and takes its CPU back."""
+        lease = self.by_worker.get(worker)
+        if lease is not None and lease.blocked:
+            lease.blocked = False
+            self.resources.acquire(lease.request.demand.only("CPU"))
+
+    def to_reclaim(self) -> list[GrantedLease]:
+        """Leases to call back for the requests that wait: one each, of another owner or another shape."""
+        wanted = []
+        candidates = [
+            lease
+            for lease in self.leases.values()
+            if lease.worker is not None and not lease.reclaiming and not lease.blocked
+        ]
+        pending = sum(1 for lease in self.leases.values() if lease.reclaiming and not lease.blocked)
+        for request in list(self.queue.values())[pending:]:
+            for lease in candidates:
+                other = lease.request.owner != request.owner or lease.request.demand != request.demand
+                if other:
+                    lease.reclaiming = True
+                    candidates.remove(lease)
+                    wanted.append(lease)
+                    break
+            if not candidates:
+                break
+        return wanted
+
+    def drop_owner(self, owner: bytes) -> list[GrantedLease]:
+        """An owner is gone: forget its requests. Returns the leases it held."""
+        for key in [k for k in self.queue if k[0] == owner]:
+            del self.queue[key]
+        return [lease for lease in self.leases.values() if lease.request.owner == owner]
+
+    def check(self) -> None:
+        """Assert the invariants: what is free and what is lent is all there is."""
+        lent: dict[str, int] = {}
+        for lease in self.leases.values():
+            demand = lease.request.demand
+            for name in demand:
+                if not (lease.blocked and name == "CPU"):
+                    lent[name] = lent.get(name, 0) + demand[name]
+        for name, total in self.resources.total.items():
+            if self.resources.available.get(name, 0) + lent.get(name, 0) != total:
+                raise InvariantError(f"{name} does not add up: {lent.get(name, 0)} lent of {total}")
+        for worker, lease in self.by_worker.items():
+            if lease.worker != worker or self.leases.get(lease.id) is not lease:
+                raise InvariantError(f"lease {lease.id} and its worker disagree")
+
+    def statistics(self) -> dict[str, int]:
+        return {"lease_requests": len(self.queue), "leases": len(self.leases)}

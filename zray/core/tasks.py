@@ -1,0 +1,151 @@
+"""TaskManager: the tasks this process submitted and has no result of.
+
+Theory of operation
+-------------------
+A task waits here for its arguments, goes to ``leases`` when all of them are there, and is forgotten when its results
+arrive. An argument that turned out to be an error is the task's result too: the task never runs. Every attempt that
+ends without a result, because the worker died under it, costs one retry; hand-backs and deaths of which the task can
+not be the cause cost none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from zray.base.resources import ResourceSet
+from zray.exceptions import InvariantError
+
+
+class TaskTemplate:
+    """What all tasks made by one remote function with one set of options have in common."""
+
+    __slots__ = (
+        "extra",
+        "function_id",
+        "max_retries",
+        "name",
+        "num_returns",
+        "resources",
+        "retry_exceptions",
+    )
+
+    def __init__(
+        self,
+        function_id: bytes,
+        name: str,
+        resources: ResourceSet,
+        num_returns: int,
+        max_retries: int,
+        retry_exceptions: bool,
+        extra: dict[str, Any] | None,
+    ) -> None:
+        self.function_id = function_id
+        self.name = name
+        self.resources = resources
+        self.num_returns = num_returns
+        self.max_retries = max_retries
+        self.retry_exceptions = retry_exceptions
+        self.extra = extra  # what only the worker needs: max_calls, retry_exceptions
+
+
+class Task:
+    """One submitted task.
+
+    ``returns`` are the ids of its results; ``slots`` say where a top-level reference stood: ``(position or name, ref)``; ``nested`` are
+    references deeper inside the arguments. Holding the reference objects keeps the counts up until the task ends.
+    """
+
+    __slots__ = (
+        "depth",
+        "id",
+        "missing",
+        "nested",
+        "payload",
+        "retries_left",
+        "returns",
+        "slots",
+        "suspect",
+        "template",
+    )
+
+    def __init__(
+        self,
+        id: bytes,
+        template: TaskTemplate,
+        payload: Any,
+        slots: tuple[Any, ...],
+        nested: tuple[Any, ...],
+        returns: tuple[bytes, ...],
+        depth: int,
+    ) -> None:
+        self.id = id
+        self.template = template
+        self.payload = payload
+        self.slots = slots
+        self.nested = nested
+        self.returns = returns
+        self.depth = depth
+        self.missing = 0
+        self.retries_left = template.max_retries
+        self.suspect = False
+
+
+class TaskManager:
+    """Pending tasks and what they wait for."""
+
+    __slots__ = ("pending", "waiting")
+
+    def __init__(self) -> None:
+        self.pending: dict[bytes, Task] = {}
+        self.waiting: dict[bytes, list[Task]] = {}
+
+    def submit(self, task: Task, is_ready: Callable[[bytes], bool]) -> list[Any]:
+        """Take a task on.
+
+        Returns:
+            The references among its arguments that are not there yet; the task is ready when there is none.
+        """
+        self.pending[task.id] = task
+        missing = []
+        for _, ref in task.slots:
+            object_id = ref.binary()
+            if not is_ready(object_id):
+                task.missing += 1
+                self.waiting.setdefault(object_id, []).append(task)
+                missing.append(ref)
+        return missing
+
+    def on_object_ready(self, object_id: bytes) -> list[Task]:
+        """An argument is there: the tasks that waited for nothing else."""
+        ready = []
+        for task in self.waiting.pop(object_id, ()):
+            task.missing -= 1
+            if task.missing == 0 and task.id in self.pending:
+                ready.append(task)
+        return ready
+
+    def finish(self, task_id: bytes) -> Task | None:
+        """The task has its results; None if it had them already."""
+        return self.pending.pop(task_id, None)
+
+    def may_retry(self, task: Task) -> bool:
+        """Charge an attempt: whether the task may run again."""
+        if task.retries_left == 0:
+            return False
+        if task.retries_left > 0:
+            task.retries_left -= 1
+        return True
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        waiting: dict[bytes, int] = {}
+        for tasks in self.waiting.values():
+            for task in tasks:
+                waiting[task.id] = waiting.get(task.id, 0) + 1
+        for task in self.pending.values():
+            if task.missing != waiting.get(task.id, 0):
+                raise InvariantError(f"task {task.id.hex()} waits for {task.missing}, not as listed")
+
+    def statistics(self) -> dict[str, int]:
+        return {"pending": len(self.pending), "waiting_for_arguments": len(self.waiting)}

@@ -1,0 +1,217 @@
+"""WorkerPool: the worker processes of a node.
+
+Theory of operation
+-------------------
+As many workers as the node has CPUs are started in the background when the node starts, before anybody asks. A lease takes an
+idle worker of its job, else one that no job has used yet (from then on it belongs to that job: modules a job
+imported stay loaded, so workers are never shared between jobs), else a new one is started. Leases that wait for a worker
+queue here and are served as workers become ready, in order. Workers above the prestarted number that stay idle are ended.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from zray.base.config import Config
+from zray.core.effects import KILL_WORKER, START_WORKER, Effect
+from zray.core.lifecycle import Lifecycle
+from zray.exceptions import InvariantError
+
+
+class WorkerState(Enum):
+    STARTING = 1
+    IDLE = 2
+    LEASED = 3
+    ENDING = 4
+
+
+WORKER_LIFECYCLE = Lifecycle(
+    "worker",
+    {
+        WorkerState.STARTING: "The process was forked and has not said yet that it is ready.",
+        WorkerState.IDLE: "It waits for a lease.",
+        WorkerState.LEASED: "It is lent to an owner, which pushes tasks to it.",
+        WorkerState.ENDING: "It was told to end; its exit has not been seen yet.",
+    },
+    {
+        WorkerState.STARTING: {"ready": WorkerState.IDLE, "killed": WorkerState.ENDING},
+        WorkerState.IDLE: {"leased": WorkerState.LEASED, "killed": WorkerState.ENDING},
+        WorkerState.LEASED: {"returned": WorkerState.IDLE, "killed": WorkerState.ENDING},
+        WorkerState.ENDING: {"killed": WorkerState.ENDING},
+    },
+)
+
+
+class Worker:
+    """One worker process."""
+
+    __slots__ = ("endpoint", "id", "idle_since", "job_id", "pid", "state")
+
+    def __init__(self, id: bytes) -> None:
+        self.id = id
+        self.state = WorkerState.STARTING
+        self.job_id: bytes | None = None
+        self.endpoint = ""
+        self.pid = 0
+        self.idle_since = 0.0
+
+    def move(self, event: str) -> None:
+        self.state = WORKER_LIFECYCLE.next(self.state, event)
+
+
+class WorkerPool:
+    """The workers of one node.
+
+    Args:
+        prestart: how many to start before anybody asks, and to keep when idle.
+        node_id: starts the worker ids this pool makes, so that they are unique in the cluster.
+        config: limits.
+        out: where effects go.
+    """
+
+    __slots__ = ("_config", "_next", "_node_id", "_out", "_prestart", "waiting", "workers")
+
+    def __init__(self, prestart: int, node_id: bytes, config: Config, out: list[Effect]) -> None:
+        self._prestart = prestart
+        self._node_id = node_id
+        self._config = config
+        self._out = out
+        self._next = 1
+        self.workers: dict[bytes, Worker] = {}
+        self.waiting: dict[int, bytes] = {}  # leases that wait for a worker: lease id -> job id
+
+    def prestart(self) -> None:
+        """Start workers until as many live as the node keeps."""
+        alive = sum(1 for w in self.workers.values() if w.state is not WorkerState.ENDING)
+        for _ in range(self._prestart - alive):
+            self._start()
+
+    def lease(self, lease_id: int, job_id: bytes) -> Worker | None:
+        """A worker for a lease, or None: then the lease waits and ``on_ready`` will name it."""
+        worker = self._idle(job_id)
+        if worker is not None:
+            worker.move("leased")
+            worker.job_id = job_id
+            return worker
+        self.waiting[lease_id] = job_id
+        self._start_missing()
+        return None
+
+    def full(self) -> bool:
+        """Whether no further worker may be started."""
+        return len(self.workers) >= self._config.workers_max
+
+    def cancel(self, lease_id: int) -> None:
+        """A lease that waited for a worker is not wanted any more."""
+        self.waiting.pop(lease_id, None)
+
+    def on_ready(self, now: float, worker_id: bytes, endpoint: str, pid: int) -> tuple[int, Worker] | None:
+        """A worker has started; returns the lease that gets it, if one waits."""
+        worker = self.workers.get(worker_id)
+        if worker is None or worker.state is not WorkerState.STARTING:
+            return None
+        worker.endpoint = endpoint
+        worker.pid = pid
+        worker.move("ready")
+        worker.idle_since = now
+        return self._serve(worker)
+
+    def on_returned(self, now: float, worker_id: bytes) -> tuple[int, Worker] | None:
+        """A lease ended; returns the lease that gets the worker next, if one waits."""
+        worker = self.workers.get(worker_id)
+        if worker is None or worker.state is not WorkerState.LEASED:
+            return None
+        worker.move("returned")
+        worker.idle_since = now
+        return self._serve(worker)
+
+    def on_exited(self, worker_id: bytes) -> Worker | None:
+        """A worker process is gone."""
+        worker = self.workers.pop(worker_id, None)
+        if worker is not None:
+            self._start_missing()
+        return worker
+
+    def kill(self, worker: Worker) -> None:
+        """End a worker, whatever it does."""
+        worker.move("killed")
+        self._out.append((KILL_WORKER, worker.id))
+
+    def kill_job(self, job_id: bytes) -> None:
+        """A job is over: its workers go, and new ones take their places."""
+        for worker in list(self.workers.values()):
+            if worker.job_id == job_id:
+                self.kill(worker)
+        for lease_id in [i for i, job in self.waiting.items() if job == job_id]:
+            del self.waiting[lease_id]
+
+    def reap(self, now: float) -> bool:
+        """End idle workers above the number the node keeps; whether any is left that may be ended later."""
+        idle = [w for w in self.workers.values() if w.state is WorkerState.IDLE]
+        alive = sum(1 for w in self.workers.values() if w.state is not WorkerState.ENDING)
+        surplus = min(alive - self._prestart, len(idle))
+        for worker in idle:
+            if surplus <= 0:
+                return False
+            if worker.idle_since + self._config.worker_idle_s <= now + 1e-6:
+                self.kill(worker)
+                surplus -= 1
+        return surplus > 0
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _idle(self, job_id: bytes) -> Worker | None:
+        fresh = None
+        for worker in self.workers.values():
+            if worker.state is WorkerState.IDLE:
+                if worker.job_id == job_id:
+                    return worker
+                if worker.job_id is None and fresh is None:
+                    fresh = worker
+        return fresh
+
+    def _serve(self, worker: Worker) -> tuple[int, Worker] | None:
+        for lease_id, job_id in self.waiting.items():
+            if worker.job_id in (None, job_id):
+                del self.waiting[lease_id]
+                worker.move("leased")
+                worker.job_id = job_id
+                return lease_id, worker
+        return None
+
+    def _start_missing(self) -> None:
+        starting = sum(1 for w in self.workers.values() if w.state is WorkerState.STARTING)
+        for _ in range(len(self.waiting) - starting):
+            if self.full():
+                self._evict()
+                return
+            self._start()
+
+    def _evict(self) -> None:
+        """Make room by ending one idle worker of another job."""
+        for worker in self.workers.values():
+            if worker.state is WorkerState.IDLE:
+                self.kill(worker)
+                return
+
+    def _start(self) -> None:
+        worker_id = self._node_id[:6] + self._next.to_bytes(4, "big") + self._node_id[6:12]
+        self._next += 1
+        self.workers[worker_id] = Worker(worker_id)
+        self._out.append((START_WORKER, worker_id))
+
+    # -- checks ---------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        if len(self.workers) > self._config.workers_max:
+            raise InvariantError(f"{len(self.workers)} workers, more than the limit")
+        for worker in self.workers.values():
+            if worker.state is WorkerState.LEASED and worker.job_id is None:
+                raise InvariantError(f"worker {worker.id.hex()} is leased to no job")
+
+    def statistics(self) -> dict[str, int]:
+        counts = {state.name.lower(): 0 for state in WorkerState}
+        for worker in self.workers.values():
+            counts[worker.state.name.lower()] += 1
+        return {"workers": len(self.workers), "leases_waiting": len(self.waiting), **counts}

@@ -1,0 +1,149 @@
+"""Database: the control's SQLite file.
+
+One thread owns the connection. What gathers in its queue while a commit runs goes into the next one (group commit). The file
+is in WAL mode, so an operator can read it with ``sqlite3`` while the cluster runs; ``docs/gcs.md`` explains the tables. With
+``synchronous=NORMAL`` a killed process loses nothing that was acknowledged.
+"""
+
+from __future__ import annotations
+
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from typing import Any
+
+MIGRATIONS: list[tuple[str, str]] = [
+    (
+        "0001 first tables",
+        """
+        CREATE TABLE jobs (
+            job_id BLOB PRIMARY KEY,      -- four bytes, counted up
+            driver BLOB NOT NULL,         -- process id of the driver in the cluster
+            pid INTEGER NOT NULL,         -- process id of the driver on its machine
+            entrypoint TEXT NOT NULL,     -- the command line
+            namespace TEXT NOT NULL,
+            state TEXT NOT NULL,          -- RUNNING, FINISHED, DIED
+            started_at TEXT NOT NULL DEFAULT (datetime('now')),
+            ended_at TEXT
+        );
+        CREATE TABLE nodes (
+            node_id BLOB PRIMARY KEY,
+            endpoint TEXT NOT NULL,       -- where its agent listens
+            hostname TEXT NOT NULL,
+            pid INTEGER NOT NULL,
+            resources TEXT NOT NULL,      -- "CPU=2, memory=..."
+            state TEXT NOT NULL,          -- ALIVE, DEAD
+            registered_at TEXT NOT NULL DEFAULT (datetime('now'))
+        );
+        CREATE TABLE functions (
+            function_id BLOB PRIMARY KEY, -- hash of the body
+            job_id BLOB NOT NULL,         -- the job that exported it first
+            name TEXT NOT NULL,
+            body BLOB NOT NULL            -- cloudpickle; opaque to the control
+        );
+        CREATE TABLE kv (
+            namespace BLOB NOT NULL,
+            key BLOB NOT NULL,
+            value BLOB NOT NULL,
+            PRIMARY KEY (namespace, key)
+        ) WITHOUT ROWID;
+        """,
+    ),
+]
+
+STATEMENTS = {
+    "save_job": "INSERT INTO jobs (job_id, driver, pid, entrypoint, namespace, state) VALUES (?, ?, ?, ?, ?, ?)",
+    "finish_job": "UPDATE jobs SET state = ?, ended_at = datetime('now') WHERE job_id = ?",
+    "save_node": "INSERT OR REPLACE INTO nodes (node_id, endpoint, hostname, pid, resources, state) "
+    "VALUES (?, ?, ?, ?, ?, ?)",
+    "save_function": "INSERT OR IGNORE INTO functions (function_id, job_id, name, body) VALUES (?, ?, ?, ?)",
+    "save_kv": "INSERT OR REPLACE INTO kv (namespace, key, value) VALUES (?, ?, ?)",
+    "delete_kv": "DELETE FROM kv WHERE namespace = ? AND key = ?",
+}
+
+
+class Database:
+    """The SQLite file of one control process.
+
+    Args:
+        path: the file; made if there is none.
+        on_error: called from the writer thread when SQLite fails; nothing is acknowledged from then on.
+    """
+
+    def __init__(self, path: str, on_error: Callable[[BaseException], None]) -> None:
+        self._path = path
+        self._on_error = on_error
+        self._queue: queue.SimpleQueue[tuple[str, Any] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="zray-db", daemon=True)
+        self._thread.start()
+
+    def load(self) -> dict[str, list[dict[str, Any]]]:
+        """All rows of all tables, as an earlier run left them; waits for the writer thread."""
+        answer: queue.SimpleQueue[dict[str, list[dict[str, Any]]]] = queue.SimpleQueue()
+        self._queue.put(("load", answer))
+        return answer.get()
+
+    def execute(self, statement: str, parameters: tuple[Any, ...]) -> None:
+        """Queue one of STATEMENTS."""
+        self._queue.put((statement, parameters))
+
+    def after(self, callback: Callable[[], None]) -> None:
+        """Call ``callback``, in the writer thread, when all that was queued before is on disk."""
+        self._queue.put(("after", callback))
+
+    def close(self) -> None:
+        """Write what is queued and close the file."""
+        self._queue.put(None)
+        self._thread.join(10.0)
+
+    def _run(self) -> None:
+        try:
+            connection = sqlite3.connect(self._path, isolation_level=None)
+            try:
+                connection.row_factory = sqlite3.Row
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = NORMAL")
+                migrate(connection)
+                while self._work(connection):
+                    pass
+            finally:
+                connection.close()
+        except sqlite3.Error as error:
+            self._on_error(error)
+
+    def _work(self, connection: sqlite3.Connection) -> bool:
+        """One group commit; False when the end mark was met."""
+        items = [self._queue.get()]
+        while not self._queue.empty():
+            items.append(self._queue.get())
+        callbacks = []
+        connection.execute("BEGIN IMMEDIATE")
+        for item in items:
+            if item is None:
+                continue
+            name, value = item
+            if name == "after":
+                callbacks.append(value)
+            elif name == "load":
+                value.put(_load(connection))
+            else:
+                connection.execute(STATEMENTS[name], value)
+        connection.execute("COMMIT")
+        for callback in callbacks:
+            callback()
+        return None not in items
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring the file's tables up to date: each migration once, in its own transaction with its record."""
+    connection.execute("CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY)")
+    done = {row[0] for row in connection.execute("SELECT name FROM migrations")}
+    for name, script in MIGRATIONS:
+        if name not in done:
+            connection.executescript(f"BEGIN IMMEDIATE; {script}; INSERT INTO migrations VALUES ('{name}'); COMMIT;")
+
+
+def _load(connection: sqlite3.Connection) -> dict[str, list[dict[str, Any]]]:
+    tables = ("jobs", "functions", "kv")
+    return {t: [dict(row) for row in connection.execute(f"SELECT * FROM {t}")] for t in tables}

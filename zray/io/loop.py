@@ -1,0 +1,340 @@
+"""Loop: one process's sockets, timers and inbox, driven by whichever thread has nothing better to do.
+
+Theory of operation
+-------------------
+The loop is an object with ``turn()``: sleep until something happens, read sockets, take the inbox, fire timers, ``settle``. Exactly
+one thread at a time turns it: the one that holds the *baton*. So sockets and brain need no locks.
+
+Handing work from thread to thread costs tens of microseconds, more than a whole task. Therefore a thread that would only
+wait (``get``; a worker between tasks) takes the baton and turns the loop itself, and the loop thread steps back for
+``lazy_s``: a program that calls ``get`` again and again never pays a hand-over, and a program that goes away to compute gets a
+live loop within that time. While a thread submits many tasks the loop is turned in between, by the same thread
+(``maybe_turn``). Threads that wait while another one drives are *followers*: they sleep on a lock of their own until what
+they wait for is there, or until the driver leaves and one of them takes over.
+
+Other threads (and ``__del__``, which may run at any moment) only append to ``inbox``, and write the wake-up descriptor when the
+driver sleeps. An interrupt (Ctrl-C) that reaches the driving thread is held back until the turn is complete: a brain is
+never left half-way.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import selectors
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+_SUBMIT_BATCH = 64  # submissions between turns that the submitting thread makes itself
+
+
+class Waitable(Protocol):
+    """What a thread can wait for."""
+
+    @property
+    def done(self) -> bool: ...
+
+    signal: Any
+
+
+class Source(Protocol):
+    """Something with a descriptor to read."""
+
+    def fileno(self) -> int: ...
+
+    def on_readable(self) -> None: ...
+
+
+class Loop:
+    """The event loop of one process.
+
+    Args:
+        lazy_s: how long the loop thread stays away after another thread used the loop.
+
+    The owner sets ``on_inbox(now)``, which takes everything out of ``inbox``; ``on_timer(now, key)``; ``settle(now)``, which draws
+    consequences and sends; and ``pending()``, which says whether a socket has something to read that the selector will not report.
+    """
+
+    def __init__(self, lazy_s: float) -> None:
+        self.inbox: deque[Any] = deque()
+        self.on_inbox: Callable[[float], None] = lambda now: self.inbox.clear()
+        self.on_timer: Callable[[float, Any], None] = lambda now, key: None
+        self.settle: Callable[[float], None] = lambda now: None
+        self.pending: Callable[[], bool] = lambda: False
+        self.interrupted = False
+        self.stopped = False
+        self._sleeping = False
+        self._posted = False
+        self._lazy_s = lazy_s
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = os.pipe()
+        for fd in (self._wake_read, self._wake_write):
+            os.set_blocking(fd, False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, None)
+        self._timers: list[tuple[float, int, Any]] = []
+        self._timer_count = 0
+        self._baton = threading.Lock()
+        self._driver = 0
+        self._uses = 0
+        self._deep = False
+        self._park = threading.Lock()
+        self._park.acquire()
+        self._followers: deque[Waitable] = deque()
+        self._thread: threading.Thread | None = None
+        self._on_error: Callable[[BaseException], None] | None = None
+
+    # -- for every thread -----------------------------------------------------------------------------------------
+
+    def post(self, entry: Any) -> None:
+        """Put an entry into the inbox and make sure that somebody takes it. Safe anywhere, ``__del__`` included."""
+        self.inbox.append(entry)
+        if self._sleeping:
+            self._sleeping = False
+            self._posted = True
+            self.wake()
+
+    def wake(self) -> None:
+        """End the driver's sleep."""
+        try:
+            os.write(self._wake_write, b"x")
+        except BlockingIOError:
+            pass  # as full as a pipe can be: it will wake
+        except OSError:
+            if not self.stopped:
+                raise
+
+    def maybe_turn(self) -> None:
+        """After a submission: turn the loop when enough has gathered and nobody else does."""
+        if len(self.inbox) >= _SUBMIT_BATCH and not self._baton.locked():
+            self.turn_if_free()
+
+    def turn_if_free(self) -> None:
+        """Turn once without sleeping; if another thread drives, it will see the inbox itself."""
+        if self._baton.acquire(False):
+            self._uses += 1
+            self._driver = threading.get_ident()
+            try:
+                self.turn(0.0)
+            finally:
+                self._leave()
+            self._raise_interrupt()
+        elif self._sleeping:
+            self.wake()
+
+    def wait(self, waiter: Waitable, timeout_s: float | None = None) -> bool:
+        """Wait until ``waiter`` is done, turning the loop meanwhile if nobody else does.
+
+        Returns:
+            Whether it is done; False when the time ran out.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C in the main thread.
+            RuntimeError: called from inside the loop, by a finalizer or signal handler.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        if self._driver == threading.get_ident():
+            raise RuntimeError(
+                "zray was asked to wait from inside its own event loop (a __del__ method or a signal handler called it): "
+                "such code must not block; do the call from ordinary code"
+            )
+        while not waiter.done:
+            if self.stopped:
+                return False
+            if self._baton.acquire(False):
+                if not self._lead(waiter, deadline):
+                    return False
+            elif not self._follow(waiter, deadline):
+                return bool(waiter.done)
+        return True
+
+    def run_in_thread(self, name: str, on_error: Callable[[BaseException], None]) -> None:
+        """Start the loop thread; ``on_error`` is called if the loop itself fails, which ends it."""
+        self._on_error = on_error
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def run(self) -> None:
+        """Turn until stopped: for processes whose main thread is the loop."""
+        with self._baton:
+            self._driver = threading.get_ident()
+            while not self.stopped:
+                self.turn(None)
+
+    def stop(self) -> None:
+        """No more turns; waits for the loop thread unless it is the caller."""
+        self.stopped = True
+        self.wake()
+        if self._park.locked():
+            self._park.release()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(5.0)
+        for follower in list(self._followers):
+            _release(follower.signal)
+
+    def acquire(self, timeout_s: float) -> bool:
+        """Take the baton for good after ``stop``, to close what the loop owned."""
+        return self._baton.acquire(timeout=timeout_s)
+
+    def close(self) -> None:
+        """Close the loop's own descriptors."""
+        self._selector.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    # -- for the driver -------------------------------------------------------------------------------------------
+
+    def add_source(self, source: Source) -> None:
+        """Call ``source.on_readable()`` whenever its descriptor can be read."""
+        self._selector.register(source.fileno(), selectors.EVENT_READ, source)
+
+    def remove_source(self, source: Source) -> None:
+        self._selector.unregister(source.fileno())
+
+    def add_timer(self, at: float, key: Any) -> None:
+        """Call ``on_timer(now, key)`` at the monotonic time ``at``."""
+        self._timer_count += 1
+        heapq.heappush(self._timers, (at, self._timer_count, key))
+
+    def turn(self, timeout_s: float | None) -> None:
+        """One round: sleep at most ``timeout_s`` (None: for ever) if there is nothing to do, then do what there is."""
+        timers = self._timers
+        if self.inbox or self.pending():
+            timeout_s = 0.0
+        elif timers:
+            until = max(0.0, timers[0][0] - time.monotonic())
+            timeout_s = until if timeout_s is None else min(timeout_s, until)
+        if timeout_s != 0.0:
+            self._sleeping = True
+            if self.inbox:  # posted before the flag was up
+                timeout_s = 0.0
+            events = self._selector.select(timeout_s)
+            self._sleeping = False
+        else:
+            events = self._selector.select(0)
+        for key, _ in events:
+            if key.data is None:
+                self._drain_wake()
+            else:
+                key.data.on_readable()
+        now = time.monotonic()
+        if self.inbox:
+            self.on_inbox(now)
+        while timers and timers[0][0] <= now:
+            self.on_timer(now, heapq.heappop(timers)[2])
+        self.settle(now)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _drain_wake(self) -> None:
+        try:
+            os.read(self._wake_read, 4096)
+        except BlockingIOError:
+            pass
+
+    def _lead(self, waiter: Waitable, deadline: float | None) -> bool:
+        """Drive until ``waiter`` is done; the baton is held. False when the time ran out."""
+        self._uses += 1
+        self._driver = threading.get_ident()
+        try:
+            while not waiter.done and not self.stopped and not self.interrupted:
+                if deadline is None:
+                    self.turn(None)
+                    continue
+                left = deadline - time.monotonic()
+                self.turn(max(0.0, left))
+                if left <= 0:
+                    return waiter.done
+        finally:
+            self._leave()
+        self._raise_interrupt()
+        return True
+
+    def _follow(self, waiter: Waitable, deadline: float | None) -> bool:
+        """Another thread drives: sleep until ``waiter`` is done or the driver leaves. False when the time ran out."""
+        waiter.signal = threading.Lock()
+        waiter.signal.acquire()
+        self._followers.append(waiter)
+        try:
+            if waiter.done or not self._baton.locked():
+                return True
+            if self._sleeping:
+                self._sleeping = False
+                self.wake()
+            left = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+            return bool(waiter.signal.acquire(timeout=left))
+        finally:
+            self._followers.remove(waiter)
+            if self._followers and not self._baton.locked():
+                _release(self._followers[0].signal)
+
+    def _leave(self) -> None:
+        """Give the baton up: to a follower if there is one."""
+        self._driver = 0
+        self._baton.release()
+        for follower in list(self._followers):
+            if not follower.done:
+                _release(follower.signal)
+                return
+        if self._deep:
+            self._deep = False
+            _release(self._park)
+
+    def _raise_interrupt(self) -> None:
+        if self.interrupted and threading.current_thread() is threading.main_thread():
+            self.interrupted = False
+            raise KeyboardInterrupt
+
+    def on_interrupt(self, signum: int, frame: Any) -> None:
+        """Signal handler for SIGINT: interrupt at once, but never in the middle of a turn."""
+        if self._driver == threading.get_ident():
+            self.interrupted = True
+            self.wake()
+        else:
+            signal.default_int_handler(signum, frame)
+
+    def _run(self) -> None:
+        try:
+            seen = -1
+            while not self.stopped:
+                if self._uses != seen:  # somebody used the loop lately: leave it to them
+                    seen = self._uses
+                    self._park.acquire(timeout=self._lazy_s)
+                elif self._baton.acquire(False):
+                    self._drive()
+                else:  # somebody has been driving for a whole period: sleep until they leave
+                    self._deep = True
+                    if self._baton.acquire(False):
+                        self._deep = False
+                        self._drive()
+                    elif not self.stopped:
+                        self._park.acquire(timeout=1.0)
+        except BaseException as error:
+            if self._on_error is None:
+                raise
+            self._on_error(error)
+
+    def _drive(self) -> None:
+        """Turn until a thread waits that could drive itself, or has just submitted and will go on submitting."""
+        self._driver = threading.get_ident()
+        try:
+            self._posted = False
+            self.turn(0.0)  # what was left in the inbox, and a look at a thread that is busy with something long
+            while not self.stopped and not self._followers:
+                self.turn(None)
+                if self._posted:
+                    self._uses += 1
+                    return
+        finally:
+            self._leave()
+
+
+def _release(lock: Any) -> None:
+    try:
+        lock.release()
+    except RuntimeError:
+        pass  # already released: one wake-up is enough

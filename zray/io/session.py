@@ -1,0 +1,115 @@
+"""Session: the directory of one running cluster on one machine.
+
+All sessions of a user lie in one 0700 directory; names are short because the path of an ipc socket is limited to 107 bytes.
+A session is alive as long as any of its processes is: they hold a shared descriptor on which the file ``lock`` is locked. A
+start removes every session whose lock is free, with its shared memory: what a power cut or ``kill -9`` of everything left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+import time
+
+from zray.io.storage import remove_segment
+
+_LOCK = "lock"
+_YOUNG_S = 60.0  # a session that has no lock yet may be just being made
+
+
+def base_directory() -> str:
+    """The directory of this user's sessions, made if need be.
+
+    Raises:
+        PermissionError: it exists and belongs to somebody else, or others may enter it.
+    """
+    parent = os.environ.get("ZRAY_TMPDIR") or tempfile.gettempdir()
+    if len(parent) > 60:
+        parent = "/tmp"  # a socket's path would become too long
+    path = os.path.join(parent, f"zray-{os.getuid()}")
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    status = os.lstat(path)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise PermissionError(
+            f"{path} must be a directory of yours that nobody else may enter (mode 0700): remove it, or set ZRAY_TMPDIR"
+        )
+    return path
+
+
+class Session:
+    """A session's directory, locked while this object or a child that inherited the descriptor lives.
+
+    Args:
+        path: an existing directory to join, or "" to make a new one.
+        lock_fd: the locked descriptor that was inherited.
+    """
+
+    def __init__(self, path: str = "", lock_fd: int = -1) -> None:
+        if not path:
+            path = tempfile.mkdtemp(prefix="s-", dir=base_directory())
+            os.mkdir(os.path.join(path, "logs"), 0o700)
+            lock_fd = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(lock_fd, fcntl.LOCK_EX)
+        self.path = path
+        self.lock_fd = lock_fd
+        self.name = os.path.basename(path)
+
+    def endpoint(self, name: str) -> str:
+        """The ipc endpoint of a process of this session."""
+        return f"ipc://{self.path}/{name}"
+
+    def log_path(self, name: str) -> str:
+        return os.path.join(self.path, "logs", f"{name}.log")
+
+    def arena_name(self) -> str:
+        """The name of the node's shared-memory segment."""
+        return _arena_name(self.path)
+
+    def release(self) -> None:
+        """Let go of the lock; others of the session may still hold it."""
+        if self.lock_fd >= 0:
+            os.close(self.lock_fd)
+            self.lock_fd = -1
+
+    def remove(self) -> None:
+        """Remove the directory and the shared memory."""
+        _remove(self.path)
+
+
+def _arena_name(path: str) -> str:
+    return f"zray-{os.getuid()}-{os.path.basename(path)}"
+
+
+def _remove(path: str) -> None:
+    remove_segment(_arena_name(path))
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def sweep() -> list[str]:
+    """Remove the sessions of this user whose processes are all gone. Returns their paths."""
+    removed = []
+    with os.scandir(base_directory()) as entries:
+        paths = [e.path for e in entries if e.name.startswith("s-") and e.is_dir(follow_symlinks=False)]
+    for path in paths:
+        try:
+            fd = os.open(os.path.join(path, _LOCK), os.O_RDWR)
+        except FileNotFoundError:
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - os.stat(path).st_mtime > _YOUNG_S:
+                    _remove(path)
+                    removed.append(path)
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(path)
+            removed.append(path)
+        except BlockingIOError:
+            pass  # alive
+        finally:
+            os.close(fd)
+    return removed

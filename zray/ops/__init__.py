@@ -1,0 +1,1 @@
+"""For operators: nothing else in zray imports it."""

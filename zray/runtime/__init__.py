@@ -1,0 +1,1 @@
+"""The processes: a brain and its tools each. Nothing here decides anything."""

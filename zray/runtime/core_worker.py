@@ -1,0 +1,512 @@
+"""CoreWorker: the part of zray that lives in every driver and worker process.
+
+It joins the Owner brain with its loop, its sockets and the node's shared memory, and gives the public API what it needs: submit,
+put, get, wait. User threads never touch the brain: they append to the inbox (submissions, releases) or wait for it.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from zray.base import serialization, wire
+from zray.base.config import Config
+from zray.base.ids import PUT_INDEX, TaskIDs
+from zray.base.serialization import Serialized
+from zray.base.wire import ERROR, INLINE, STORED, Address, Entry
+from zray.core import effects as e
+from zray.core.owner import Owner, Waiter
+from zray.core.tasks import Task
+from zray.exceptions import (
+    GetTimeoutError,
+    NodeDiedError,
+    ObjectLostError,
+    ObjectStoreFullError,
+    RayError,
+    RaySystemError,
+    RayTaskError,
+)
+from zray.io.storage import Arena
+from zray.object_ref import ObjectRef
+from zray.runtime.process import CONTROL, Process, log
+
+
+class Request:
+    """A question to another process, until its Reply comes."""
+
+    __slots__ = ("done", "ok", "signal", "value")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.ok = False
+        self.value: Any = None
+        self.signal: Any = None
+
+
+class CoreWorker(Process):
+    """The runtime of one driver or worker.
+
+    Args:
+        role: "driver" or "worker".
+        me: id of this process.
+        endpoint: where it can be reached.
+        cluster: identity of the cluster.
+        config: limits.
+    """
+
+    def __init__(self, role: str, me: bytes, endpoint: str, cluster: bytes, config: Config) -> None:
+        lazy_s = config.lazy_handover_ms / 1000
+        super().__init__(me, role, endpoint, cluster, wire.decode, lazy_s, config.message_bytes_max)
+        self.role = role
+        self.address: Address = (me, endpoint)
+        self.config = config
+        self.job_id = b""
+        self.node_id = b""
+        self.agent = b""
+        self.node_endpoint = ""
+        self.namespace = ""
+        self.depth = 0
+        self.blocking: Callable[[bool], None] | None = None  # told when the main thread starts and ends to wait
+        self.broken: RayError | None = None
+        self.task_ids = TaskIDs(me)
+        self.release: Callable[[bytes], None] = self.loop.post  # what an ObjectRef calls when it dies
+        self.exported: dict[bytes, None] = {}
+        self.owner: Owner
+        self._arena: Arena | None = None
+        self._arena_name = ""
+        self._mapped: dict[bytes, list[int]] = {}  # objects pinned here: [offset, size, views]
+        self._requests: dict[int, Request] = {}
+        self._next_request = 1
+        self._completions: queue.SimpleQueue[tuple[Future[Any], ObjectRef[Any]] | None] | None = None
+        self._main = threading.main_thread().ident
+        self._pid = os.getpid()
+        self.on_effect(e.RESOLVE, _resolve)
+        self.on_effect(e.WARN, lambda text: log.warning("%s", text))
+        self.add_handlers(self, "owner", "any")
+        self.loop.on_inbox = self._on_early_inbox
+
+    def join(self, job_id: bytes, node: dict[str, Any]) -> None:
+        """Become part of a job on a node: from now on objects and tasks can be made."""
+        self.job_id = job_id
+        self.node_id = node["node_id"]
+        self.agent = node["agent"]
+        self.node_endpoint = node["endpoint"]
+        self._arena_name = node["store_name"]
+        self.owner = Owner(self.address, job_id, self.node_id, self.agent, self.config)
+        self.add_brain(self.owner, "owner")
+        self.on_timers("leases", self.owner.on_timer)
+        self.on_timers("owner", self.owner.on_timer)
+        self.loop.on_inbox = self.on_inbox
+
+    # -- the loop's calls -----------------------------------------------------------------------------------------
+
+    def on_inbox(self, now: float) -> None:
+        """Take everything that user threads left: releases are bare ids, submissions are tasks, the rest are calls."""
+        inbox = self.loop.inbox
+        take = inbox.popleft
+        owner = self.owner
+        submit = owner.submit
+        release = owner.references.release
+        while inbox:
+            entry = take()
+            kind = type(entry)
+            if kind is bytes:
+                release(entry)
+            elif kind is Task:
+                submit(now, entry)
+            else:
+                entry[0](*entry[1:])
+
+    def _on_early_inbox(self, now: float) -> None:
+        """Before this process has joined a job there are only calls."""
+        while self.loop.inbox:
+            entry = self.loop.inbox.popleft()
+            entry[0](*entry[1:])
+
+    def settle(self, now: float) -> None:
+        if self._brains:
+            self.owner.settle(now)
+        super().settle(now)
+
+    def on_reply(self, now: float, peer: bytes, request_id: int, ok: bool, value: Any) -> None:
+        """An answer came."""
+        request = self._requests.pop(request_id, None)
+        if request is not None:
+            request.ok = ok
+            request.value = value
+            _resolve(request)
+
+    def on_refuse(self, now: float, peer: bytes, reason: str) -> None:
+        self.fail(RaySystemError(f"the cluster refused this process: {reason}"))
+
+    def fail(self, error: RayError) -> None:
+        """Nothing can be done any more: everybody who waits is told, and everybody who comes."""
+        if self.broken is not None:
+            return
+        self.broken = error
+        for request in self._requests.values():
+            request.value = str(error)
+            _resolve(request)
+        self._requests.clear()
+        if self._brains:
+            self.owner.abandon()
+
+    # -- questions ------------------------------------------------------------------------------------------------
+
+    def ask(self, peer: bytes, message: type, *fields: Any) -> Request:
+        """Send a message whose first field is a request id; its Reply will resolve what is returned."""
+        request = Request()
+        self.loop.post((self._ask, request, peer, message, fields))
+        return request
+
+    def call(self, peer: bytes, message: type, *fields: Any) -> Any:
+        """Ask and wait for the answer.
+
+        Raises:
+            RaySystemError: the answer is an error, or there is nobody to answer.
+        """
+        request = self.ask(peer, message, *fields)
+        self.loop.wait(request)
+        if not request.ok:
+            raise self.broken or RaySystemError(str(request.value))
+        return request.value
+
+    def tell(self, peer: bytes, message: tuple[Any, ...]) -> None:
+        """Send a message that has no answer."""
+        self.loop.post((self.send, peer, message))
+
+    def _ask(self, request: Request, peer: bytes, message: type, fields: tuple[Any, ...]) -> None:
+        if self.broken is not None:
+            request.value = str(self.broken)
+            _resolve(request)
+            return
+        request_id = self._next_request
+        self._next_request += 1
+        self._requests[request_id] = request
+        self.send(peer, message(request_id, *fields))
+
+    # -- tasks ----------------------------------------------------------------------------------------------------
+
+    def submit(self, task: Task) -> None:
+        """Hand a task to the brain."""
+        self.loop.post(task)
+        self.loop.maybe_turn()
+
+    def export(self, function_id: bytes, name: str, body: bytes) -> None:
+        """Give a function to the cluster, once."""
+        if function_id not in self.exported:
+            self.exported[function_id] = None
+            self.tell(CONTROL, wire.ExportFunction(self.job_id, function_id, name, body))
+
+    def new_ref(self, object_id: bytes) -> ObjectRef[Any]:
+        return ObjectRef(object_id, self.address, self.release)
+
+    # -- objects --------------------------------------------------------------------------------------------------
+
+    def put(self, value: Any) -> ObjectRef[Any]:
+        """Make an object of a value."""
+        return self.put_serialized(serialization.serialize(value))
+
+    def put_serialized(self, value: Serialized) -> ObjectRef[Any]:
+        object_id = self.task_ids() + PUT_INDEX
+        entry = self.entry(object_id, value, self.me)
+        self.owner.memory[object_id] = entry  # at once, so that a get needs no turn of the loop
+        self.loop.post((self.owner.put, object_id, entry))
+        self.loop.maybe_turn()
+        return ObjectRef(object_id, self.address, self.release)
+
+    def entry(self, object_id: bytes, value: Serialized, owner: bytes) -> Entry:
+        """A value as an entry: inline if it is small, else written to the store.
+
+        Raises:
+            ObjectStoreFullError: there is no room for it.
+        """
+        contained = tuple((ref.binary(), ref.owner) for ref in value.refs) if value.refs else ()
+        if not value.buffers and len(value.pickle) <= self.config.inline_bytes_max:
+            return (INLINE, value.pickle, contained) if contained else (INLINE, value.pickle)
+        if value.size_bytes <= self.config.inline_bytes_max:
+            return (INLINE, value.inline(), contained) if contained else (INLINE, value.inline())
+        size = self._store(object_id, value, owner)
+        return (STORED, size, self.node_id, contained)
+
+    def _store(self, object_id: bytes, value: Serialized, owner: bytes) -> int:
+        size = serialization.stored_size(value)
+        request = self.ask(self.agent, wire.CreateObject, object_id, size)
+        self.loop.wait(request)
+        if not request.ok:
+            raise self.broken or ObjectStoreFullError(str(request.value))
+        if request.value == "exists":
+            return size
+        offset, warm = request.value
+        try:
+            self._mapping().write(offset, value, warm=warm)
+        except BaseException:
+            self.tell(self.agent, wire.AbortObject(object_id))
+            raise
+        self.tell(self.agent, wire.SealObject(object_id, owner))
+        return size
+
+    def get(self, refs: list[ObjectRef[Any]], timeout_s: float | None = None) -> list[Any]:
+        """The values of ``refs``, in order.
+
+        Raises:
+            GetTimeoutError: not all were there in time.
+        """
+        memory = self.owner.memory
+        missing = [ref for ref in refs if ref._id not in memory]
+        if missing:
+            waiter = Waiter(len(missing))
+            waiter.fail_fast = True
+            if not self._wait(waiter, missing, timeout_s):
+                raise GetTimeoutError(
+                    f"{len([r for r in missing if r._id not in memory])} of {len(refs)} objects were not ready within "
+                    f"{timeout_s:g} s; the first is {missing[0].hex()}. They are intact: get them again, or wait longer"
+                )
+        return self._values(refs)
+
+    def wait(
+        self, refs: list[ObjectRef[Any]], num_returns: int, timeout_s: float | None
+    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+        """Split ``refs`` into at most ``num_returns`` ready ones and the others, each in the order given."""
+        memory = self.owner.memory
+        ready = _first_ready(refs, memory, num_returns)
+        if len(ready) < num_returns and timeout_s != 0:
+            missing = [ref for ref in refs if ref._id not in memory]
+            waiter = Waiter(num_returns - (len(refs) - len(missing)))
+            self._wait(waiter, missing, timeout_s)
+            ready = _first_ready(refs, memory, num_returns)
+        elif len(ready) < num_returns:
+            self._poll(refs)
+            ready = _first_ready(refs, memory, num_returns)
+        chosen: list[ObjectRef[Any]] = []
+        others: list[ObjectRef[Any]] = []
+        start = 0
+        for index in ready:  # slices, so that a call costs little more than the copy of a list
+            others += refs[start:index]
+            chosen.append(refs[index])
+            start = index + 1
+        others += refs[start:]
+        return chosen, others
+
+    def _poll(self, refs: list[ObjectRef[Any]]) -> None:
+        """Let the loop catch up, and fetch what is owned elsewhere, without waiting for any of it."""
+        waiter = Waiter(1)
+        self.loop.post((self.owner.watch, waiter, refs))
+        turned = Waiter(1)
+        self.loop.post((finish, turned))
+        self.loop.wait(turned)
+        waiter.done = True
+
+    def _wait(self, waiter: Waiter, refs: list[ObjectRef[Any]], timeout_s: float | None) -> bool:
+        """Wait for objects; False when the time ran out."""
+        if self.broken is not None:
+            raise self.broken
+        self.loop.post((self.owner.watch, waiter, refs))
+        hook = self.blocking if threading.get_ident() == self._main else None
+        if hook is not None:
+            hook(True)
+        done = False
+        try:
+            done = self.loop.wait(waiter, timeout_s)
+        finally:
+            if hook is not None:
+                hook(False)
+            waiter.done = True  # whatever still arrives for it is nobody's business
+        if self.broken is not None:
+            raise self.broken
+        return done
+
+    def _values(self, refs: list[ObjectRef[Any]]) -> list[Any]:
+        memory = self.owner.memory
+        deserialize = serialization.deserialize
+        values: list[Any] = []
+        stored: list[tuple[int, bytes]] = []
+        for index, ref in enumerate(refs):
+            entry = memory.get(ref._id)
+            if entry is None:
+                continue  # an error further on ended the waiting
+            if entry[0] == INLINE:
+                values.append(deserialize(entry[1]))
+            elif entry[0] == STORED:
+                stored.append((index, ref._id))
+                values.append(None)
+            else:
+                raise _user_error(entry)
+        if stored:
+            for (index, _), value in zip(stored, self.read([o for _, o in stored]), strict=True):
+                values[index] = value
+        return values
+
+    def read(self, object_ids: list[bytes]) -> list[Any]:
+        """Values of objects that lie in this node's store, as views of it."""
+        waiter = Waiter(len(object_ids))
+        self.loop.post((self._pin, waiter, object_ids))
+        self.loop.wait(waiter)
+        values = []
+        for object_id in object_ids:
+            place = self._mapped.get(object_id)
+            if place is None:
+                raise self.broken or ObjectLostError(
+                    f"object {object_id.hex()} is not in the store of this node any more", object_id.hex()
+                )
+            unused = self._unused(object_id)
+            view = self._mapping().view(place[0], place[1], unused)
+            data, buffers = serialization.parse_stored(view)
+            values.append(serialization.deserialize_parts(data, buffers))
+        return values
+
+    def _unused(self, object_id: bytes) -> Callable[[], None]:
+        return lambda: self.loop.post((self._unpin, object_id))
+
+    def _pin(self, waiter: Waiter, object_ids: list[bytes]) -> None:
+        """In the loop: pin what is not pinned here yet; each view counts once."""
+        for object_id in object_ids:
+            place = self._mapped.get(object_id)
+            if place is not None:
+                place[2] += 1
+                _count_down(waiter)
+            else:
+                request = _PinRequest(self, waiter, object_id)
+                self._ask(request, self.agent, wire.PinObject, (object_id,))
+
+    def pinned(self, object_id: bytes, place: tuple[int, int]) -> None:
+        """In the loop: the agent pinned an object for this process."""
+        known = self._mapped.get(object_id)
+        if known is None:
+            self._mapped[object_id] = [place[0], place[1], 1]
+        else:  # two threads asked at once: one pin is enough
+            known[2] += 1
+            self.send(self.agent, wire.UnpinObjects([object_id]))
+
+    def _unpin(self, object_id: bytes) -> None:
+        place = self._mapped[object_id]
+        place[2] -= 1
+        if not place[2]:
+            del self._mapped[object_id]
+            self.send(self.agent, wire.UnpinObjects([object_id]))
+
+    def _mapping(self) -> Arena:
+        if self._arena is None:
+            self._arena = Arena(self._arena_name)
+        return self._arena
+
+    # -- references (object_ref.Runtime) --------------------------------------------------------------------------
+
+    def adopt(self, object_id: bytes, owner: Address) -> ObjectRef[Any]:
+        self.loop.post((self.owner.adopt, object_id, owner))
+        return ObjectRef(object_id, owner, self.release)
+
+    def keep_for_ever(self, ref: ObjectRef[Any]) -> None:
+        self.loop.post((self.owner.adopt, ref._id, ref.owner))
+
+    def future(self, ref: ObjectRef[Any]) -> Future[Any]:
+        """A future of a value. One thread, started by the first future, completes them all."""
+        future: Future[Any] = Future()
+        if self._completions is None:
+            self._completions = queue.SimpleQueue()
+            threading.Thread(target=self._complete, name="zray-futures", daemon=True).start()
+        completions = self._completions
+        waiter = Waiter(1, lambda: completions.put((future, ref)))
+        self.loop.post((self.owner.watch, waiter, [ref]))
+        return future
+
+    def _complete(self) -> None:
+        assert self._completions is not None
+        while True:
+            item = self._completions.get()
+            if item is None:
+                return
+            future, ref = item
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                value = self.get([ref])[0]
+            except Exception as error:
+                future.set_exception(error)
+            else:
+                future.set_result(value)
+            del item, future, ref  # or the last one's reference would live until the next
+
+    # -- end ------------------------------------------------------------------------------------------------------
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Stop the loop and close what it owned."""
+        if os.getpid() != self._pid:
+            return  # a fork of the user's: none of this is its own
+        self.loop.stop()
+        if self._completions is not None:
+            self._completions.put(None)
+        if self.loop.acquire(5.0):
+            self.transport.close(linger_ms)
+            self.loop.close()
+        if self._arena is not None:
+            self._arena.close()
+
+
+class _PinRequest(Request):
+    """A PinObject on its way; its Reply takes note of the place before it counts."""
+
+    __slots__ = ("_object_id", "_waiter", "_worker")
+
+    def __init__(self, worker: CoreWorker, waiter: Waiter, object_id: bytes) -> None:
+        super().__init__()
+        self._worker = worker
+        self._waiter = waiter
+        self._object_id = object_id
+
+    def resolve(self) -> None:
+        if self.ok:
+            self._worker.pinned(self._object_id, self.value)
+        _count_down(self._waiter)
+
+
+def _count_down(waiter: Waiter) -> None:
+    waiter.remaining -= 1
+    if waiter.remaining <= 0:
+        waiter.done = True
+        _resolve(waiter)
+
+
+def finish(waiter: Waiter) -> None:
+    """In the loop: all that was posted before has been taken."""
+    waiter.remaining = 1
+    _count_down(waiter)
+
+
+def _resolve(waiter: Any) -> None:
+    """Wake whoever waits for it."""
+    waiter.done = True
+    if type(waiter) is _PinRequest:
+        waiter.resolve()
+        return
+    if waiter.signal is not None:
+        try:
+            waiter.signal.release()
+        except RuntimeError:
+            pass  # it is awake already
+    if type(waiter) is Waiter and waiter.callback is not None:
+        callback, waiter.callback = waiter.callback, None
+        callback()
+
+
+def _first_ready(refs: list[ObjectRef[Any]], memory: dict[bytes, Entry], limit: int) -> list[int]:
+    found = []
+    for index, ref in enumerate(refs):
+        if ref._id in memory:
+            found.append(index)
+            if len(found) == limit:
+                break
+    return found
+
+
+def _user_error(entry: Entry) -> BaseException:
+    """The exception of an error entry, as ``get`` raises it."""
+    error = serialization.deserialize(entry[1])
+    if isinstance(error, RayTaskError):
+        return error.as_instanceof_cause()
+    assert isinstance(error, BaseException)
+    return error

@@ -1,0 +1,158 @@
+"""Node: the body of a node agent: its arena, its zygote, and what it sees of the processes of its machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import psutil
+
+from zray.base.config import Config
+from zray.base.resources import ResourceSet
+from zray.base.wire import Hello
+from zray.core import effects as e
+from zray.core.agent import NodeAgent
+from zray.io.session import Session
+from zray.io.spawn import Zygote, describe_exit
+from zray.io.storage import Arena, shared_memory_free_bytes
+from zray.runtime.process import PidWatch, Process, log
+from zray.runtime.worker import WorkerSettings, run_worker
+
+_SMALL_STORE = 75 << 20
+
+
+def default_store_bytes(config: Config) -> int:
+    """The size of the object store when nobody says: a share of memory, and what /dev/shm can hold."""
+    wanted = int(psutil.virtual_memory().total * config.store_fraction_of_memory)
+    return min(wanted, int(shared_memory_free_bytes() * config.store_headroom_of_shm))
+
+
+def node_description(
+    session: Session, node_id: bytes, agent: bytes, endpoint: str, store_bytes: int, *, with_control: bool
+) -> dict[str, Any]:
+    """What workers and drivers must know of a node."""
+    return {
+        "node_id": node_id,
+        "agent": agent,
+        "endpoint": endpoint,
+        "store_name": session.arena_name(),
+        "store_bytes": store_bytes,
+        "with_control": with_control,  # control lives in the same process
+    }
+
+
+class Node:
+    """The parts of a process that hosts a node agent.
+
+    Must be made before the process has threads or a zmq context, for the sake of the zygote.
+
+    Args:
+        session: the session's directory.
+        cluster: identity of the cluster.
+        config: limits.
+        node: the description workers get.
+        resources: what the node offers.
+        log_to_driver: whether workers write to this process's standard output rather than to files.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        cluster: bytes,
+        config: Config,
+        node: dict[str, Any],
+        resources: ResourceSet,
+        *,
+        log_to_driver: bool,
+    ) -> None:
+        self._session = session
+        self.description = node
+        settings = WorkerSettings(session.path, cluster, config, node, session.endpoint("w"), log_to_driver)
+        self.zygote = Zygote(lambda worker_id: run_worker(settings, worker_id), session.remove, self._on_zygote)
+        self._pids: dict[bytes, int] = {}
+        self._watches: dict[bytes, PidWatch] = {}
+        self._resources = resources
+        self._arena: Arena | None = None
+        self._config = config
+        self._process: Process
+        self.agent: NodeAgent
+
+    def attach(self, process: Process, control: bytes) -> None:
+        """Live in ``process``: from now on the agent hears and acts."""
+        self._process = process
+        prestart = int(self._resources.amounts().get("CPU", 0))
+        store_bytes = self.description["store_bytes"]
+        if store_bytes:
+            self._arena = Arena(self.description["store_name"], store_bytes)
+        if 0 < store_bytes < _SMALL_STORE:
+            log.warning(
+                "the object store has only %d MB because /dev/shm is small; in a container use a larger --shm-size",
+                store_bytes >> 20,
+            )
+        self.agent = NodeAgent(
+            self.description["node_id"], self._resources, store_bytes, prestart, control, self._config
+        )
+        process.add_brain(self.agent, "agent")
+        process.add_local(self.description["agent"])
+        process.on_timers("agent", self.agent.on_timer)
+        process.on_timers("store", self.agent.on_timer)
+        process.on_effect(e.START_WORKER, self.zygote.start)
+        process.on_effect(e.KILL_WORKER, self.zygote.kill)
+        process.on_effect(e.WATCH, self._watch)
+        process.loop.add_source(self.zygote)
+
+    def registration(self) -> tuple[Any, ...]:
+        """The fields of this node's RegisterNode."""
+        node = self.description
+        return (
+            node["node_id"],
+            node["endpoint"],
+            socket.gethostname(),
+            os.getpid(),
+            dict(self._resources),
+            {},
+            node["store_name"],
+            node["store_bytes"],
+        )
+
+    def on_hello(self, now: float, hello: Hello) -> None:
+        self.agent.on_peer_joined(now, hello.sender, hello.role, hello.pid)
+
+    def close(self) -> None:
+        """End the workers, and remove what they shared."""
+        self.zygote.close()
+        if self._arena is not None:
+            self._arena.unlink()
+            self._arena.close()
+        for watch in self._watches.values():
+            watch.close()
+
+    def _on_zygote(self, event: tuple[Any, ...]) -> None:
+        now = self._process.now()
+        if event[0] == "exited":
+            pid = self._pids.pop(event[1], 0)
+            reason = describe_exit(event[2])
+            log.info("worker %s (pid %d) %s", event[1][6:10].hex(), pid, reason)
+            self.agent.on_worker_exited(now, event[1], f"pid {pid} {reason}")
+        elif event[0] == "started":
+            self._pids[event[1]] = event[2]
+        else:
+            self._process.loop.remove_source(self.zygote)
+            log.error("the zygote ended: this node can not go on")
+            self._process.stop("the zygote ended")
+
+    def _watch(self, peer: bytes, pid: int) -> None:
+        def ended() -> None:
+            watch = self._watches.pop(peer)
+            self._process.loop.remove_source(watch)
+            watch.close()
+            self.agent.on_process_ended(self._process.now(), peer)
+
+        try:
+            watch = PidWatch(pid, ended)
+        except ProcessLookupError:
+            self.agent.on_process_ended(self._process.now(), peer)
+            return
+        self._watches[peer] = watch
+        self._process.loop.add_source(watch)

@@ -1,0 +1,99 @@
+"""What a driver or a task can know of itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zray import api
+from zray.runtime.driver import Driver
+from zray.runtime.worker import TaskExecutor
+
+
+class RuntimeContext:
+    """The identity of the running driver or task. Made by ``get_runtime_context()``."""
+
+    def __init__(self) -> None:
+        self._worker = api.runtime()
+
+    def get_job_id(self) -> str:
+        """The job, as hexadecimal text."""
+        return self._worker.job_id.hex()
+
+    def get_node_id(self) -> str:
+        """The node this process lives on, as hexadecimal text."""
+        return self._worker.node_id.hex()
+
+    def get_worker_id(self) -> str:
+        """This process, as hexadecimal text."""
+        return self._worker.me.hex()
+
+    def get_task_id(self) -> str | None:
+        """The running task; None in a driver."""
+        worker = self._worker
+        return worker.task_id.hex() if isinstance(worker, TaskExecutor) else None
+
+    def get_task_name(self) -> str | None:
+        """The name of the running task; None in a driver."""
+        worker = self._worker
+        return worker.task_name if isinstance(worker, TaskExecutor) else None
+
+    def get_actor_id(self) -> str | None:
+        """The actor this process is; None in tasks and drivers."""
+        return None
+
+    def get_actor_name(self) -> str | None:
+        """The name of the actor this process is; None in tasks and drivers."""
+        return None
+
+    def get_assigned_resources(self) -> dict[str, float]:
+        """What the running task was given; empty in a driver."""
+        worker = self._worker
+        return worker.assigned_resources() if isinstance(worker, TaskExecutor) else {}
+
+    def get_runtime_env_string(self) -> str:
+        """The runtime environment as JSON."""
+        return "{}"
+
+    @property
+    def runtime_env(self) -> dict[str, Any]:
+        """The runtime environment of this process."""
+        return {}
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of the job."""
+        return self._worker.namespace
+
+    @property
+    def was_current_actor_reconstructed(self) -> bool:
+        """Whether this actor was restarted; False in tasks and drivers."""
+        return False
+
+    @property
+    def gcs_address(self) -> str:
+        """Where the control process can be reached."""
+        worker = self._worker
+        if isinstance(worker, Driver) and worker.head is not None:
+            return worker.head.session.endpoint("h")
+        return worker.node_endpoint
+
+    def get(self) -> dict[str, Any]:
+        """The ids that are known, by name."""
+        known: dict[str, Any] = {
+            "job_id": self.get_job_id(),
+            "node_id": self.get_node_id(),
+            "namespace": self.namespace,
+        }
+        if self.get_task_id() is not None:
+            known["task_id"] = self.get_task_id()
+        return known
+
+
+def get_runtime_context() -> RuntimeContext:
+    """The identity of the running driver or task.
+
+    Example:
+        >>> get_runtime_context().get_job_id()  # doctest: +SKIP
+        '00000001'
+    """
+    return RuntimeContext()
