@@ -329,16 +329,27 @@ def wait(
     """
     if not isinstance(object_refs, list):
         raise TypeError(f"wait() takes a list of ObjectRefs, not a {type(object_refs).__name__}")
-    _check_refs("wait", object_refs)
     if not object_refs:
         raise ValueError("wait() needs at least one ObjectRef")
-    if len({ref._id for ref in object_refs}) != len(object_refs):
-        raise ValueError("wait() needs a list of different ObjectRefs: one of them is in it twice")
+    worker = runtime()
+    if worker.checked != _mark(object_refs):  # a loop passes what the last call left over: that is checked already
+        _check_refs("wait", object_refs)
+        if len({ref._id for ref in object_refs}) != len(object_refs):
+            raise ValueError("wait() needs a list of different ObjectRefs: one of them is in it twice")
     if isinstance(num_returns, bool) or not isinstance(num_returns, int):
         raise TypeError(f"num_returns must be an integer, not {num_returns!r}")
     if not 0 < num_returns <= len(object_refs):
         raise ValueError(f"num_returns must be between 1 and {len(object_refs)} (the number of references), not {num_returns}")
-    return runtime().wait(object_refs, num_returns, _seconds(timeout))
+    ready, rest = worker.wait(object_refs, num_returns, _seconds(timeout))
+    worker.checked = _mark(rest)
+    return ready, rest
+
+
+def _mark(refs: list[Any]) -> tuple[Any, ...]:
+    """What tells a list from others without looking at all of it, and without keeping it alive."""
+    if not refs:
+        return ()
+    return (id(refs), len(refs), getattr(refs[0], "_id", None), getattr(refs[-1], "_id", None))
 
 
 def _check_refs(function: str, refs: Sequence[Any]) -> None:

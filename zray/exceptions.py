@@ -85,7 +85,7 @@ class RayTaskError(RayError):
                 (RayTaskError, cause_type),
                 {"__init__": RayTaskError.__init__, "__str__": RayTaskError.__str__, "__module__": __name__},
             )
-            error = both.__new__(both)
+            error: RayTaskError = Exception.__new__(both)
             RayTaskError.__init__(
                 error, self.function_name, self.traceback_str, cause, self.pid, self.node
             )
@@ -96,7 +96,7 @@ class RayTaskError(RayError):
                 error.__dict__[name] = value
         error.args = cause.args
         error.__cause__ = cause
-        return error  # type: ignore[no-any-return]
+        return error
 
 
 class TaskCancelledError(RayError):

@@ -65,7 +65,9 @@ def _requirement(metric: Metric, bound: Bound) -> str:
 
 def _heading(results: Results) -> str:
     engines = ", ".join(
-        f"{engine} {results.versions[engine]}" if engine in results.versions else f"{engine} absent" for engine in ENGINES
+        f"{engine} {results.versions[engine]}" if engine in results.versions else f"{engine} absent"
+        for engine in ENGINES
+        if engine in results.versions or engine in results.absent
     )
     return f"Python {platform.python_version()}, {os.cpu_count()} CPUs, {time.strftime('%Y-%m-%d %H:%M')}: {engines}"
 

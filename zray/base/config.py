@@ -66,7 +66,7 @@ class Config:
             text = environ.get("ZRAY_" + field.name.upper())
             if text is None:
                 continue
-            kind = type(field.default)
+            kind: Any = type(field.default)
             try:
                 changed[field.name] = kind(text)
             except ValueError:

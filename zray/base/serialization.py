@@ -93,7 +93,8 @@ def serialize(value: Any) -> Serialized:
         value = _BytesBox(value)
     buffers: list[PickleBuffer] = []
     outer = _captured.refs
-    _captured.refs = refs = []
+    refs: list[Any] = []
+    _captured.refs = refs
     try:
         try:
             data = pickle.dumps(value, 5, buffer_callback=buffers.append)
@@ -121,7 +122,7 @@ def serialize(value: Any) -> Serialized:
 
 def deserialize(payload: Payload) -> Any:
     """The value of an inline payload."""
-    if type(payload) is bytes:
+    if isinstance(payload, bytes):
         return pickle.loads(payload)
     return pickle.loads(payload[0], buffers=payload[1:])
 
@@ -203,7 +204,7 @@ def register_serializer(
     def reduce(value: Any) -> tuple[Any, ...]:
         return _rebuild, (deserializer, serializer(value))
 
-    copyreg.pickle(cls, reduce)  # type: ignore[arg-type]
+    copyreg.pickle(cls, reduce)
 
 
 def deregister_serializer(cls: type) -> None:

@@ -41,7 +41,7 @@ IDLE_TIMER = "leases.idle"
 class Lease:
     """A worker lent to this process."""
 
-    __slots__ = ("alone", "closing", "id", "idle_since", "inflight", "queue", "stalled", "worker")
+    __slots__ = ("alone", "closing", "fresh", "id", "idle_since", "inflight", "queue", "stalled", "worker")
 
     def __init__(self, id: int, worker: bytes, queue: LeaseQueue) -> None:
         self.id = id
@@ -50,6 +50,7 @@ class Lease:
         self.inflight: dict[bytes, Task] = {}
         self.alone = False  # its one task must not have others behind it
         self.closing = False  # the agent wants it back
+        self.fresh = True  # nothing was pushed yet: it serves one task even if it is wanted back already
         self.stalled = False  # the worker is busy with something long, or blocked
         self.idle_since: float | None = None
 
@@ -163,8 +164,8 @@ class NormalTaskSubmitter:
         lease = self.leases.get(lease_id)
         if lease is None:
             return
-        lease.stalled = True
         back = [lease.inflight.pop(t) for t in task_ids if t in lease.inflight]
+        lease.stalled = bool(lease.inflight)  # with nothing left there, no DONE would ever end it
         lease.queue.tasks.extendleft(reversed(back))
         self._touch(lease.queue)
 
@@ -235,7 +236,8 @@ class NormalTaskSubmitter:
         limit = now - self._config.lease_idle_ms / 1000
         idle_left = False
         for queue in self.queues.values():
-            if queue.tasks:
+            if queue.tasks:  # they are pushed in a moment, and may leave leases idle for which nobody else sets a timer
+                idle_left = True
                 continue
             for lease in list(queue.leases.values()):
                 if lease.idle_since is not None and lease.idle_since <= limit + 1e-6:
@@ -271,7 +273,12 @@ class NormalTaskSubmitter:
 
     def _push(self, queue: LeaseQueue) -> None:
         tasks = queue.tasks
-        leases = [lease for lease in queue.leases.values() if not lease.closing and not lease.stalled]
+        # Two owners whose leases are called back for each other before they are used would exchange them for ever.
+        leases = [
+            lease
+            for lease in queue.leases.values()
+            if (lease.fresh or not lease.closing) and not lease.stalled
+        ]
         if not leases:
             return
         share = -(-len(tasks) // len(leases))
@@ -283,7 +290,7 @@ class NormalTaskSubmitter:
             if inflight and lease.alone:
                 continue
             lease.alone = False
-            room = min(self._depth(tasks[0]) - len(inflight), share)
+            room = 1 if lease.closing else min(self._depth(tasks[0]) - len(inflight), share)
             specs = []
             while room > 0 and tasks:
                 task = tasks[0]
@@ -297,6 +304,7 @@ class NormalTaskSubmitter:
                 room = 0 if alone else room - 1
             if specs:
                 lease.idle_since = None
+                lease.fresh = False
                 self._out.append((SEND, lease.worker, (PUSH, lease.id, specs)))
 
     def _request(self, queue: LeaseQueue) -> None:

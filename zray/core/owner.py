@@ -94,10 +94,12 @@ class Owner:
         "_agent",
         "_config",
         "_dead",
+        "_listeners",
         "_me",
         "_node_id",
         "_remote_gets",
         "_watchers",
+        "arrivals",
         "fetching",
         "leases",
         "memory",
@@ -118,6 +120,8 @@ class Owner:
         self.leases = NormalTaskSubmitter(job_id, agent, config, self.out, self._make_spec)
         self.fetching: dict[bytes, None] = {}  # borrowed objects asked for at their owners
         self._watchers: dict[bytes, list[Waiter]] = {}
+        self._listeners: list[Waiter] = []
+        self.arrivals = 0  # objects that arrived so far
         self._remote_gets: dict[bytes, list[bytes]] = {}
         self._dead: dict[bytes, str] = {}  # processes that ended, and how
 
@@ -163,9 +167,27 @@ class Owner:
                     watchers[:] = [w for w in watchers if not w.done]
                     watchers.append(waiter)
 
+    def listen(self, waiter: Waiter, since: int) -> None:
+        """Tell ``waiter`` when ``remaining`` objects, whichever, have arrived after the ``since``-th.
+
+        ``wait`` on many references that is called again and again would pay for each of them each time if it watched them all; so
+        it looks at its list again when enough has arrived that it may be done.
+        """
+        waiter.remaining -= self.arrivals - since
+        if waiter.remaining <= 0:
+            waiter.done = True
+            self.out.append((RESOLVE, waiter))
+        else:
+            self._listeners.append(waiter)
+
+    def seek(self, refs: list[Any]) -> None:
+        """Somebody here waits for these objects: have those that are owned elsewhere sent."""
+        for ref in refs:
+            self._seek(ref.binary(), ref.owner)
+
     def abandon(self) -> None:
         """The cluster is gone: nothing will arrive any more, so nobody shall wait."""
-        for watchers in self._watchers.values():
+        for watchers in [*self._watchers.values(), self._listeners]:
             for waiter in watchers:
                 if not waiter.done:
                     waiter.done = True
@@ -365,6 +387,11 @@ class Owner:
             if contained:
                 references.contain(object_id, contained, received=True)
         self.memory[object_id] = entry
+        self.arrivals += 1
+        if self._listeners:
+            for waiter in self._listeners:
+                self._count_down(waiter, entry)
+            self._listeners = [w for w in self._listeners if not w.done]
         waiters = self._watchers.pop(object_id, None)
         if waiters is not None:
             for waiter in waiters:

@@ -90,7 +90,7 @@ class ObjectStore:
             return
         stored.sealed = True
         stored.owner = owner
-        if self._dead(owner):
+        if stored.freed or self._dead(owner):
             self.free([object_id])
 
     def abort(self, object_id: bytes) -> None:
@@ -126,8 +126,8 @@ class ObjectStore:
         """The owner needs them no more."""
         for object_id in object_ids:
             stored = self.objects.get(object_id)
-            if stored is not None and stored.sealed:
-                stored.freed = True
+            if stored is not None:
+                stored.freed = True  # and when the seal is still on its way, it goes when the seal arrives
                 self._remove_if_done(object_id, stored)
         self._place_waiting()
 
@@ -168,7 +168,7 @@ class ObjectStore:
             del self._waiting[0]
 
     def _remove_if_done(self, object_id: bytes, stored: StoredObject) -> None:
-        if stored.freed and not stored.pins:
+        if stored.freed and stored.sealed and not stored.pins:
             self._remove(object_id, stored)
 
     def _remove(self, object_id: bytes, stored: StoredObject) -> None:
@@ -194,7 +194,7 @@ class ObjectStore:
         """Assert the invariants."""
         self.arena.check()
         for object_id, stored in self.objects.items():
-            if stored.freed and not stored.pins:
+            if stored.freed and stored.sealed and not stored.pins:
                 raise InvariantError(f"object {object_id.hex()} is free and still here")
 
     def statistics(self) -> dict[str, int]:

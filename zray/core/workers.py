@@ -83,7 +83,8 @@ class WorkerPool:
     def prestart(self) -> None:
         """Start workers until as many live as the node keeps."""
         alive = sum(1 for w in self.workers.values() if w.state is not WorkerState.ENDING)
-        for _ in range(self._prestart - alive):
+        room = self._config.workers_max - len(self.workers)
+        for _ in range(min(self._prestart - alive, room)):
             self._start()
 
     def lease(self, lease_id: int, job_id: bytes) -> Worker | None:
@@ -123,7 +124,10 @@ class WorkerPool:
             return None
         worker.move("returned")
         worker.idle_since = now
-        return self._serve(worker)
+        served = self._serve(worker)
+        if served is None:
+            self._start_missing()  # those who wait may not have this one, but it can make room
+        return served
 
     def on_exited(self, worker_id: bytes) -> Worker | None:
         """A worker process is gone."""
@@ -180,10 +184,12 @@ class WorkerPool:
         return None
 
     def _start_missing(self) -> None:
-        starting = sum(1 for w in self.workers.values() if w.state is WorkerState.STARTING)
-        for _ in range(len(self.waiting) - starting):
+        states = [w.state for w in self.workers.values()]
+        starting, ending = states.count(WorkerState.STARTING), states.count(WorkerState.ENDING)
+        for missing in range(len(self.waiting) - starting, 0, -1):
             if self.full():
-                self._evict()
+                if missing > ending:  # those that end already make room as well
+                    self._evict()
                 return
             self._start()
 

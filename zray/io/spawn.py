@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 _PR_SET_NAME = 15
 _PR_SET_PDEATHSIG = 1
 
+_prctl: Any
 try:
     _prctl = ctypes.CDLL(None, use_errno=True).prctl
 except (OSError, AttributeError):  # not Linux
@@ -176,7 +177,7 @@ class _Nursery:
         gc.collect()
         gc.freeze()  # what exists now is shared with all workers; the collector must not touch (copy) it
         while True:
-            readable, _, _ = select.select([self._socket, wake_read], [], [])
+            readable: list[Any] = select.select([self._socket, wake_read], [], [])[0]
             if wake_read in readable:
                 os.read(wake_read, 4096)
                 self._reap()

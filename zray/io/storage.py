@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from multiprocessing import shared_memory
-from typing import Any
+from typing import Any, cast
 
 from zray.base import serialization
 from zray.base.serialization import Serialized
@@ -71,7 +71,7 @@ class Arena(shared_memory.SharedMemory):
         """
         parts = serialization.stored_parts(value)
         if warm:
-            view = self.buf
+            view: Any = self.buf
             for start, part in parts:
                 raw = memoryview(part)
                 view[offset + start : offset + start + raw.nbytes] = raw.cast("B") if raw.nbytes else b""
@@ -95,7 +95,7 @@ class Arena(shared_memory.SharedMemory):
         import ctypes  # only for programs that read large objects
 
         # A ctypes array, unlike a memoryview, tells when it dies; each slice and array made of the view keeps it alive.
-        window = (ctypes.c_char * size).from_buffer(self.buf, offset)
+        window = (ctypes.c_char * size).from_buffer(cast("memoryview", self.buf), offset)
         weakref.finalize(window, on_unused).atexit = False
         return memoryview(window).cast("B").toreadonly()
 

@@ -189,7 +189,7 @@ class Transport:
         get = socket.get
         found = False
         for _ in range(_BATCH_MAX):
-            if not get(zmq.EVENTS) & zmq.POLLIN:
+            if not int(get(zmq.EVENTS)) & zmq.POLLIN:
                 return found
             frames = socket.recv_multipart(zmq.NOBLOCK)
             found = True

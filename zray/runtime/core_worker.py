@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -75,6 +76,7 @@ class CoreWorker(Process):
         self.task_ids = TaskIDs(me)
         self.release: Callable[[bytes], None] = self.loop.post  # what an ObjectRef calls when it dies
         self.exported: dict[bytes, None] = {}
+        self.checked: tuple[Any, ...] = ()  # marks the list that the last wait left over
         self.owner: Owner
         self._arena: Arena | None = None
         self._arena_name = ""
@@ -235,6 +237,7 @@ class CoreWorker(Process):
 
     def _store(self, object_id: bytes, value: Serialized, owner: bytes) -> int:
         size = serialization.stored_size(value)
+        self.loop.post((self._free_first,))
         request = self.ask(self.agent, wire.CreateObject, object_id, size)
         self.loop.wait(request)
         if not request.ok:
@@ -249,6 +252,11 @@ class CoreWorker(Process):
             raise
         self.tell(self.agent, wire.SealObject(object_id, owner))
         return size
+
+    def _free_first(self) -> None:
+        """In the loop: what was released before a put is free, and warm, when the put asks for room."""
+        self.owner.settle(time.monotonic())
+        self.execute(self.owner)
 
     def get(self, refs: list[ObjectRef[Any]], timeout_s: float | None = None) -> list[Any]:
         """The values of ``refs``, in order.
@@ -272,16 +280,7 @@ class CoreWorker(Process):
         self, refs: list[ObjectRef[Any]], num_returns: int, timeout_s: float | None
     ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
         """Split ``refs`` into at most ``num_returns`` ready ones and the others, each in the order given."""
-        memory = self.owner.memory
-        ready = _first_ready(refs, memory, num_returns)
-        if len(ready) < num_returns and timeout_s != 0:
-            missing = [ref for ref in refs if ref._id not in memory]
-            waiter = Waiter(num_returns - (len(refs) - len(missing)))
-            self._wait(waiter, missing, timeout_s)
-            ready = _first_ready(refs, memory, num_returns)
-        elif len(ready) < num_returns:
-            self._poll(refs)
-            ready = _first_ready(refs, memory, num_returns)
+        ready = self._ready(refs, num_returns, timeout_s)
         chosen: list[ObjectRef[Any]] = []
         others: list[ObjectRef[Any]] = []
         start = 0
@@ -292,20 +291,41 @@ class CoreWorker(Process):
         others += refs[start:]
         return chosen, others
 
-    def _poll(self, refs: list[ObjectRef[Any]]) -> None:
-        """Let the loop catch up, and fetch what is owned elsewhere, without waiting for any of it."""
-        waiter = Waiter(1)
-        self.loop.post((self.owner.watch, waiter, refs))
-        turned = Waiter(1)
-        self.loop.post((finish, turned))
-        self.loop.wait(turned)
-        waiter.done = True
+    def _ready(self, refs: list[ObjectRef[Any]], num_returns: int, timeout_s: float | None) -> list[int]:
+        """Positions of the first ``num_returns`` ready references; waits for as many."""
+        memory = self.owner.memory
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        arrivals = self.owner.arrivals
+        ready = _first_ready(refs, memory, num_returns)
+        sought = False
+        while len(ready) < num_returns:
+            if self.broken is not None:
+                raise self.broken
+            if not sought:
+                sought = True
+                self.loop.post((self.owner.seek, refs))
+            waiter = Waiter(num_returns - len(ready))
+            self.loop.post((self.owner.listen, waiter, arrivals))
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            in_time = self._block(waiter, left)
+            arrivals = self.owner.arrivals
+            ready = _first_ready(refs, memory, num_returns)
+            if not in_time:
+                break
+        return ready
 
     def _wait(self, waiter: Waiter, refs: list[ObjectRef[Any]], timeout_s: float | None) -> bool:
         """Wait for objects; False when the time ran out."""
         if self.broken is not None:
             raise self.broken
         self.loop.post((self.owner.watch, waiter, refs))
+        done = self._block(waiter, timeout_s)
+        if self.broken is not None:
+            raise self.broken
+        return done
+
+    def _block(self, waiter: Waiter, timeout_s: float | None) -> bool:
+        """Wait in this thread; a worker's main thread lends its CPU out meanwhile."""
         hook = self.blocking if threading.get_ident() == self._main else None
         if hook is not None:
             hook(True)
@@ -316,8 +336,6 @@ class CoreWorker(Process):
             if hook is not None:
                 hook(False)
             waiter.done = True  # whatever still arrives for it is nobody's business
-        if self.broken is not None:
-            raise self.broken
         return done
 
     def _values(self, refs: list[ObjectRef[Any]]) -> list[Any]:

@@ -252,9 +252,9 @@ class TaskExecutor(CoreWorker):
         if num_returns == 0:
             return ()
         try:
-            values = tuple(result)
+            values: tuple[Any, ...] | None = tuple(result)
         except TypeError:
-            values = None  # type: ignore[assignment]
+            values = None
         if values is None or len(values) != num_returns:
             got = f"{len(values)} values" if values is not None else f"a {type(result).__name__}"
             raise ValueError(f"{name}() has num_returns={num_returns} but returned {got}: return that many in a tuple")

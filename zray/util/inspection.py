@@ -31,7 +31,7 @@ def inspect_serializability(
         False
     """
     out = print_file or sys.stdout
-    name = name or getattr(value, "__qualname__", type(value).__name__)
+    name = name or str(getattr(value, "__qualname__", type(value).__name__))
     problem = _problem(value)
     if problem is None:
         print(f"{name} can be serialized", file=out)

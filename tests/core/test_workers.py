@@ -1,0 +1,269 @@
+"""WorkerPool: which process runs a lease."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zray.base.config import Config
+from zray.core.effects import KILL_WORKER, START_WORKER
+from zray.core.workers import WorkerPool, WorkerState
+from zray.exceptions import InvariantError
+
+from .reading import drain, process, verbs
+
+J, K = b"job1", b"job2"
+
+
+class Bench:
+    def __init__(self, prestart: int = 0, workers_max: int = 10, worker_idle_s: float = 2.0) -> None:
+        self.out: list[Any] = []
+        config = Config(workers_max=workers_max, worker_idle_s=worker_idle_s)
+        self.pool = WorkerPool(prestart, process("node"), config, self.out)
+
+    def does(self, event: str, *args: Any) -> Any:
+        result = getattr(self.pool, event)(*args)
+        self.pool.check()
+        return result
+
+    def started(self) -> list[bytes]:
+        return [e[0] for e in verbs(drain(self.out), START_WORKER)]
+
+    def killed(self) -> list[bytes]:
+        return [e[0] for e in verbs(drain(self.out), KILL_WORKER)]
+
+    def ready(self, worker_id: bytes, now: float = 0.0) -> Any:
+        return self.does("on_ready", now, worker_id, "sim://", 1)
+
+
+def test_the_pool_is_filled_before_anybody_asks() -> None:
+    bench = Bench(prestart=3)
+    bench.does("prestart")
+    assert len(bench.started()) == 3
+    bench.does("prestart")
+    assert bench.started() == []
+
+
+def test_worker_ids_are_unique_in_the_pool_and_between_nodes() -> None:
+    bench, other = Bench(prestart=3), WorkerPool(3, process("other"), Config(), [])
+    bench.does("prestart")
+    other.prestart()
+    ids = [*bench.pool.workers, *other.workers]
+    assert len(dict.fromkeys(ids)) == 6
+    assert len(dict.fromkeys(i[:10] for i in ids)) == 6, "task ids begin with the first ten bytes"
+
+
+def test_a_lease_takes_an_idle_worker_of_its_job_before_a_fresh_one() -> None:
+    bench = Bench(prestart=2)
+    bench.does("prestart")
+    first, second = bench.started()
+    bench.ready(first)
+    bench.ready(second)
+    assert bench.does("lease", 1, J).id == first
+    assert bench.does("lease", 2, J).id == second
+    bench.does("on_returned", 1.0, second)
+    assert bench.does("lease", 3, J).id == second
+
+
+def test_workers_are_never_shared_between_jobs() -> None:
+    bench = Bench(prestart=1)
+    bench.does("prestart")
+    [worker] = bench.started()
+    bench.ready(worker)
+    bench.does("lease", 1, J)
+    bench.does("on_returned", 1.0, worker)
+    assert bench.does("lease", 2, K) is None
+    assert len(bench.started()) == 1, "a new worker starts for the other job"
+
+
+def test_leases_wait_in_order_and_starting_workers_are_counted() -> None:
+    bench = Bench()
+    assert bench.does("lease", 1, J) is None and bench.does("lease", 2, J) is None
+    first, second = bench.started()
+    lease_id, worker = bench.ready(second)
+    assert (lease_id, worker.id, worker.state) == (1, second, WorkerState.LEASED)
+    assert bench.ready(first)[0] == 2
+    assert bench.ready(first) is None, "saying it twice is harmless"
+    assert bench.ready(b"unknown") is None
+
+
+def test_a_returned_worker_serves_the_next_lease_of_its_job() -> None:
+    bench = Bench(workers_max=1)
+    bench.does("lease", 1, J)
+    [worker] = bench.started()
+    bench.ready(worker)
+    bench.does("lease", 2, J)
+    assert bench.started() == []
+    assert bench.does("on_returned", 1.0, worker)[0] == 2
+
+
+def test_at_the_limit_an_idle_worker_of_another_job_makes_room() -> None:
+    bench = Bench(workers_max=1)
+    bench.does("lease", 1, J)
+    [worker] = bench.started()
+    bench.ready(worker)
+    bench.does("on_returned", 1.0, worker)
+    assert bench.does("lease", 2, K) is None
+    assert bench.killed() == [worker]
+    bench.does("on_exited", worker)
+    assert len(bench.started()) == 1
+
+
+def test_a_worker_that_is_returned_to_another_job_makes_room_for_the_lease_that_waits() -> None:
+    """Without this the lease would wait for ever beside an idle worker that it may not have."""
+    bench = Bench(prestart=1, workers_max=1)
+    bench.does("prestart")
+    [worker] = bench.started()
+    bench.ready(worker)
+    bench.does("lease", 1, J)
+    assert bench.does("lease", 2, K) is None
+    assert bench.does("on_returned", 1.0, worker) is None
+    assert bench.killed() == [worker]
+    bench.does("on_exited", worker)
+    [fresh] = bench.started()
+    assert bench.ready(fresh)[0] == 2
+
+
+def test_filling_the_pool_stays_within_the_limit() -> None:
+    """Workers that were told to end are still processes: they count until their exit is seen."""
+    bench = Bench(prestart=2, workers_max=2)
+    bench.does("prestart")
+    first, second = bench.started()
+    bench.ready(first)
+    bench.ready(second)
+    bench.does("lease", 1, J)
+    bench.does("kill_job", J)
+    bench.does("prestart")
+    assert bench.started() == []
+    bench.does("on_exited", first)
+    bench.does("prestart")
+    assert len(bench.started()) == 1
+
+
+def test_one_who_waits_no_more_is_not_served() -> None:
+    bench = Bench()
+    bench.does("lease", 1, J)
+    [worker] = bench.started()
+    bench.does("cancel", 1)
+    assert bench.ready(worker) is None
+    assert bench.pool.workers[worker].state is WorkerState.IDLE
+
+
+def test_the_end_of_a_job_ends_its_workers_and_its_waiting() -> None:
+    bench = Bench()
+    bench.does("lease", 1, J)
+    [worker] = bench.started()
+    bench.ready(worker)
+    bench.does("lease", 2, J)
+    bench.does("kill_job", J)
+    assert bench.killed() == [worker] and bench.pool.waiting == {}
+    assert bench.does("on_returned", 1.0, worker) is None, "it is ending"
+    assert bench.does("on_exited", worker).id == worker
+    assert bench.does("on_exited", worker) is None
+
+
+def test_a_worker_that_dies_while_starting_is_replaced_for_the_lease_that_waits() -> None:
+    bench = Bench()
+    bench.does("lease", 1, J)
+    [worker] = bench.started()
+    bench.does("on_exited", worker)
+    [second] = bench.started()
+    assert bench.ready(second)[0] == 1
+
+
+def test_idle_workers_above_the_prestarted_number_are_ended_when_their_time_is_over() -> None:
+    bench = Bench(prestart=1, worker_idle_s=2.0)
+    for lease_id in (1, 2, 3):
+        bench.does("lease", lease_id, J)
+    for worker in bench.started():
+        bench.ready(worker)
+    ids = list(bench.pool.workers)
+    for at, worker in zip((1.0, 2.0, 3.0), ids, strict=True):
+        bench.does("on_returned", at, worker)
+    assert bench.does("reap", 3.0) is True
+    assert bench.killed() == [ids[0]]
+    assert bench.does("reap", 9.0) is False
+    assert bench.killed() == [ids[1]], "one is kept"
+
+
+def test_check_sees_a_pool_above_its_limit() -> None:
+    bench = Bench(prestart=2, workers_max=2)
+    bench.does("prestart")
+    bench.pool._start()
+    with pytest.raises(InvariantError, match="more than the limit"):
+        bench.pool.check()
+
+
+walks = st.lists(
+    st.tuples(
+        st.sampled_from(["lease", "lease", "ready", "ready", "return", "exit", "cancel", "reap", "kill_job"]),
+        st.integers(0, 6),
+        st.sampled_from([J, K]),
+    ),
+    max_size=80,
+)
+
+
+@given(st.integers(0, 3), st.integers(1, 4), walks)
+def test_random_walk_every_lease_gets_a_worker_in_the_end(prestart: int, room: int, walk: list[Any]) -> None:
+    bench = Bench(prestart=prestart, workers_max=max(prestart, room))
+    pool = bench.pool
+    pool.prestart()
+    held: dict[bytes, int] = {}  # worker -> lease
+    jobs: dict[int, bytes] = {}
+    now = 0.0
+
+    def serve(served: Any) -> None:
+        if served is not None:
+            lease_id, worker = served
+            assert jobs[lease_id] == worker.job_id and worker.id not in held
+            held[worker.id] = lease_id
+
+    def step(what: str, index: int, job: bytes, lease_id: int) -> None:
+        workers = list(pool.workers.values())
+        worker = workers[index % len(workers)] if workers else None
+        if what == "lease":
+            jobs[lease_id] = job
+            found = pool.lease(lease_id, job)
+            serve(None if found is None else (lease_id, found))
+        elif what == "cancel" and pool.waiting:
+            pool.cancel(list(pool.waiting)[index % len(pool.waiting)])
+        elif what == "reap":
+            pool.reap(now)
+        elif what == "kill_job":
+            for worker_id in [w for w, i in held.items() if jobs[i] == job]:
+                del held[worker_id]
+            pool.kill_job(job)
+        elif worker is None:
+            return
+        elif what == "ready":
+            serve(pool.on_ready(now, worker.id, "", 1))
+        elif what == "return":
+            if held.pop(worker.id, None) is not None:
+                serve(pool.on_returned(now, worker.id))
+        elif what == "exit":
+            held.pop(worker.id, None)
+            pool.on_exited(worker.id)
+            pool.prestart()
+        pool.check()
+
+    for number, (what, index, job) in enumerate(walk):
+        now += 1.0
+        step(what, index, job, number + 1)
+    for _ in range(200):  # processes start and end as they were told, and leases end: all who wait are served
+        if not pool.waiting:
+            break
+        for worker in list(pool.workers.values()):
+            if worker.state is WorkerState.STARTING:
+                serve(pool.on_ready(now, worker.id, "", 1))
+            elif worker.state is WorkerState.ENDING:
+                pool.on_exited(worker.id)
+                pool.prestart()
+            elif worker.id in held:
+                del held[worker.id]
+                serve(pool.on_returned(now, worker.id))
+            pool.check()
+    assert not pool.waiting
