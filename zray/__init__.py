@@ -1,7 +1,7 @@
 """zray: a distributed engine in pure Python with the public API of Ray Core.
 
-Write ``import zray as ray`` and use it as you would use Ray. Importing does nothing and loads nothing: every public name is loaded
-when it is first used.
+Write ``import zray as ray`` and use it as you would use Ray. Importing does nothing and loads nothing: every public
+name is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PUBLIC = {
 }
 _MODULES = ("exceptions", "util")
 
-__all__ = ["__version__", *_PUBLIC, *_MODULES]
+__all__ = ["__version__", *_PUBLIC, *_MODULES]  # noqa: PLE0604 - all of them are strings
 
 if TYPE_CHECKING:
     from zray import exceptions as exceptions

@@ -372,19 +372,17 @@ def _seconds(timeout: float | None) -> float | None:
 
 def nodes() -> list[dict[str, Any]]:
     """What the control knows of each node: id, address, resources, labels, whether it is alive."""
-    answer = []
-    for node in runtime().call(CONTROL, ListNodes):
-        answer.append(
-            {
-                "NodeID": node["node_id"].hex(),
-                "Alive": node["alive"],
-                "NodeManagerHostname": node["hostname"],
-                "NodeManagerAddress": node["endpoint"],
-                "Resources": _amounts(node["total"]),
-                "Labels": node["labels"],
-            }
-        )
-    return answer
+    return [
+        {
+            "NodeID": node["node_id"].hex(),
+            "Alive": node["alive"],
+            "NodeManagerHostname": node["hostname"],
+            "NodeManagerAddress": node["endpoint"],
+            "Resources": _amounts(node["total"]),
+            "Labels": node["labels"],
+        }
+        for node in runtime().call(CONTROL, ListNodes)
+    ]
 
 
 def cluster_resources() -> dict[str, float]:

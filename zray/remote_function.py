@@ -22,8 +22,8 @@ R = TypeVar("R")
 class RemoteFunction(Generic[P, R]):
     """A function whose calls run in worker processes.
 
-    Made by ``@zray.remote``. ``f.remote(...)`` submits a task and returns an ObjectRef at once; ``f.options(...)`` gives the same function
-    with other options. Semantics follow Ray's documentation of remote functions.
+    Made by ``@zray.remote``. ``f.remote(...)`` submits a task and returns an ObjectRef at once; ``f.options(...)``
+    gives the same function with other options. Semantics follow Ray's documentation of remote functions.
 
     Example:
         >>> import zray as ray
@@ -202,8 +202,9 @@ def remote(*args: Any, **task_options: Any) -> Any:
     """Make a function remote: ``@remote``, ``@remote(num_cpus=2)``, or ``remote(f)``.
 
     Args:
-        task_options: ``num_cpus``, ``num_gpus``, ``memory`` (bytes), ``resources``, ``num_returns``, ``max_calls``, ``max_retries``,
-            ``retry_exceptions``, ``scheduling_strategy``, ``runtime_env``, ``name`` and the others of Ray's documentation.
+        task_options: ``num_cpus``, ``num_gpus``, ``memory`` (bytes), ``resources``, ``num_returns``, ``max_calls``,
+            ``max_retries``, ``retry_exceptions``, ``scheduling_strategy``, ``runtime_env``, ``name`` and the others of
+            Ray's documentation.
 
     Returns:
         A RemoteFunction, or a decorator that makes one.

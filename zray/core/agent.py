@@ -47,8 +47,8 @@ class NodeAgent:
     """
 
     __slots__ = (
-        "_control",
         "_config",
+        "_control",
         "_dead",
         "_heartbeat_set",
         "_node_id",

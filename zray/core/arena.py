@@ -2,10 +2,10 @@
 
 Theory of operation
 -------------------
-Free space is a list of extents in order of offset. An extent is *warm* when its pages have been written before: copying into warm pages
-runs at memory speed, into cold ones at a fifth of it (the kernel has to find and clear each page), so warm space is used
-first, the tightest extent that fits. Neighbours of equal temperature are joined when space is freed. Where nothing fits
-alone, neighbours of different temperature are taken together as cold space.
+Free space is a list of extents in order of offset. An extent is *warm* when its pages have been written before: copying
+into warm pages runs at memory speed, into cold ones at a fifth of it (the kernel has to find and clear each page), so
+warm space is used first, the tightest extent that fits. Neighbours of equal temperature are joined when space is freed.
+Where nothing fits alone, neighbours of different temperature are taken together as cold space.
 """
 
 from __future__ import annotations

@@ -3,13 +3,15 @@
 Theory of operation
 -------------------
 A *lease* is the right to push tasks to one worker, granted by a node agent for one scheduling key (the resources of the
-task). Ready tasks queue per key; ``pump`` spreads the queue evenly over the leases of the key and asks for more leases while
-there are more tasks than leases. An idle lease goes back after ``lease_idle_ms``, or as soon as its agent wants it for others.
+task). Ready tasks queue per key; ``pump`` spreads the queue evenly over the leases of the key and asks for more leases
+while there are more tasks than leases. An idle lease goes back after ``lease_idle_ms``, or as soon as its agent wants
+it for others.
 
-*Pipelining.* A worker that has only one task at a time idles for a round trip after each. So up to ``depth`` tasks are pushed
-ahead, where depth is how many fit into ``pipeline_window_ms`` by the measured run time of that function: hundreds for no-op
-tasks, one for anything slow or unknown. When the guess is wrong, because a short task turned long or blocks in ``get``, the worker
-hands what it has not started back, and nothing more is pushed to it until it finishes something (``stalled``).
+*Pipelining.* A worker that has only one task at a time idles for a round trip after each. So up to ``depth`` tasks are
+pushed ahead, where depth is how many fit into ``pipeline_window_ms`` by the measured run time of that function:
+hundreds for no-op tasks, one for anything slow or unknown. When the guess is wrong, because a short task turned long or
+blocks in ``get``, the worker hands what it has not started back, and nothing more is pushed to it until it finishes
+something (``stalled``).
 
 *Blame.* When a worker dies with several tasks in its queue nobody can say which one it was running, so none is charged, but
 all become *suspects* and run alone from then on: a second death is then certain to be its task's own. Tasks that must not be
@@ -237,7 +239,7 @@ class NormalTaskSubmitter:
         idle_left = False
         for queue in self.queues.values():
             if queue.tasks:  # they are pushed in a moment, and may leave leases idle for which nobody else sets a timer
-                idle_left = True
+                idle_left = idle_left or bool(queue.leases)
                 continue
             for lease in list(queue.leases.values()):
                 if lease.idle_since is not None and lease.idle_since <= limit + 1e-6:

@@ -1,7 +1,8 @@
 """Lifecycles: states and the moves between them, as data.
 
-A lifecycle is an enum, a sentence per state, and a table ``state -> event -> state``. Machines move through ``Lifecycle.next``; a move
-that the table does not have is a bug of ours. The drawings in ``docs/states`` are made from the tables.
+A lifecycle is an enum, a sentence per state, and a table ``state -> event -> state``. Machines move through
+``Lifecycle.next``; a move that the table does not have is a bug of ours. The drawings in ``docs/states`` are made from
+the tables.
 """
 
 from __future__ import annotations

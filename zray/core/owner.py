@@ -3,16 +3,16 @@
 Theory of operation
 -------------------
 A process owns the objects that its tasks return and that it puts. ``memory`` has an *entry* for each object whose fate is
-known: the small value itself, an error, or the fact that it lies in the store. Whoever waits for an object (a thread in ``get``, a
-task that takes it as an argument, a borrower in another process) is listed under its id and served when the entry
-arrives. Entries go when ``references`` says that nobody needs the object any more.
+known: the small value itself, an error, or the fact that it lies in the store. Whoever waits for an object (a thread in
+``get``, a task that takes it as an argument, a borrower in another process) is listed under its id and served when the
+entry arrives. Entries go when ``references`` says that nobody needs the object any more.
 
 Objects owned elsewhere are asked for at their owner when somebody here waits for them; the answer is kept as an
 entry for as long as a reference lives here. When an owner dies, what it owned and was not here yet becomes an
 ``OwnerDiedError``.
 
-Local calls and messages change the state; ``settle`` then draws the consequences (push tasks, free objects, tell owners) once for
-the whole batch. The body calls it at the end of each turn.
+Local calls and messages change the state; ``settle`` then draws the consequences (push tasks, free objects, tell
+owners) once for the whole batch. The body calls it at the end of each turn.
 """
 
 from __future__ import annotations
@@ -170,8 +170,8 @@ class Owner:
     def listen(self, waiter: Waiter, since: int) -> None:
         """Tell ``waiter`` when ``remaining`` objects, whichever, have arrived after the ``since``-th.
 
-        ``wait`` on many references that is called again and again would pay for each of them each time if it watched them all; so
-        it looks at its list again when enough has arrived that it may be done.
+        ``wait`` on many references that is called again and again would pay for each of them each time if it watched
+        them all; so it looks at its list again when enough has arrived that it may be done.
         """
         waiter.remaining -= self.arrivals - since
         if waiter.remaining <= 0:
@@ -196,6 +196,8 @@ class Owner:
 
     def adopt(self, object_id: bytes, owner: Address) -> None:
         """A reference came out of a value."""
+        if self.references.dropped:
+            self._drop()
         self.references.hold(object_id, owner)
 
     def kept(self, borrowed: dict[bytes, Address]) -> list[tuple[bytes, Address]]:
@@ -218,10 +220,7 @@ class Owner:
             if references.freed:
                 self._free()
             if references.dropped:
-                dropped, references.dropped = references.dropped, []
-                for object_id in dropped:
-                    self.memory.pop(object_id, None)
-                    self.fetching.pop(object_id, None)
+                self._drop()
             if references.deltas:
                 deltas, references.deltas = references.deltas, {}
                 for (owner, endpoint), batch in deltas.items():
@@ -309,17 +308,18 @@ class Owner:
 
     def on_get_object(self, now: float, peer: bytes, object_id: bytes) -> None:
         """A borrower wants a value."""
+        if peer in self._dead:
+            return
         if object_id in self.memory:
             self._answer(peer, object_id)
         elif self._expected(object_id):
             self._remote_gets.setdefault(object_id, []).append(peer)
         else:
-            entry = error_entry(self._lost(object_id))
-            self.out.append((SEND, peer, (OBJECT_VALUE, object_id, entry)))
+            self._answer_lost(peer, object_id)
 
     def on_object_value(self, now: float, peer: bytes, object_id: bytes, entry: Entry) -> None:
         """The owner of a borrowed object answers."""
-        if object_id in self.fetching:
+        if object_id in self.fetching and object_id in self.references.owners:
             self._arrive(now, object_id, entry)
         else:
             self.references.decline(contained_in(entry))
@@ -380,11 +380,15 @@ class Owner:
         self.fetching.pop(object_id, None)
         if object_id not in references.counts and object_id not in references.borrowers:
             self._watchers.pop(object_id, None)
+            for peer in self._remote_gets.pop(object_id, ()):
+                self._answer_lost(peer, object_id)
             self._discard(object_id, entry)
             return
         if len(entry) > 2:
             contained = contained_in(entry)
             if contained:
+                if references.dropped:
+                    self._drop()
                 references.contain(object_id, contained, received=True)
         self.memory[object_id] = entry
         self.arrivals += 1
@@ -413,6 +417,10 @@ class Owner:
         entry = self.memory[object_id]
         for inner, owner in contained_in(entry):
             self.references.give(inner, owner, peer)
+        self.out.append((SEND, peer, (OBJECT_VALUE, object_id, entry)))
+
+    def _answer_lost(self, peer: bytes, object_id: bytes) -> None:
+        entry = error_entry(self._lost(object_id))
         self.out.append((SEND, peer, (OBJECT_VALUE, object_id, entry)))
 
     def _seek(self, object_id: bytes, owner: Address) -> None:
@@ -451,6 +459,18 @@ class Owner:
         self.references.decline(contained_in(entry))
         if entry[0] == STORED and object_id not in self.memory and object_id[:16] not in self.tasks.pending:
             self.out.append((SEND, self._agent, FreeObjects([object_id])))
+
+    def _drop(self) -> None:
+        """Forget the values of borrowed objects that nobody here holds any more.
+
+        This comes before anything is held again: an old value would be found for the new reference, though what that
+        value contains has been given back.
+        """
+        dropped, self.references.dropped = self.references.dropped, []
+        for object_id in dropped:
+            self.memory.pop(object_id, None)
+            self.fetching.pop(object_id, None)
+            self._watchers.pop(object_id, None)
 
     def _free(self) -> None:
         references = self.references

@@ -5,20 +5,21 @@ Theory of operation
 The process that made an object *owns* it (the ownership protocol of NSDI'21, "Ownership: a distributed futures system for
 fine-grained tasks") and frees it when nobody needs it any more. Three things keep an object:
 
-- ``counts``: needs inside this process, owned or not. Each live ``ObjectRef``, each task that takes the object as an argument, and
-  each other object whose value contains the reference counts one.
+- ``counts``: needs inside this process, owned or not. Each live ``ObjectRef``, each task that takes the object as an
+  argument, and each other object whose value contains the reference counts one.
 - ``borrowers`` (at the owner): other processes that hold references, with a count each.
 - containment: a value that contains references holds them for as long as the value itself is kept.
 
-The rule that closes every race is *the giver registers the receiver*. A process that hands a reference on, in a result or in
-the value of an object, tells the owner "+1 for the receiver" on its own link before it gives up its own count, and links
-keep order: the owner can never see the giver gone before it knows of the receiver. The receiver remembers how often it was
-registered (``handed``) and gives back exactly that many when its own count reaches zero. Arguments are cheaper: the submitter
-keeps them until the task is done, and the worker says in its DONE which of them it kept; the submitter then registers
-the worker and only then lets go. The worker also names those it does not hold any more but has passed on meanwhile: the
-word about the next borrower goes by the worker's own link, and the submitter's release must not overtake it unprotected.
-A count at the owner may thus pass below zero for a moment, when the receiver's release overtakes the giver's registration
-on another link; some other count is above zero meanwhile. Where none is, the registration died with its giver.
+The rule that closes every race is *the giver registers the receiver*. A process that hands a reference on, in a result
+or in the value of an object, tells the owner "+1 for the receiver" on its own link before it gives up its own count,
+and links keep order: the owner can never see the giver gone before it knows of the receiver. The receiver remembers how
+often it was registered (``handed``) and gives back exactly that many when its own count reaches zero. Arguments are
+cheaper: the submitter keeps them until the task is done, and the worker says in its DONE which of them it kept; the
+submitter then registers the worker and only then lets go. The worker also names those it does not hold any more but has
+passed on meanwhile: the word about the next borrower goes by the worker's own link, and the submitter's release must
+not overtake it unprotected. A count at the owner may thus pass below zero for a moment, when the receiver's release
+overtakes the giver's registration on another link; some other count is above zero meanwhile. Where none is, the
+registration died with its giver.
 
 ``freed`` collects owned objects that nobody needs; ``dropped`` the borrowed ones this process is done with.
 """

@@ -52,8 +52,9 @@ class TaskTemplate:
 class Task:
     """One submitted task.
 
-    ``returns`` are the ids of its results; ``slots`` say where a top-level reference stood: ``(position or name, ref)``; ``nested`` are
-    references deeper inside the arguments. Holding the reference objects keeps the counts up until the task ends.
+    ``returns`` are the ids of its results; ``slots`` say where a top-level reference stood: ``(position or name,
+    ref)``; ``nested`` are references deeper inside the arguments. Holding the reference objects keeps the counts up
+    until the task ends.
     """
 
     __slots__ = (

@@ -2,19 +2,19 @@
 
 Theory of operation
 -------------------
-The loop is an object with ``turn()``: sleep until something happens, read sockets, take the inbox, fire timers, ``settle``. Exactly
-one thread at a time turns it: the one that holds the *baton*. So sockets and brain need no locks.
+The loop is an object with ``turn()``: sleep until something happens, read sockets, take the inbox, fire timers,
+``settle``. Exactly one thread at a time turns it: the one that holds the *baton*. So sockets and brain need no locks.
 
-Handing work from thread to thread costs tens of microseconds, more than a whole task. Therefore a thread that would only
-wait (``get``; a worker between tasks) takes the baton and turns the loop itself, and the loop thread steps back for
-``lazy_s``: a program that calls ``get`` again and again never pays a hand-over, and a program that goes away to compute gets a
-live loop within that time. While a thread submits many tasks the loop is turned in between, by the same thread
-(``maybe_turn``). Threads that wait while another one drives are *followers*: they sleep on a lock of their own until what
-they wait for is there, or until the driver leaves and one of them takes over.
+Handing work from thread to thread costs tens of microseconds, more than a whole task. Therefore a thread that would
+only wait (``get``; a worker between tasks) takes the baton and turns the loop itself, and the loop thread steps back
+for ``lazy_s``: a program that calls ``get`` again and again never pays a hand-over, and a program that goes away to
+compute gets a live loop within that time. While a thread submits many tasks the loop is turned in between, by the same
+thread (``maybe_turn``). Threads that wait while another one drives are *followers*: they sleep on a lock of their own
+until what they wait for is there, or until the driver leaves and one of them takes over.
 
-Other threads (and ``__del__``, which may run at any moment) only append to ``inbox``, and write the wake-up descriptor when the
-driver sleeps. An interrupt (Ctrl-C) that reaches the driving thread is held back until the turn is complete: a brain is
-never left half-way.
+Other threads (and ``__del__``, which may run at any moment) only append to ``inbox``, and write the wake-up descriptor
+when the driver sleeps. An interrupt (Ctrl-C) that reaches the driving thread is held back until the turn is complete: a
+brain is never left half-way.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ class Loop:
     Args:
         lazy_s: how long the loop thread stays away after another thread used the loop.
 
-    The owner sets ``on_inbox(now)``, which takes everything out of ``inbox``; ``on_timer(now, key)``; ``settle(now)``, which draws
-    consequences and sends; and ``pending()``, which says whether a socket has something to read that the selector will not report.
+    The owner sets ``on_inbox(now)``, which takes everything out of ``inbox``; ``on_timer(now, key)``; ``settle(now)``,
+    which draws consequences and sends; and ``pending()``, which says whether a socket has something to read that the
+    selector will not report.
     """
 
     def __init__(self, lazy_s: float) -> None:

@@ -177,7 +177,8 @@ class _Nursery:
         gc.collect()
         gc.freeze()  # what exists now is shared with all workers; the collector must not touch (copy) it
         while True:
-            readable: list[Any] = select.select([self._socket, wake_read], [], [])[0]
+            sources: list[Any] = [self._socket, wake_read]
+            readable, _, _ = select.select(sources, [], [])
             if wake_read in readable:
                 os.read(wake_read, 4096)
                 self._reap()

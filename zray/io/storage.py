@@ -1,9 +1,9 @@
 """Storage: the bytes of the object store.
 
-The arena of a node is one ``multiprocessing.shared_memory`` segment, created by the agent, sparse: a page takes memory once it
-is written. Cold space is written with ``pwrite``, which answers ENOSPC when /dev/shm is full; a write through a mapping would be a
-SIGBUS. Warm space is written through the mapping, at the speed of memory. Readers get read-only views of the mapping, and are
-told when the last view of an object is gone.
+The arena of a node is one ``multiprocessing.shared_memory`` segment, created by the agent, sparse: a page takes memory
+once it is written. Cold space is written with ``pwrite``, which answers ENOSPC when /dev/shm is full; a write through a
+mapping would be a SIGBUS. Warm space is written through the mapping, at the speed of memory. Readers get read-only
+views of the mapping, and are told when the last view of an object is gone.
 """
 
 from __future__ import annotations

@@ -18,13 +18,12 @@ from zray.base import serialization, wire
 from zray.base.config import Config
 from zray.base.ids import PUT_INDEX, TaskIDs
 from zray.base.serialization import Serialized
-from zray.base.wire import ERROR, INLINE, STORED, Address, Entry
+from zray.base.wire import INLINE, STORED, Address, Entry
 from zray.core import effects as e
 from zray.core.owner import Owner, Waiter
 from zray.core.tasks import Task
 from zray.exceptions import (
     GetTimeoutError,
-    NodeDiedError,
     ObjectLostError,
     ObjectStoreFullError,
     RayError,

@@ -16,9 +16,9 @@ import zray
 from zray.base import wire
 from zray.base.config import Config
 from zray.base.ids import WorkerID
+from zray.core.owner import Waiter
 from zray.exceptions import NodeDiedError, RaySystemError
 from zray.io.session import Session, sweep
-from zray.core.owner import Waiter
 from zray.runtime.core_worker import CoreWorker, finish
 from zray.runtime.process import CONTROL, PidWatch
 

@@ -1,8 +1,9 @@
 """Worker: the process that runs tasks.
 
-The main thread takes pushed tasks one after the other; between tasks it turns the loop itself, so that an idle worker answers a push
-without a hand-over between threads. Results gather for up to ``flush_ms`` while there is more to run. A task that runs for longer leaves
-the loop to the loop thread, which hands the tasks waiting behind it back to their owners.
+The main thread takes pushed tasks one after the other; between tasks it turns the loop itself, so that an idle worker
+answers a push without a hand-over between threads. Results gather for up to ``flush_ms`` while there is more to run. A
+task that runs for longer leaves the loop to the loop thread, which hands the tasks waiting behind it back to their
+owners.
 """
 
 from __future__ import annotations
@@ -354,9 +355,9 @@ class TaskExecutor(CoreWorker):
             function = serialization.import_function(body)
         except Exception as error:
             advice = (
-                f"{name}() can not be loaded in the worker: {type(error).__name__}: {error}. The worker searches the driver's "
-                f"sys.path and works in its directory. Put the module beside the script, install it, or have it sent "
-                f"along with cloudpickle.register_pickle_by_value(module)"
+                f"{name}() can not be loaded in the worker: {type(error).__name__}: {error}. The worker searches the "
+                "driver's sys.path and works in its directory. Put the module beside the script, install it, or have it "
+                "sent along with cloudpickle.register_pickle_by_value(module)"
             )
             if isinstance(error, ImportError):
                 raise ImportError(advice, name=error.name) from error
