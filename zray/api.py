@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from zray import object_ref
 from zray.base.config import Config
 from zray.base.resources import from_units, to_units
-from zray.base.wire import ListNodes
+from zray.base.wire import CONTROL, ListNodes
 from zray.object_ref import ObjectRef
-from zray.runtime.process import CONTROL
 
 if TYPE_CHECKING:
     from zray.runtime.core_worker import CoreWorker
@@ -159,7 +158,7 @@ def init(
 
 
 def _start_embedded(arguments: dict[str, Any]) -> None:
-    from zray.runtime import driver
+    from zray.runtime.embedded import EmbeddedHead
 
     config = Config.from_environment()
     if arguments.get("system_config"):
@@ -170,14 +169,17 @@ def _start_embedded(arguments: dict[str, Any]) -> None:
         raise ValueError(f"object_store_memory must be a number of bytes, not {store_bytes!r}")
     if arguments.get("temp_dir"):
         os.environ["ZRAY_TMPDIR"] = arguments["temp_dir"]
-    object_ref.connected = driver.start_embedded(
+    head = EmbeddedHead(
         config,
         _node_resources(arguments),
         int(store_bytes),
-        arguments.get("namespace") or f"anonymous-{uuid.uuid4()}",
         log_to_driver=arguments.get("log_to_driver", True),
         logging_level=logging.getLevelName(level) if isinstance(level, str) else level,
     )
+    from zray.runtime import driver  # takes as long to import as the head takes to start: both at once
+
+    namespace = arguments.get("namespace") or f"anonymous-{uuid.uuid4()}"
+    object_ref.connected = driver.connect_embedded(head, config, namespace)
 
 
 def _node_resources(arguments: dict[str, Any]) -> dict[str, float]:
@@ -193,12 +195,9 @@ def _node_resources(arguments: dict[str, Any]) -> dict[str, float]:
             if isinstance(amount, bool) or not isinstance(amount, (int, float)):
                 raise ValueError(f"{name} must be a number, not {amount!r}")
             to_units(amount)
-    import psutil
-
     return {
         "CPU": float(_usable_cpus() if cpus is None else cpus),
         "GPU": float(gpus or 0),
-        "memory": float(int(psutil.virtual_memory().total * 0.7)),
         **{name: float(amount) for name, amount in named.items()},
     }
 

@@ -44,10 +44,10 @@ class RemoteFunction(Generic[P, R]):
         self._function = function
         self._options = task_options
         self._name = task_options.get("name") or function.__qualname__
-        self._arity = _arity(function)
-        self._worker: CoreWorker | None = None  # the runtime that has the function
+        self._arity: tuple[int, float] = (0, 0)
+        self._worker: CoreWorker | None = None  # the runtime whose cluster has the function
+        self._function_id = b""  # in that cluster
         self._template: TaskTemplate
-        self._exported: tuple[bytes, bytes] | None = None
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -63,7 +63,8 @@ class RemoteFunction(Generic[P, R]):
             ValueError: an option is unknown or has a bad value.
         """
         other = RemoteFunction(self._function, {**self._options, **task_options})
-        other._exported = self._exported
+        if self._worker is not None and self._worker is api.connected():
+            other._function_id = self._function_id  # exported once, whatever the options
         return other
 
     def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[R]:
@@ -91,16 +92,37 @@ class RemoteFunction(Generic[P, R]):
                 self._check_call(args, kwargs)
             payload, slots, nested = None, (), ()
         template = self._template
+        depth = worker.depth + 1
+        if depth > worker.config.task_depth_max:
+            raise RecursionError(
+                f"{self._name}() is submitted by a task {worker.depth} levels below the driver; the limit is "
+                f"ZRAY_TASK_DEPTH_MAX={worker.config.task_depth_max}: does it submit itself without an end?"
+            )
         task_id = worker.task_ids()
         if template.num_returns == 1:
             object_id = task_id + FIRST_RETURN
             ref: ObjectRef[R] = ObjectRef(object_id, worker.address, worker.release)
-            worker.submit(Task(task_id, template, payload, slots, nested, (object_id,), worker.depth + 1))
+            worker.submit(Task(task_id, template, payload, slots, nested, (object_id,), depth))
             return ref
         ids = tuple(return_id(task_id, index + 1) for index in range(template.num_returns))
         refs = [worker.new_ref(object_id) for object_id in ids]
-        worker.submit(Task(task_id, template, payload, slots, nested, ids, worker.depth + 1))
+        worker.submit(Task(task_id, template, payload, slots, nested, ids, depth))
         return refs or None  # type: ignore[return-value]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A remote function inside another's globals, or passed as an argument: the worker needs no second export."""
+        known = self._worker is not None and self._worker is api.connected()
+        return {
+            "_function": self._function,
+            "_options": self._options,
+            "_name": self._name,
+            "_function_id": self._function_id if known else b"",
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._arity = (0, 0)  # a function that refers to itself is not complete yet: looked at when it is called
+        self._worker = None
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -109,10 +131,10 @@ class RemoteFunction(Generic[P, R]):
         worker = api.runtime()
         if self._options.get("num_returns") in ("dynamic", "streaming") or inspect.isgeneratorfunction(self._function):
             raise NotImplementedError(f"{self._name}() is a generator: generator tasks are not supported yet")
-        if self._exported is None:
-            self._exported = serialization.export_function(self._function)
-        function_id, body = self._exported
-        worker.export(function_id, self._name, body)
+        if self._worker is not None or not self._function_id:  # not exported, or to a cluster that is no more
+            self._function_id, body = serialization.export_function(self._function)
+            worker.export(self._function_id, self._name, body)
+        self._arity = _arity(self._function)
         chosen = self._options
         retries = chosen.get("max_retries")
         retry_exceptions = chosen.get("retry_exceptions") or False
@@ -124,7 +146,7 @@ class RemoteFunction(Generic[P, R]):
             extra["retry_exceptions"] = True if kinds is True else serialization.serialize(kinds).inline()
         returns = chosen.get("num_returns")
         self._template = TaskTemplate(
-            function_id,
+            self._function_id,
             self._name,
             options.task_resources(chosen),
             1 if returns is None else returns,
@@ -163,7 +185,7 @@ class RemoteFunction(Generic[P, R]):
         try:
             value = serialization.serialize((args, kwargs))
         except TypeError as error:
-            raise TypeError(f"an argument of {self._name}(): {error}") from error.__cause__
+            raise self._blame(error, args, kwargs) from error.__cause__
         nested = tuple(value.refs)
         if value.size_bytes > worker.config.inline_bytes_max:
             if value.size_bytes > worker.config.args_bytes_max:
@@ -173,6 +195,16 @@ class RemoteFunction(Generic[P, R]):
                 )
             return None, ((ARGUMENTS, worker.put_serialized(value)), *slots), nested
         return value.inline(), tuple(slots), nested
+
+
+    def _blame(self, error: TypeError, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TypeError:
+        """The error of the one argument that does not pickle."""
+        for name, value in [*enumerate(args, start=1), *kwargs.items()]:
+            try:
+                serialization.serialize(value)
+            except TypeError as own:
+                return TypeError(f"argument {name} of {self._name}(): {own}")
+        return TypeError(f"the arguments of {self._name}(): {error}")
 
 
 def _arity(function: Callable[..., Any]) -> tuple[int, float]:

@@ -23,8 +23,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pickle import PickleBuffer
 from typing import Any, NamedTuple
 
-import cloudpickle
-
 Payload = bytes | tuple[bytes, ...]  # the inline form: a pickle, or a pickle and its buffers
 
 _ALIGNMENT = 64
@@ -104,6 +102,8 @@ def serialize(value: Any) -> Serialized:
             pass  # not for the C pickler: cloudpickle decides
         buffers.clear()
         refs.clear()
+        import cloudpickle  # a tenth of the start-up time; many programs' values never need it
+
         data = cloudpickle.dumps(value, 5, buffer_callback=buffers.append)
         return Serialized(data, buffers, refs)
     except RecursionError:
@@ -177,6 +177,8 @@ def export_function(function: Callable[..., Any]) -> tuple[bytes, bytes]:
         TypeError: something the function closes over cannot be pickled.
     """
     try:
+        import cloudpickle  # see serialize
+
         body = cloudpickle.dumps(function, 5)
     except Exception as error:
         name = getattr(function, "__qualname__", repr(function))

@@ -10,8 +10,6 @@ their shape, ``docs/protocol.md``, and the test that each message has exactly on
 What the sender calls *bytes* stays bytes for control and agents: they decode with an unpickler that admits no classes.
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 import re
@@ -21,6 +19,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 PROTOCOL_VERSION = 1
+CONTROL = b"control"  # the name under which every process knows the control process
 
 # Entries: what an owner knows of an object's value. (kind, ...), with the references inside as the last field.
 INLINE = 0  # (INLINE, payload) or (INLINE, payload, contained)
@@ -71,8 +70,7 @@ def message(
         if op in SCHEMA:
             raise ValueError(f"op {op} is {SCHEMA[op].name} already")
         handler = "on_" + re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
-        hints = typing.get_type_hints(cls)
-        checks = tuple(_accepted(hints[name]) for name in cls._fields)  # type: ignore[attr-defined]
+        checks = tuple(_accepted(hint) for hint in cls.__annotations__.values())
         SCHEMA[op] = Schema(op, cls.__name__, sender, receiver, handler, cls, checks, hot)
         OPS[cls] = op
         return cls
@@ -308,6 +306,13 @@ class JobFinished(NamedTuple):
     driver: bytes
 
 
+@message(43, "owner", "agent")
+class CheckProcess(NamedTuple):
+    """Is this process of the node still there? Only a no is answered, with WorkerDied."""
+
+    process: bytes
+
+
 # ---------------------------------------------------------------------------------------------------- to an owner
 
 
@@ -399,7 +404,7 @@ class OpenLease(NamedTuple):
 
 @message(71, "owner", "worker", hot=True)
 class Push(NamedTuple):
-    """Tasks to run: ``(task_id, function_id, payload, slots, num_returns, depth, name)`` each."""
+    """Tasks to run: ``(task_id, function_id, payload, slots, num_returns, depth, name, extra)`` each."""
 
     lease_id: int
     specs: list[Any]

@@ -8,6 +8,8 @@ requests remain, leases of others are called back.
 
 The agent is also the witness of deaths on its machine. The body tells it which processes ended; it frees what they held,
 ends the workers that ran tasks for an owner that is gone, and tells every client that may have owned or borrowed with them.
+A client that came later and meets a process for the first time asks whether it is still there. What the dead have sent
+may arrive after the news of their death; nothing is given to them any more, because nobody would give it back.
 """
 
 from __future__ import annotations
@@ -91,6 +93,8 @@ class NodeAgent:
 
     def on_peer_joined(self, now: float, peer: bytes, role: str, pid: int) -> None:
         """A process of this machine introduced itself."""
+        if peer in self._dead:
+            return
         self.clients[peer] = role
         if role == "driver":
             self.out.append((WATCH, peer, pid))
@@ -101,6 +105,10 @@ class NodeAgent:
             self._forget(now, peer, "the driver ended")
             self.out.append((SEND, self._control, DriverDied(peer)))
             self._advance(now)
+
+    def on_check_process(self, now: float, peer: bytes, process: bytes) -> None:
+        if process not in self.clients:
+            self.out.append((SEND, peer, WorkerDied(process, "it ended earlier")))
 
     def on_job_finished(self, now: float, peer: bytes, job_id: bytes, driver: bytes) -> None:
         """A job is over: end its workers and free what is left of it."""
@@ -134,12 +142,15 @@ class NodeAgent:
 
     def on_worker_unblocked(self, now: float, peer: bytes, worker_id: bytes) -> None:
         self.scheduler.on_unblocked(worker_id)
+        self._advance(now)  # what could not be called back while it was blocked can be now
 
     # -- leases ---------------------------------------------------------------------------------------------------
 
     def on_request_lease(
         self, now: float, peer: bytes, request_id: int, job_id: bytes, resources: dict[str, int], depth: int
     ) -> None:
+        if peer in self._dead:
+            return
         reason = self.scheduler.request(peer, request_id, job_id, ResourceSet(resources), depth)
         if reason:
             self.out.append((SEND, peer, LeaseRejected(request_id, "infeasible", reason)))
@@ -168,7 +179,8 @@ class NodeAgent:
     def on_create_object(
         self, now: float, peer: bytes, request_id: int, object_id: bytes, size_bytes: int
     ) -> None:
-        self.store.create(now, peer, request_id, object_id, size_bytes)
+        if peer not in self._dead:
+            self.store.create(now, peer, request_id, object_id, size_bytes)
 
     def on_seal_object(self, now: float, peer: bytes, object_id: bytes, owner: bytes) -> None:
         self.store.seal(object_id, owner)
@@ -177,7 +189,8 @@ class NodeAgent:
         self.store.abort(object_id)
 
     def on_pin_object(self, now: float, peer: bytes, request_id: int, object_id: bytes) -> None:
-        self.store.pin(peer, request_id, object_id)
+        if peer not in self._dead:
+            self.store.pin(peer, request_id, object_id)
 
     def on_unpin_objects(self, now: float, peer: bytes, object_ids: list[bytes]) -> None:
         self.store.unpin(peer, object_ids)

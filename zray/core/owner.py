@@ -30,12 +30,13 @@ from zray.base.wire import (
     REFS,
     STORED,
     Address,
+    CheckProcess,
     Contained,
     Entry,
     FreeObjects,
     GetObject,
 )
-from zray.core.effects import DIAL, RESOLVE, SEND, TIMER, WARN, Effect
+from zray.core.effects import DIAL, HANG_UP, RESOLVE, SEND, TIMER, WARN, Effect
 from zray.core.leases import IDLE_TIMER, LeaseQueue, NormalTaskSubmitter
 from zray.core.references import ReferenceCounter
 from zray.core.tasks import Task, TaskManager
@@ -92,6 +93,7 @@ class Owner:
 
     __slots__ = (
         "_agent",
+        "_asked",
         "_config",
         "_dead",
         "_listeners",
@@ -124,6 +126,7 @@ class Owner:
         self.arrivals = 0  # objects that arrived so far
         self._remote_gets: dict[bytes, list[bytes]] = {}
         self._dead: dict[bytes, str] = {}  # processes that ended, and how
+        self._asked: dict[bytes, None] = {}  # owners that objects were asked for at
 
     # -- what the local user does ---------------------------------------------------------------------------------
 
@@ -297,6 +300,8 @@ class Owner:
     def on_worker_died(self, now: float, peer: bytes, worker_id: bytes, reason: str) -> None:
         """A process that may own or borrow objects is gone."""
         self._dead[worker_id] = reason
+        self._asked.pop(worker_id, None)
+        self.out.append((HANG_UP, worker_id))
         for object_id in self.references.on_process_died(worker_id):
             if object_id in self.fetching:
                 self._arrive(now, object_id, self._owner_died(object_id, worker_id))
@@ -434,6 +439,9 @@ class Owner:
             self._arrive(0.0, object_id, self._owner_died(object_id, owner[0]))
         else:
             self.fetching[object_id] = None
+            if owner[0] not in self._asked:  # it may have ended before this process came and could be told
+                self._asked[owner[0]] = None
+                self.out.append((SEND, self._agent, CheckProcess(owner[0])))
             self.out.append((DIAL, owner[0], owner[1]))
             self.out.append((SEND, owner[0], GetObject(object_id)))
 

@@ -15,8 +15,7 @@ import stat
 import tempfile
 import time
 
-from zray.io.storage import remove_segment
-
+SHM_DIRECTORY = "/dev/shm"
 _LOCK = "lock"
 _YOUNG_S = 60.0  # a session that has no lock yet may be just being made
 
@@ -83,6 +82,14 @@ class Session:
 
 def _arena_name(path: str) -> str:
     return f"zray-{os.getuid()}-{os.path.basename(path)}"
+
+
+def remove_segment(name: str) -> None:
+    """Remove a shared-memory segment by name, if it exists."""
+    try:
+        os.unlink(os.path.join(SHM_DIRECTORY, name))
+    except FileNotFoundError:
+        pass
 
 
 def _remove(path: str) -> None:

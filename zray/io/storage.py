@@ -18,8 +18,8 @@ from typing import Any, cast
 from zray.base import serialization
 from zray.base.serialization import Serialized
 from zray.exceptions import ObjectStoreFullError
+from zray.io.session import SHM_DIRECTORY, remove_segment
 
-_SHM_DIRECTORY = "/dev/shm"
 _opening = threading.Lock()
 
 
@@ -85,7 +85,7 @@ class Arena(shared_memory.SharedMemory):
                     done += os.pwrite(fd, raw[done:], offset + start + done)
         except OSError as error:
             text = (
-                f"the shared memory of this machine ({_SHM_DIRECTORY}) is full: {error.strerror}. Free some of it, give the "
+                f"the shared memory of this machine ({SHM_DIRECTORY}) is full: {error.strerror}. Free some of it, give the "
                 "container a larger --shm-size, or start zray with less object_store_memory"
             )
             raise ObjectStoreFullError(text) from error
@@ -103,15 +103,7 @@ class Arena(shared_memory.SharedMemory):
 def shared_memory_free_bytes() -> int:
     """What /dev/shm has room for."""
     try:
-        status = os.statvfs(_SHM_DIRECTORY)
+        status = os.statvfs(SHM_DIRECTORY)
     except OSError:
         return 1 << 62  # a system without a mount for it sets no limit of its own
     return status.f_bavail * status.f_frsize
-
-
-def remove_segment(name: str) -> None:
-    """Remove a segment by name, if it exists."""
-    try:
-        os.unlink(os.path.join(_SHM_DIRECTORY, name))
-    except FileNotFoundError:
-        pass

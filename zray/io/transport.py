@@ -109,6 +109,7 @@ class Transport:
         self.links: dict[bytes, Link] = {}
         self.refused = ""  # why a peer refused us
         self._by_routing_id: dict[bytes, Link] = {}
+        self._accepted: dict[bytes, bytes] = {}  # peers that connected to us: peer -> routing id
         self._channels: dict[_Channel, None] = {}
         self._touched: list[_Channel] = []
         self._dirty: list[Link] = []
@@ -139,14 +140,12 @@ class Transport:
 
     def hang_up(self, peer: bytes) -> None:
         """Forget a peer, and close the socket to it."""
+        accepted = self._accepted.pop(peer, None)
+        if accepted is not None:
+            del self._by_routing_id[accepted]
         link = self.links.pop(peer, None)
-        if link is None or any(other is link for other in self.links.values()):
-            return
-        if link.routing_id is not None:
-            self._by_routing_id.pop(link.routing_id, None)
-        else:
+        if link is not None and link.routing_id is None and link not in self.links.values():
             self._close(link.channel)
-        link.outbox.clear()
 
     # -- messages -------------------------------------------------------------------------------------------------
 
@@ -294,6 +293,7 @@ class Transport:
             self._put(link, encode([pack(Refuse(reason))]))
             return
         self._by_routing_id[routing_id] = link
+        self._accepted[hello.sender] = routing_id
         self.links.setdefault(hello.sender, link)
         self._on_hello(hello)
 

@@ -18,7 +18,7 @@ from zray.base import serialization, wire
 from zray.base.config import Config
 from zray.base.ids import PUT_INDEX, TaskIDs
 from zray.base.serialization import Serialized
-from zray.base.wire import INLINE, STORED, Address, Entry
+from zray.base.wire import CONTROL, INLINE, STORED, Address, Entry
 from zray.core import effects as e
 from zray.core.owner import Owner, Waiter
 from zray.core.tasks import Task
@@ -32,7 +32,7 @@ from zray.exceptions import (
 )
 from zray.io.storage import Arena
 from zray.object_ref import ObjectRef
-from zray.runtime.process import CONTROL, Process, log
+from zray.runtime.process import Process, log
 
 
 class Request:
@@ -454,6 +454,7 @@ class CoreWorker(Process):
         """Stop the loop and close what it owned."""
         if os.getpid() != self._pid:
             return  # a fork of the user's: none of this is its own
+        self.broken = self.broken or RaySystemError("zray.shutdown() was called while this waited")
         self.loop.stop()
         if self._completions is not None:
             self._completions.put(None)

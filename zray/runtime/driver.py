@@ -1,107 +1,23 @@
-"""Driver: the runtime of the user's script, and the start of an embedded cluster for it."""
+"""Driver: the runtime of the user's script."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import select
 import signal
-import subprocess
 import sys
 import threading
 from typing import Any
 
-import zray
 from zray.base import wire
 from zray.base.config import Config
 from zray.base.ids import WorkerID
+from zray.base.wire import CONTROL
 from zray.core.owner import Waiter
 from zray.exceptions import NodeDiedError, RaySystemError
-from zray.io.session import Session, sweep
 from zray.runtime.core_worker import CoreWorker, finish
-from zray.runtime.process import CONTROL, PidWatch
-
-_LOG_TAIL_BYTES = 2000
-
-
-class EmbeddedHead:
-    """The head process of a cluster that lives for this driver alone.
-
-    Args:
-        config: limits.
-        resources: what the node offers, by name.
-        store_bytes: size of the object store, 0 for the default.
-        log_to_driver: whether workers write to this process's output.
-        logging_level: of the head's own log.
-    """
-
-    def __init__(
-        self, config: Config, resources: dict[str, float], store_bytes: int, *, log_to_driver: bool, logging_level: int
-    ) -> None:
-        sweep()
-        self.session = Session()
-        self.cluster = os.urandom(16)
-        self._config = config
-        ready_read, ready_write = os.pipe()
-        arguments = {
-            "session": self.session.path,
-            "lock_fd": self.session.lock_fd,
-            "ready_fd": ready_write,
-            "cluster": self.cluster.hex(),
-            "config": config.as_dict(),
-            "resources": resources,
-            "store_bytes": store_bytes,
-            "log_to_driver": log_to_driver,
-            "logging_level": logging_level,
-            "driver_pid": os.getpid(),
-        }
-        root = os.path.dirname(os.path.dirname(os.path.abspath(zray.__file__)))
-        program = f"import sys; sys.path.append({root!r}); from zray.runtime.head import main; main()"
-        safe_path = ["-P"] if sys.version_info >= (3, 11) else []  # modules beside the script must not shadow ours
-        self._process = subprocess.Popen(
-            [sys.executable, *safe_path, "-c", program, json.dumps(arguments)],
-            pass_fds=(ready_write, self.session.lock_fd),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C in the terminal is for the driver
-        )
-        os.close(ready_write)
-        self._ready = ready_read
-        self.session.release()
-        self.pid = self._process.pid
-
-    def wait_ready(self) -> None:
-        """Wait until the head can be reached.
-
-        Raises:
-            RuntimeError: it could not start; the text says why.
-        """
-        readable, _, _ = select.select([self._ready], [], [], self._config.start_timeout_s)
-        answer = os.read(self._ready, 65536).decode() if readable else "it did not start in time"
-        os.close(self._ready)
-        if answer != "ready":
-            tail = self.log_tail()
-            self.stop(0.0)
-            raise RuntimeError(f"the head process could not start: {answer or 'it ended at once'}\n{tail}")
-
-    def log_tail(self) -> str:
-        """The last lines of the head's log."""
-        try:
-            with open(self.session.log_path("head"), "rb") as file:
-                file.seek(0, os.SEEK_END)
-                file.seek(max(0, file.tell() - _LOG_TAIL_BYTES))
-                return file.read().decode(errors="replace")
-        except FileNotFoundError:
-            return ""
-
-    def stop(self, grace_s: float) -> None:
-        """Wait for the head to end by itself, then end it; nothing of it remains."""
-        try:
-            self._process.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            self._process.kill()  # its zygote and workers follow
-            self._process.wait()
-        self.session.remove()
+from zray.runtime.embedded import EmbeddedHead
+from zray.runtime.process import PidWatch
 
 
 class Driver(CoreWorker):
@@ -183,19 +99,8 @@ class Driver(CoreWorker):
             self._previous_handler = None
 
 
-def start_embedded(
-    config: Config,
-    resources: dict[str, float],
-    store_bytes: int,
-    namespace: str,
-    *,
-    log_to_driver: bool,
-    logging_level: int,
-) -> Driver:
-    """Start a cluster of one node for this process and connect to it."""
-    head = EmbeddedHead(
-        config, resources, store_bytes, log_to_driver=log_to_driver, logging_level=logging_level
-    )
+def connect_embedded(head: EmbeddedHead, config: Config, namespace: str) -> Driver:
+    """Wait for the head that was started for this process, and connect to it."""
     driver: Driver | None = None
     try:
         driver = Driver(config, head.session.endpoint("d"), head.cluster)  # while the head starts

@@ -17,14 +17,14 @@ from zray.base import wire
 from zray.base.config import Config
 from zray.base.ids import NodeID, WorkerID
 from zray.base.resources import ResourceSet
-from zray.base.wire import Hello
+from zray.base.wire import CONTROL, Hello
 from zray.core import effects as e
 from zray.core.gcs import Gcs
 from zray.io.db import Database
 from zray.io.session import Session
 from zray.io.spawn import redirect_output, set_title
-from zray.runtime.node import Node, default_store_bytes, node_description
-from zray.runtime.process import CONTROL, PidWatch, Process, log
+from zray.runtime.node import Node, default_store_bytes, memory_bytes, node_description
+from zray.runtime.process import PidWatch, Process, log
 
 
 class Head(Process):
@@ -114,7 +114,7 @@ def _start(arguments: dict[str, Any]) -> tuple[Head, Session]:
     session = Session(arguments["session"], arguments["lock_fd"])
     cluster = bytes.fromhex(arguments["cluster"])
     config = Config.from_dict(arguments["config"])
-    resources = ResourceSet.of(arguments["resources"])
+    resources = ResourceSet.of({"memory": memory_bytes() * 7 // 10, **arguments["resources"]})
     store_bytes = arguments["store_bytes"] or default_store_bytes(config)
     endpoint = session.endpoint("h")
     description = node_description(

@@ -15,8 +15,6 @@ from zray.io.transport import Transport
 
 log = logging.getLogger("zray")
 
-CONTROL = b"control"  # the name under which every process knows the control process
-
 
 class PidWatch:
     """Tells when a process of this machine ends. A source of the loop."""

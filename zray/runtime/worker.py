@@ -24,12 +24,11 @@ from zray.base.config import Config
 from zray.base.ids import return_id
 from zray.base.resources import from_units
 from zray.base.serialization import Payload
-from zray.base.wire import DONE, ERROR, STORED, Address, Entry
+from zray.base.wire import CONTROL, DONE, ERROR, STORED, Address, Entry
 from zray.exceptions import RayError, RayTaskError, TaskCancelledError
 from zray.io.spawn import redirect_output, set_title
 from zray.object_ref import ObjectRef
 from zray.runtime.core_worker import CoreWorker
-from zray.runtime.process import CONTROL
 
 ARGUMENTS = -1  # the slot of a reference to all arguments at once, when they are large
 HANDBACK_TIMER = "worker.handback"

@@ -1,0 +1,329 @@
+"""NodeAgent: the joint work of scheduler, pool and store, and the witness of deaths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zray.base.config import Config
+from zray.base.resources import ResourceSet
+from zray.base.wire import (
+    DriverDied,
+    Heartbeat,
+    LeaseGranted,
+    LeaseLost,
+    LeaseReclaimed,
+    LeaseRejected,
+    Reply,
+    WorkerDied,
+)
+from zray.core.agent import HEARTBEAT_TIMER, REAP_TIMER, NodeAgent
+from zray.core.effects import HANG_UP, KILL_WORKER, START_WORKER, WATCH
+from zray.core.store import CREATE_TIMER
+
+from .reading import CONTROL, drain, process, sent, timers, verbs
+
+JOB, OTHER_JOB = b"job1", b"job2"
+DRIVER, SECOND = process("driver"), process("second")
+ONE = {"CPU": 10_000}
+A = bytes([1]) * 20
+
+
+class Bench:
+    """An agent with its clients; workers become ready as soon as they are started."""
+
+    def __init__(self, cpus: float = 2, prestart: int = 0, **limits: Any) -> None:
+        total = ResourceSet.of({"CPU": cpus})
+        self.agent = NodeAgent(process("node"), total, 1 << 20, prestart, CONTROL, Config(**limits))
+        self.granted: dict[tuple[bytes, int], LeaseGranted] = {}
+        self.requests = 0
+        for driver in (DRIVER, SECOND):
+            assert verbs(self.does("on_peer_joined", driver, "driver", 77), WATCH) == [(driver, 77)]
+
+    def does(self, event: str, *args: Any, now: float = 0.0) -> list[Any]:
+        getattr(self.agent, event)(now, *args)
+        self.agent.check()
+        effects = drain(self.agent.out)
+        for peer, grant in sent(effects, LeaseGranted):
+            self.granted[peer, grant.request_id] = grant
+        return effects
+
+    def ready(self, worker_id: bytes) -> list[Any]:
+        self.does("on_peer_joined", worker_id, "worker", 1)
+        return self.does("on_worker_ready", worker_id, worker_id, "sim://", 1)
+
+    def started(self, effects: list[Any]) -> list[Any]:
+        """Everything that was started becomes ready; the effects, later ones included."""
+        for (worker_id,) in verbs(effects, START_WORKER):
+            effects = effects + self.started(self.ready(worker_id))
+        return effects
+
+    def request(self, owner: bytes = DRIVER, job: bytes = JOB, cpus: float = 1, depth: int = 0) -> list[Any]:
+        self.requests += 1
+        demand = {"CPU": int(cpus * 10_000)}
+        return self.does("on_request_lease", owner, self.requests, job, demand, depth)
+
+    def lease(self, owner: bytes = DRIVER, job: bytes = JOB) -> LeaseGranted:
+        self.started(self.request(owner, job))
+        return self.granted[owner, self.requests]
+
+    def balanced(self) -> bool:
+        resources = self.agent.scheduler.resources
+        return resources.available == dict(resources.total) and not self.agent.scheduler.leases
+
+
+# -- leases ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_gets_resources_and_then_a_worker() -> None:
+    bench = Bench()
+    effects = bench.request()
+    [(worker,)] = verbs(effects, START_WORKER)
+    assert sent(effects, LeaseGranted) == []
+    assert sent(bench.ready(worker), LeaseGranted) == [(DRIVER, LeaseGranted(1, 1, worker, "sim://"))]
+
+
+def test_the_pool_is_filled_when_the_node_starts() -> None:
+    bench = Bench(prestart=2)
+    bench.started(bench.does("start"))
+    assert len(sent(bench.request(), LeaseGranted)) == 1, "no process has to be started for it"
+
+
+def test_a_returned_lease_serves_the_next_request() -> None:
+    bench = Bench(cpus=1)
+    grant = bench.lease()
+    assert sent(bench.request(), LeaseGranted) == []
+    effects = bench.does("on_return_lease", DRIVER, grant.lease_id)
+    assert [(peer, g.worker_id) for peer, g in sent(effects, LeaseGranted)] == [(DRIVER, grant.worker_id)]
+
+
+def test_a_lease_can_only_be_returned_by_its_owner_and_once() -> None:
+    bench = Bench()
+    grant = bench.lease()
+    bench.does("on_return_lease", SECOND, grant.lease_id)
+    assert not bench.balanced()
+    bench.does("on_return_lease", DRIVER, grant.lease_id)
+    bench.does("on_return_lease", DRIVER, grant.lease_id)
+    assert bench.balanced()
+
+
+def test_what_can_never_fit_is_rejected_with_the_reason() -> None:
+    bench = Bench(cpus=2)
+    [(peer, rejection)] = sent(bench.request(cpus=3), LeaseRejected)
+    assert peer == DRIVER and rejection.kind == "infeasible" and "3 CPU" in rejection.reason
+
+
+def test_a_request_can_be_cancelled_even_when_it_only_waits_for_its_worker() -> None:
+    bench = Bench(cpus=1)
+    effects = bench.request()
+    bench.does("on_cancel_lease", DRIVER, 1)
+    assert bench.balanced()
+    assert sent(bench.started(effects), LeaseGranted) == []
+    bench.request()
+    bench.request()
+    bench.does("on_cancel_lease", DRIVER, 3)
+    assert bench.agent.scheduler.queue == {}
+
+
+def test_a_cancel_that_crosses_the_grant_leaves_the_lease_to_its_owner() -> None:
+    bench = Bench()
+    grant = bench.lease()
+    bench.does("on_cancel_lease", DRIVER, grant.request_id)
+    assert not bench.balanced()
+    bench.does("on_return_lease", DRIVER, grant.lease_id)
+    assert bench.balanced()
+
+
+def test_leases_are_called_back_when_others_wait() -> None:
+    bench = Bench(cpus=1)
+    grant = bench.lease()
+    effects = bench.request(SECOND, OTHER_JOB)
+    assert sent(effects, LeaseReclaimed) == [(DRIVER, LeaseReclaimed(grant.lease_id))]
+    effects = bench.started(bench.does("on_return_lease", DRIVER, grant.lease_id))
+    assert [peer for peer, _ in sent(effects, LeaseGranted)] == [SECOND]
+
+
+# -- blocked workers ------------------------------------------------------------------------------------------------
+
+
+def test_a_blocked_worker_lends_its_cpu_to_its_child() -> None:
+    bench = Bench(cpus=1)
+    parent = bench.lease()
+    effects = bench.request(parent.worker_id, depth=1)
+    assert verbs(effects, START_WORKER) == []
+    effects = bench.started(bench.does("on_worker_blocked", parent.worker_id, parent.worker_id))
+    assert [peer for peer, _ in sent(effects, LeaseGranted)] == [parent.worker_id]
+
+
+def test_when_a_worker_wakes_what_could_not_be_called_back_is_called_back() -> None:
+    bench = Bench(cpus=1)
+    grant = bench.lease()
+    bench.does("on_worker_blocked", grant.worker_id, grant.worker_id)
+    child = bench.lease(grant.worker_id)
+    bench.does("on_worker_blocked", child.worker_id, child.worker_id)
+    third = bench.lease(SECOND, OTHER_JOB)
+    bench.does("on_worker_blocked", third.worker_id, third.worker_id)
+    bench.does("on_worker_unblocked", grant.worker_id, grant.worker_id)
+    effects = bench.request(SECOND, OTHER_JOB)
+    assert sent(effects, LeaseReclaimed) == [(DRIVER, LeaseReclaimed(grant.lease_id))]
+    bench.does("on_return_lease", DRIVER, grant.lease_id)
+    bench.request(SECOND, OTHER_JOB)
+    bench.request(SECOND, OTHER_JOB)
+    effects = bench.does("on_worker_unblocked", child.worker_id, child.worker_id)
+    assert [peer for peer, _ in sent(effects, LeaseReclaimed)] == [grant.worker_id]
+
+
+def test_when_every_worker_waits_for_another_and_none_may_start_the_waiting_are_refused() -> None:
+    bench = Bench(cpus=1, workers_max=2)
+    one = bench.lease()
+    bench.does("on_worker_blocked", one.worker_id, one.worker_id)
+    two = bench.lease(one.worker_id)
+    bench.request(two.worker_id)
+    effects = bench.does("on_worker_blocked", two.worker_id, two.worker_id)
+    [(peer, rejection)] = sent(effects, LeaseRejected)
+    assert peer == two.worker_id and rejection.kind == "exhausted" and "ZRAY_WORKERS_MAX" in rejection.reason
+
+
+def test_while_one_worker_still_runs_nobody_is_refused() -> None:
+    bench = Bench(cpus=2, workers_max=2)
+    one, two = bench.lease(), bench.lease()
+    bench.request(two.worker_id)
+    effects = bench.does("on_worker_blocked", two.worker_id, two.worker_id)
+    assert sent(effects, LeaseRejected) == []
+    effects = bench.does("on_return_lease", DRIVER, one.lease_id)
+    assert [peer for peer, _ in sent(effects, LeaseGranted)] == [two.worker_id]
+
+
+# -- deaths ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_death_of_a_worker_is_told_to_the_owner_of_its_lease_and_to_everybody() -> None:
+    bench = Bench()
+    grant = bench.lease()
+    effects = bench.does("on_worker_exited", grant.worker_id, "killed by signal 9")
+    assert sent(effects, LeaseLost) == [(DRIVER, LeaseLost(grant.lease_id, "killed by signal 9"))]
+    died = WorkerDied(grant.worker_id, "killed by signal 9")
+    assert sent(effects, WorkerDied) == [(DRIVER, died), (SECOND, died)]
+    assert verbs(effects, HANG_UP) == [(grant.worker_id,)]
+    assert bench.balanced()
+    assert bench.does("on_worker_exited", grant.worker_id, "again") == []
+
+
+def test_a_prestarted_worker_that_dies_is_replaced() -> None:
+    bench = Bench(prestart=1)
+    effects = bench.does("start")
+    [(worker,)] = verbs(effects, START_WORKER)
+    bench.started(effects)
+    assert len(verbs(bench.does("on_worker_exited", worker, "gone"), START_WORKER)) == 1
+
+
+def test_the_end_of_a_driver_ends_its_requests_its_leases_and_their_workers_and_control_is_told() -> None:
+    bench = Bench(cpus=1)
+    grant = bench.lease()
+    bench.request()
+    effects = bench.does("on_process_ended", DRIVER)
+    assert sent(effects, DriverDied) == [(CONTROL, DriverDied(DRIVER))]
+    assert verbs(effects, KILL_WORKER) == [(grant.worker_id,)]
+    assert {peer for peer, _ in sent(effects, WorkerDied)} == {SECOND, grant.worker_id}
+    assert bench.balanced() and bench.agent.scheduler.queue == {}
+    assert sent(bench.does("on_worker_exited", grant.worker_id, "ended"), LeaseLost) == []
+
+
+def test_the_children_of_a_dead_worker_are_ended_with_their_workers() -> None:
+    bench = Bench()
+    parent = bench.lease()
+    child = bench.lease(parent.worker_id)
+    effects = bench.does("on_worker_exited", parent.worker_id, "gone")
+    assert verbs(effects, KILL_WORKER) == [(child.worker_id,)]
+    assert bench.balanced()
+
+
+def test_the_end_of_a_job_ends_its_workers_and_frees_what_its_driver_owned() -> None:
+    bench = Bench()
+    grant = bench.lease()
+    other = bench.lease(SECOND, OTHER_JOB)
+    bench.does("on_create_object", DRIVER, 50, A, 100)
+    bench.does("on_seal_object", DRIVER, A, DRIVER)
+    effects = bench.does("on_job_finished", CONTROL, JOB, DRIVER)
+    assert (grant.worker_id,) in verbs(effects, KILL_WORKER) and (other.worker_id,) not in verbs(effects, KILL_WORKER)
+    assert bench.agent.store.arena.used_bytes == 0
+    assert list(bench.agent.scheduler.leases) == [other.lease_id]
+    bench.does("on_worker_exited", grant.worker_id, "ended")
+    bench.does("on_process_ended", DRIVER)  # its process ends too, later
+
+
+def test_nothing_is_given_to_the_dead_whose_words_arrive_late() -> None:
+    bench = Bench()
+    bench.does("on_create_object", SECOND, 50, A, 100)
+    bench.does("on_seal_object", SECOND, A, SECOND)
+    bench.does("on_process_ended", DRIVER)
+    assert sent(bench.request(), LeaseGranted) == [] and bench.agent.scheduler.queue == {} and bench.balanced()
+    assert bench.does("on_create_object", DRIVER, 51, b"2" * 20, 100) == []
+    assert bench.does("on_pin_object", DRIVER, 52, A) == []
+    assert bench.agent.store.statistics()["objects"] == 1 and bench.agent.store.statistics()["pinned"] == 0
+
+
+def test_the_greeting_of_a_dead_worker_makes_it_no_client() -> None:
+    bench = Bench(prestart=1)
+    [(worker,)] = verbs(bench.does("start"), START_WORKER)
+    bench.does("on_worker_exited", worker, "gone")
+    bench.does("on_peer_joined", worker, "worker", 5)
+    assert worker not in bench.agent.clients
+
+
+def test_who_asks_for_a_process_is_only_told_when_it_is_gone() -> None:
+    bench = Bench()
+    grant = bench.lease()
+    assert bench.does("on_check_process", SECOND, grant.worker_id) == []
+    bench.does("on_worker_exited", grant.worker_id, "gone")
+    effects = bench.does("on_check_process", SECOND, grant.worker_id)
+    assert sent(effects, WorkerDied) == [(SECOND, WorkerDied(grant.worker_id, "it ended earlier"))]
+
+
+# -- objects and time -----------------------------------------------------------------------------------------------
+
+
+def test_objects_are_created_sealed_pinned_unpinned_and_freed() -> None:
+    bench = Bench()
+    [(_, reply)] = sent(bench.does("on_create_object", DRIVER, 5, A, 100), Reply)
+    assert reply == Reply(5, True, (0, False))
+    bench.does("on_seal_object", DRIVER, A, DRIVER)
+    [(_, reply)] = sent(bench.does("on_pin_object", SECOND, 6, A), Reply)
+    assert reply == Reply(6, True, (0, 100))
+    bench.does("on_free_objects", DRIVER, [A])
+    assert bench.agent.statistics()["store_objects"] == 1
+    bench.does("on_unpin_objects", SECOND, [A])
+    assert bench.agent.statistics()["store_objects"] == 0
+    bench.does("on_create_object", DRIVER, 7, A, 100)
+    bench.does("on_abort_object", DRIVER, A)
+    assert bench.agent.statistics()["store_objects"] == 0
+
+
+def test_a_create_that_waits_is_refused_by_the_timer() -> None:
+    bench = Bench(store_full_grace_s=1.0)
+    bench.does("on_create_object", DRIVER, 5, A, 1 << 20)
+    effects = bench.does("on_create_object", DRIVER, 6, b"2" * 20, 100, now=3.0)
+    assert timers(effects) == [(4.0, (CREATE_TIMER,))]
+    [(_, reply)] = sent(bench.does("on_timer", (CREATE_TIMER,), now=4.0), Reply)
+    assert reply.request_id == 6 and not reply.ok
+
+
+def test_control_hears_of_resources_when_they_changed_and_not_more_often_than_it_must() -> None:
+    bench = Bench(cpus=2, heartbeat_ms=100.0)
+    effects = bench.request()
+    assert (0.1, (HEARTBEAT_TIMER,)) in timers(effects)
+    assert (0.1, (HEARTBEAT_TIMER,)) not in timers(bench.request())
+    effects = bench.does("on_timer", (HEARTBEAT_TIMER,), now=0.1)
+    assert sent(effects, Heartbeat) == [(CONTROL, Heartbeat(process("node"), {"CPU": 0}))]
+    bench.does("on_cancel_lease", DRIVER, 1)
+    bench.request()
+    assert sent(bench.does("on_timer", (HEARTBEAT_TIMER,), now=0.2), Heartbeat) == [], "nothing is new"
+
+
+def test_idle_workers_are_ended_by_the_timer() -> None:
+    bench = Bench(worker_idle_s=2.0)
+    grant = bench.lease()
+    effects = bench.does("on_return_lease", DRIVER, grant.lease_id, now=5.0)
+    assert (7.0, (REAP_TIMER,)) in timers(effects)
+    assert verbs(bench.does("on_timer", (REAP_TIMER,), now=7.0), KILL_WORKER) == [(grant.worker_id,)]
+
+

@@ -1,0 +1,616 @@
+"""Owner: entries, those who wait for them, and what follows from messages."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+
+from zray.base.config import Config
+from zray.base.ids import TaskIDs, return_id
+from zray.base.resources import ResourceSet
+from zray.base.wire import (
+    ERROR,
+    INLINE,
+    STORED,
+    Address,
+    CheckProcess,
+    FreeObjects,
+    GetObject,
+    ObjectValue,
+    Push,
+    Refs,
+    RequestLease,
+    ReturnLease,
+)
+from zray.core.effects import DIAL, HANG_UP, RESOLVE, WARN
+from zray.core.owner import INFEASIBLE_TIMER, Owner, Waiter, contained_in, error_entry
+from zray.core.tasks import Task, TaskTemplate
+from zray.exceptions import (
+    InvariantError,
+    ObjectLostError,
+    OwnerDiedError,
+    TaskUnschedulableError,
+    WorkerCrashedError,
+)
+from zray.object_ref import ObjectRef
+
+from .reading import AGENT, address, drain, process, sent, timers, verbs
+
+ME, FRIEND, WORKER = address("me"), address("friend"), address("worker")
+NODE = process("node")
+A, B, C = (bytes([n]) * 20 for n in (1, 2, 3))
+ONE = ResourceSet.of({"CPU": 1})
+
+
+class Bench:
+    """An owner, the references its user holds, and a turn of the loop after each event."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.owner = Owner(ME, b"job1", NODE, AGENT, Config(**limits))
+        self.inbox: list[bytes] = []
+        self.ids = TaskIDs(ME[0])
+        self.leases = 0
+
+    def turn(self, now: float = 0.0) -> list[Any]:
+        while True:
+            while self.inbox:
+                self.owner.references.release(self.inbox.pop(0))
+            self.owner.settle(now)
+            if not self.inbox:
+                break
+        self.owner.check()
+        return drain(self.owner.out)
+
+    def does(self, event: str, *args: Any, now: float = 0.0) -> list[Any]:
+        getattr(self.owner, event)(now, *args)
+        return self.turn(now)
+
+    def hears(self, event: str, *fields: Any, peer: bytes = AGENT, now: float = 0.0) -> list[Any]:
+        return self.does("on_" + event, peer, *fields, now=now)
+
+    def ref(self, object_id: bytes, owner: Address = ME) -> ObjectRef[Any]:
+        return ObjectRef(object_id, owner, self.inbox.append)
+
+    def adopt(self, object_id: bytes, owner: Address) -> ObjectRef[Any]:
+        self.owner.adopt(object_id, owner)
+        return self.ref(object_id, owner)
+
+    def put(self, payload: bytes, contained: Any = ()) -> ObjectRef[Any]:
+        object_id = self.ids() + bytes(4)
+        self.owner.put(object_id, (INLINE, payload, contained) if contained else (INLINE, payload))
+        return self.ref(object_id)
+
+    def call(
+        self, *args: Any, nested: Any = (), retries: int = 3, returns: int = 1, demand: ResourceSet = ONE
+    ) -> tuple[list[ObjectRef[Any]], list[Any]]:
+        """Call a task; the references to its results and the effects."""
+        task_id = self.ids()
+        template = TaskTemplate(b"f" * 16, "fun", demand, returns, retries, True, None)
+        ids = tuple(return_id(task_id, n + 1) for n in range(returns))
+        task = Task(task_id, template, b"p", tuple(enumerate(args)), tuple(nested), ids, 1)
+        refs = [self.ref(i) for i in ids]
+        self.owner.submit(0.0, task)
+        del task
+        return refs, self.turn()
+
+    def grant(self, effects: list[Any]) -> tuple[int, list[Any]]:
+        """The agent grants the one request among the effects."""
+        [(_, request)] = sent(effects, RequestLease)
+        self.leases += 1
+        return self.leases, self.hears("lease_granted", request.request_id, self.leases, WORKER[0], WORKER[1])
+
+    def done(self, lease_id: int, ref: ObjectRef[Any], *entries: Any, borrowed: Any = ()) -> list[Any]:
+        items = [(ref.binary()[:16], list(entries), 10, list(borrowed))]
+        return self.hears("done", lease_id, items, peer=WORKER[0])
+
+    def error(self, ref: ObjectRef[Any]) -> BaseException:
+        kind, payload = self.owner.memory[ref.binary()][:2]
+        assert kind == ERROR
+        error = pickle.loads(payload)
+        assert isinstance(error, BaseException)
+        return error
+
+    def at_rest(self) -> bool:
+        owner = self.owner
+        numbers = owner.statistics()
+        return not any(numbers[name] for name in ("objects", "fetching", "pending", "counted", "borrowed", "lent"))
+
+
+# -- values of one's own --------------------------------------------------------------------------------------------
+
+
+def test_a_put_is_there_at_once_and_goes_with_its_last_reference() -> None:
+    bench = Bench()
+    ref = bench.put(b"1")
+    waiter = Waiter(1)
+    bench.owner.watch(waiter, [ref])
+    assert verbs(bench.turn(), RESOLVE) == [(waiter,)]
+    del ref
+    bench.turn()
+    assert bench.at_rest()
+
+
+def test_a_stored_value_is_freed_in_the_store_with_its_last_reference() -> None:
+    bench = Bench()
+    bench.owner.put(A, (STORED, 1 << 20, NODE, ()))
+    ref = bench.ref(A)
+    assert bench.turn() == []
+    del ref
+    assert sent(bench.turn(), FreeObjects) == [(AGENT, FreeObjects([A]))]
+
+
+def test_a_waiter_is_resolved_once_when_the_last_object_is_there() -> None:
+    bench = Bench()
+    one, effects = bench.call()
+    lease, _ = bench.grant(effects)
+    here = bench.put(b"1")
+    waiter = Waiter(2)
+    bench.owner.watch(waiter, [here, *one])
+    assert verbs(bench.turn(), RESOLVE) == []
+    assert verbs(bench.done(lease, one[0], (INLINE, b"2")), RESOLVE) == [(waiter,)]
+
+
+def test_a_waiter_that_gave_up_is_not_resolved() -> None:
+    bench = Bench()
+    refs, effects = bench.call()
+    lease, _ = bench.grant(effects)
+    waiter = Waiter(1)
+    bench.owner.watch(waiter, refs)
+    waiter.done = True
+    bench.owner.watch(second := Waiter(2), refs)
+    assert bench.owner._watchers[refs[0].binary()] == [second], "those that gave up do not pile up"
+    assert verbs(bench.done(lease, refs[0], (INLINE, b"2")), RESOLVE) == []
+
+
+def test_the_references_inside_an_entry() -> None:
+    inner = ((A, ME),)
+    assert contained_in((INLINE, b"")) == () == contained_in((ERROR, b"", True))
+    assert contained_in((INLINE, b"", inner)) == inner == contained_in((STORED, 1, NODE, inner))
+
+
+def test_a_waiter_that_fails_fast_is_resolved_by_the_first_error() -> None:
+    bench = Bench()
+    one, effects = bench.call(retries=0)
+    lease, _ = bench.grant(effects)
+    other, _ = bench.call(retries=0)
+    waiter = Waiter(2)
+    waiter.fail_fast = True
+    bench.owner.watch(waiter, [*one, *other])
+    assert verbs(bench.done(lease, one[0], (ERROR, b"oops")), RESOLVE) == [(waiter,)]
+    assert verbs(bench.done(lease, other[0], (INLINE, b"2")), RESOLVE) == [], "and only once"
+
+
+def test_a_listener_is_resolved_when_enough_has_arrived_since() -> None:
+    bench = Bench()
+    one, effects = bench.call()
+    lease, _ = bench.grant(effects)
+    two, _ = bench.call()
+    since = bench.owner.arrivals
+    bench.done(lease, one[0], (INLINE, b"1"))
+    late, early = Waiter(2), Waiter(1)
+    bench.owner.listen(late, since)
+    bench.owner.listen(early, since)
+    assert verbs(bench.turn(), RESOLVE) == [(early,)]
+    assert verbs(bench.done(lease, two[0], (INLINE, b"2")), RESOLVE) == [(late,)]
+
+
+def test_when_the_cluster_is_gone_nobody_waits_any_more() -> None:
+    bench = Bench()
+    refs, _ = bench.call()
+    watcher, listener = Waiter(1), Waiter(1)
+    bench.owner.watch(watcher, refs)
+    bench.owner.listen(listener, bench.owner.arrivals)
+    bench.owner.abandon()
+    assert verbs(bench.turn(), RESOLVE) == [(watcher,), (listener,)]
+
+
+# -- tasks ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_runs_and_its_result_goes_with_its_reference() -> None:
+    bench = Bench()
+    refs, effects = bench.call()
+    lease, effects = bench.grant(effects)
+    [(peer, push)] = sent(effects, Push)
+    assert peer == WORKER[0] and push.specs == [(refs[0].binary()[:16], b"f" * 16, b"p", (), 1, 1, "fun", None)]
+    bench.done(lease, refs[0], (INLINE, b"42"))
+    assert bench.owner.memory == {refs[0].binary(): (INLINE, b"42")}
+    refs.clear()
+    bench.turn()
+    assert bench.at_rest()
+
+
+def test_a_result_that_nobody_waits_for_any_more_is_not_kept() -> None:
+    bench = Bench()
+    refs, effects = bench.call()
+    lease, _ = bench.grant(effects)
+    object_id = refs[0].binary()
+    ghost = ObjectRef(object_id, ME, [].append)
+    refs.clear()
+    bench.turn()
+    effects = bench.done(lease, ghost, (STORED, 5, NODE, ()))
+    assert sent(effects, FreeObjects) == [(AGENT, FreeObjects([object_id]))]
+    assert bench.at_rest()
+
+
+def test_a_task_waits_for_its_arguments_and_carries_their_entries() -> None:
+    bench = Bench()
+    first, effects = bench.call()
+    lease, _ = bench.grant(effects)
+    second, effects = bench.call(first[0], bench.put(b"7"))
+    assert effects == []
+    put_id = list(bench.owner.memory)[0]
+    bench.done(lease, first[0], (INLINE, b"1"))
+    pushed = bench.owner.leases.leases[lease].inflight
+    assert list(pushed) == [second[0].binary()[:16]]
+    spec = bench.owner._make_spec(next(iter(pushed.values())))
+    assert spec[3] == ((0, first[0].binary(), ME, (INLINE, b"1")), (1, put_id, ME, (INLINE, b"7")))
+
+
+def test_arguments_are_kept_until_the_task_is_done() -> None:
+    bench = Bench()
+    refs, effects = bench.call(bench.put(b"7"), nested=(bench.put(b"8"),))
+    assert len(bench.owner.memory) == 2
+    lease, _ = bench.grant(effects)
+    bench.done(lease, refs[0], (INLINE, b"1"))
+    assert list(bench.owner.memory) == [refs[0].binary()]
+
+
+def test_an_argument_that_is_an_error_is_the_result_too() -> None:
+    bench = Bench()
+    first, effects = bench.call(retries=0)
+    lease, _ = bench.grant(effects)
+    second, _ = bench.call(first[0])
+    bench.done(lease, first[0], (ERROR, b"broken"))
+    assert bench.owner.memory[second[0].binary()] == (ERROR, b"broken")
+    assert bench.owner.tasks.pending == {}
+    third, effects = bench.call(second[0])
+    assert bench.owner.memory[third[0].binary()] == (ERROR, b"broken") and not sent(effects, RequestLease)
+
+
+def test_an_error_that_may_be_retried_is_retried_as_often_as_allowed() -> None:
+    bench = Bench()
+    refs, effects = bench.call(retries=2)
+    lease, _ = bench.grant(effects)
+    for _ in range(2):
+        effects = bench.done(lease, refs[0], (ERROR, b"oops", True))
+        assert len(sent(effects, Push)) == 1
+    bench.done(lease, refs[0], (ERROR, b"oops", True))
+    assert bench.owner.memory[refs[0].binary()][:2] == (ERROR, b"oops")
+
+
+def test_every_return_of_a_task_arrives() -> None:
+    bench = Bench()
+    refs, effects = bench.call(returns=3)
+    lease, _ = bench.grant(effects)
+    bench.done(lease, refs[0], *[(INLINE, b"%d" % n) for n in range(3)])
+    assert [bench.owner.memory[r.binary()] for r in refs] == [(INLINE, b"%d" % n) for n in range(3)]
+
+
+# -- crashes --------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_whose_worker_died_is_tried_again_and_fails_when_its_retries_are_used_up() -> None:
+    bench = Bench()
+    refs, effects = bench.call(retries=1)
+    lease, _ = bench.grant(effects)
+    effects = bench.hears("lease_lost", lease, "killed")
+    lease, _ = bench.grant(effects)
+    assert refs[0].binary() not in bench.owner.memory
+    bench.hears("lease_lost", lease, "killed by signal 9")
+    error = bench.error(refs[0])
+    assert isinstance(error, WorkerCrashedError) and "killed by signal 9" in str(error) and "2 time(s)" in str(error)
+
+
+def test_the_answer_of_an_attempt_that_was_given_up_is_discarded() -> None:
+    bench = Bench()
+    refs, effects = bench.call(retries=0)
+    lease, _ = bench.grant(effects)
+    bench.hears("lease_lost", lease, "gone")
+    effects = bench.done(lease, refs[0], (INLINE, b"late", ((A, FRIEND),)))
+    assert isinstance(bench.error(refs[0]), WorkerCrashedError), "a task is never both lost and done"
+    assert sent(effects, Refs) == [(FRIEND[0], Refs([(A, ME[0], -1)]))], "what it gave us is given back"
+
+
+def test_the_answer_of_a_lost_worker_counts_when_it_still_arrives_in_time() -> None:
+    bench = Bench()
+    refs, effects = bench.call()
+    lease, _ = bench.grant(effects)
+    effects = bench.hears("lease_lost", lease, "gone")
+    bench.done(lease, refs[0], (STORED, 5, NODE, ()))
+    assert bench.owner.memory[refs[0].binary()] == (STORED, 5, NODE, ())
+    second, _ = bench.grant(effects)
+    effects = bench.done(second, refs[0], (STORED, 5, NODE, ()))
+    assert sent(effects, FreeObjects) == [], "the second answer must not free what the first one brought"
+
+
+# -- references -----------------------------------------------------------------------------------------------------
+
+
+def test_references_inside_a_result_are_held_while_it_is_kept() -> None:
+    bench = Bench()
+    refs, effects = bench.call()
+    lease, _ = bench.grant(effects)
+    bench.done(lease, refs[0], (INLINE, b"[ref]", ((A, WORKER),)))
+    assert bench.owner.references.owners == {A: WORKER}
+    refs.clear()
+    effects = bench.turn()
+    assert verbs(effects, DIAL) == [WORKER]
+    assert sent(effects, Refs) == [(WORKER[0], Refs([(A, ME[0], -1)]))]
+    assert bench.at_rest()
+
+
+def test_a_worker_that_kept_an_argument_is_registered_before_the_task_lets_go() -> None:
+    bench = Bench()
+    mine = bench.put(b"7")
+    mine_id = mine.binary()
+    theirs = bench.adopt(A, FRIEND)
+    bench.owner.references.received(A)
+    refs, effects = bench.call(nested=(mine, theirs))
+    lease, _ = bench.grant(effects)
+    del mine, theirs
+    effects = bench.done(lease, refs[0], (INLINE, b""), borrowed=[(mine_id, ME), (A, FRIEND)])
+    assert bench.owner.references.borrowers == {mine_id: {WORKER[0]: 1}}
+    assert sent(effects, Refs) == [(FRIEND[0], Refs([(A, WORKER[0], 1), (A, ME[0], -1)]))]
+    assert mine_id in bench.owner.memory
+    refs.clear()
+    bench.hears("refs", [(mine_id, WORKER[0], -1)], peer=WORKER[0])
+    assert bench.at_rest()
+
+
+def test_what_a_task_kept_is_named_and_counts_as_registered() -> None:
+    bench = Bench()
+    kept = bench.adopt(A, FRIEND)
+    gone = bench.adopt(B, FRIEND)
+    del gone
+    bench.turn()
+    assert bench.owner.kept({A: FRIEND, B: FRIEND}) == [(A, FRIEND)]
+    del kept
+    assert sent(bench.turn(), Refs) == [(FRIEND[0], Refs([(A, ME[0], -1)]))]
+
+
+# -- objects of others ----------------------------------------------------------------------------------------------
+
+
+def borrowed_value(bench: Bench, entry: Any) -> ObjectRef[Any]:
+    ref = bench.adopt(A, FRIEND)
+    waiter = Waiter(1)
+    bench.owner.watch(waiter, [ref])
+    assert sent(bench.turn(), GetObject) == [(FRIEND[0], GetObject(A))]
+    assert verbs(bench.hears("object_value", A, entry, peer=FRIEND[0]), RESOLVE) == [(waiter,)]
+    return ref
+
+
+def test_a_borrowed_value_is_asked_for_once_and_kept_while_a_reference_lives() -> None:
+    bench = Bench()
+    ref = borrowed_value(bench, (INLINE, b"9"))
+    bench.owner.watch(Waiter(1), [ref])
+    assert len(verbs(effects := bench.turn(), RESOLVE)) == 1 and sent(effects, GetObject) == []
+    del ref
+    bench.turn()
+    assert bench.at_rest()
+
+
+def test_a_stored_value_of_another_is_never_freed_by_a_borrower() -> None:
+    bench = Bench()
+    ref = borrowed_value(bench, (STORED, 5, NODE, ()))
+    del ref
+    assert sent(bench.turn(), FreeObjects) == []
+    ref = bench.adopt(A, FRIEND)
+    bench.owner.watch(Waiter(1), [ref])
+    del ref
+    bench.owner.references.release(bench.inbox.pop())
+    effects = bench.hears("object_value", A, (STORED, 5, NODE, ()), peer=FRIEND[0])
+    assert sent(effects, FreeObjects) == [], "not even when the answer meets a reference that was just dropped"
+
+
+def test_a_reference_that_comes_back_after_a_wait_was_given_up_is_asked_for_again() -> None:
+    bench = Bench()
+    ref = bench.adopt(A, FRIEND)
+    waiter = Waiter(1)
+    bench.owner.watch(waiter, [ref])
+    waiter.done = True  # the get timed out
+    del ref
+    bench.turn()
+    again = bench.adopt(A, FRIEND)
+    bench.owner.watch(Waiter(1), [again])
+    assert len(sent(bench.turn(), GetObject)) == 1
+
+
+def test_an_answer_that_nobody_waits_for_gives_its_registrations_back() -> None:
+    bench = Bench()
+    effects = bench.hears("object_value", A, (INLINE, b"", ((B, FRIEND),)), peer=FRIEND[0])
+    assert sent(effects, Refs) == [(FRIEND[0], Refs([(B, ME[0], -1)]))]
+
+
+def test_a_reference_dropped_and_adopted_again_in_one_turn_is_asked_for_again() -> None:
+    """The entry belonged to the reference that is gone: what it contained is not held any more."""
+    bench = Bench()
+    ref = borrowed_value(bench, (INLINE, b"9", ((B, FRIEND),)))
+    del ref
+    bench.owner.references.release(bench.inbox.pop())
+    again = bench.adopt(A, FRIEND)  # before the loop has drawn the consequences
+    waiter = Waiter(1)
+    bench.owner.watch(waiter, [again])
+    effects = bench.turn()
+    assert sent(effects, GetObject) == [(FRIEND[0], GetObject(A))] and verbs(effects, RESOLVE) == []
+    assert verbs(bench.hears("object_value", A, (INLINE, b"9"), peer=FRIEND[0]), RESOLVE) == [(waiter,)]
+
+
+def test_a_borrower_is_answered_at_once_or_when_the_value_arrives_or_that_it_is_lost() -> None:
+    bench = Bench()
+    inner = bench.put(b"inner")
+    outer = bench.put(b"outer", ((inner.binary(), ME),))
+    bench.owner.references.give(outer.binary(), ME, FRIEND[0])
+    [(peer, value)] = sent(bench.hears("get_object", outer.binary(), peer=FRIEND[0]), ObjectValue)
+    assert peer == FRIEND[0] and value.entry == (INLINE, b"outer", ((inner.binary(), ME),))
+    assert bench.owner.references.borrowers[inner.binary()] == {FRIEND[0]: 1}, "the answer registers its receiver"
+
+    refs, effects = bench.call()
+    lease, _ = bench.grant(effects)
+    assert bench.hears("get_object", refs[0].binary(), peer=FRIEND[0]) == []
+    effects = bench.done(lease, refs[0], (INLINE, b"late"))
+    assert sent(effects, ObjectValue) == [(FRIEND[0], ObjectValue(refs[0].binary(), (INLINE, b"late")))]
+
+    [(_, value)] = sent(bench.hears("get_object", C, peer=FRIEND[0]), ObjectValue)
+    assert value.entry[0] == ERROR and isinstance(pickle.loads(value.entry[1]), ObjectLostError)
+
+
+def test_a_borrower_that_waits_for_a_result_nobody_keeps_is_told() -> None:
+    bench = Bench()
+    refs, effects = bench.call()
+    lease, _ = bench.grant(effects)
+    bench.hears("get_object", refs[0].binary(), peer=FRIEND[0])
+    ghost = ObjectRef(refs[0].binary(), ME, [].append)
+    refs.clear()
+    bench.turn()
+    [(peer, value)] = sent(bench.done(lease, ghost, (INLINE, b"late")), ObjectValue)
+    assert peer == FRIEND[0] and value.entry[0] == ERROR
+    assert bench.owner._remote_gets == {}
+
+
+def test_a_get_of_ones_own_object_that_is_gone_is_an_error_and_not_a_hang() -> None:
+    bench = Bench()
+    ghost = bench.adopt(A, ME)
+    waiter = Waiter(1)
+    bench.owner.watch(waiter, [ghost])
+    assert verbs(bench.turn(), RESOLVE) == [(waiter,)]
+    assert isinstance(bench.error(ghost), ObjectLostError) and A.hex() in str(bench.error(ghost))
+
+
+# -- deaths ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_death_of_an_owner_resolves_those_who_wait_for_its_objects() -> None:
+    bench = Bench()
+    ref = bench.adopt(A, FRIEND)
+    waiter = Waiter(1)
+    bench.owner.watch(waiter, [ref])
+    bench.turn()
+    assert verbs(bench.hears("worker_died", FRIEND[0], "it was killed"), RESOLVE) == [(waiter,)]
+    assert isinstance(bench.error(ref), OwnerDiedError) and "it was killed" in str(bench.error(ref))
+    effects = bench.hears("object_value", A, (INLINE, b"late", ((B, WORKER),)), peer=FRIEND[0])
+    assert isinstance(bench.error(ref), OwnerDiedError)
+    assert sent(effects, Refs) == [(WORKER[0], Refs([(B, ME[0], -1)]))]
+
+
+def test_the_agent_is_asked_once_whether_an_owner_is_still_there() -> None:
+    """It may have ended before this process came: then nobody told it, and nobody would ever answer."""
+    bench = Bench()
+    refs = [bench.adopt(o, FRIEND) for o in (A, B)]
+    bench.owner.watch(Waiter(2), refs)
+    effects = bench.turn()
+    assert sent(effects, CheckProcess) == [(AGENT, CheckProcess(FRIEND[0]))]
+    effects = bench.hears("worker_died", FRIEND[0], "it ended earlier")
+    assert verbs(effects, HANG_UP) == [(FRIEND[0],)]
+    assert all(isinstance(bench.error(ref), OwnerDiedError) for ref in refs)
+
+
+def test_an_object_of_a_dead_owner_is_never_asked_for() -> None:
+    bench = Bench()
+    bench.hears("worker_died", FRIEND[0], "gone")
+    ref = bench.adopt(A, FRIEND)
+    bench.owner.watch(waiter := Waiter(1), [ref])
+    effects = bench.turn()
+    assert sent(effects, GetObject) == [] and verbs(effects, RESOLVE) == [(waiter,)]
+    refs, effects = bench.call(ref)
+    assert isinstance(bench.error(refs[0]), OwnerDiedError) and sent(effects, RequestLease) == []
+
+
+def test_a_value_that_was_here_before_its_owner_died_stays() -> None:
+    bench = Bench()
+    ref = borrowed_value(bench, (INLINE, b"9"))
+    bench.hears("worker_died", FRIEND[0], "gone")
+    assert bench.owner.memory[ref.binary()] == (INLINE, b"9")
+
+
+def test_nothing_is_said_to_the_dead_and_nothing_kept_for_them() -> None:
+    bench = Bench()
+    ref = bench.put(b"7")
+    bench.owner.references.give(ref.binary(), ME, FRIEND[0])
+    theirs = bench.adopt(B, FRIEND)
+    bench.owner.references.received(B)
+    bench.hears("worker_died", FRIEND[0], "gone")
+    bench.hears("refs", [(ref.binary(), FRIEND[0], 1)], peer=WORKER[0])
+    assert bench.owner.references.borrowers == {}
+    del ref, theirs
+    assert sent(bench.turn(), Refs) == [] and bench.at_rest()
+
+
+def test_a_result_whose_worker_is_known_to_be_dead_registers_nobody() -> None:
+    bench = Bench()
+    mine = bench.put(b"7")
+    refs, effects = bench.call(nested=(mine,))
+    lease, _ = bench.grant(effects)
+    bench.hears("worker_died", WORKER[0], "gone")
+    bench.done(lease, refs[0], (INLINE, b"1"), borrowed=[(mine.binary(), ME)])
+    refs.clear()
+    del mine
+    bench.turn()
+    assert bench.at_rest()
+
+
+# -- no room on any node --------------------------------------------------------------------------------------------
+
+
+def test_an_infeasible_task_warns_once_and_fails_after_its_grace() -> None:
+    bench = Bench(infeasible_grace_s=3.0)
+    refs, effects = bench.call()
+    [(_, request)] = sent(effects, RequestLease)
+    effects = bench.hears("lease_rejected", request.request_id, "infeasible", "it asks for 9 CPU")
+    [(text,)] = verbs(effects, WARN)
+    assert "fun()" in text and "9 CPU" in text and "3 s" in text
+    [(at, key)] = timers(effects)
+    assert at == 3.0 and key[0] == INFEASIBLE_TIMER
+    bench.does("on_timer", key, now=3.0)
+    assert isinstance(bench.error(refs[0]), TaskUnschedulableError)
+    again, effects = bench.call()
+    assert len(sent(effects, RequestLease)) == 1, "the next one asks again"
+
+
+def test_an_infeasible_task_may_wait_for_a_cluster_that_grows() -> None:
+    bench = Bench(infeasible="wait")
+    refs, effects = bench.call()
+    [(_, request)] = sent(effects, RequestLease)
+    effects = bench.hears("lease_rejected", request.request_id, "infeasible", "it asks for 9 CPU")
+    [(_, key)] = timers(effects)
+    effects = bench.does("on_timer", key, now=10.0)
+    assert refs[0].binary() not in bench.owner.memory and len(sent(effects, RequestLease)) == 1
+
+
+def test_when_no_further_worker_may_start_the_waiting_tasks_fail() -> None:
+    bench = Bench()
+    refs, effects = bench.call()
+    [(_, request)] = sent(effects, RequestLease)
+    bench.hears("lease_rejected", request.request_id, "exhausted", "all 3 workers wait")
+    assert isinstance(bench.error(refs[0]), TaskUnschedulableError) and "all 3 workers" in str(bench.error(refs[0]))
+    bench.hears("lease_rejected", 99, "exhausted", "")
+
+
+def test_leases_that_are_called_back_go_back() -> None:
+    bench = Bench()
+    refs, effects = bench.call()
+    lease, _ = bench.grant(effects)
+    bench.hears("lease_reclaimed", lease)
+    effects = bench.done(lease, refs[0], (INLINE, b"1"))
+    assert sent(effects, ReturnLease) == [(AGENT, ReturnLease(lease))]
+
+
+def test_check_sees_a_value_that_nobody_needs_and_a_wait_for_what_is_here() -> None:
+    bench = Bench()
+    bench.owner.memory[A] = (INLINE, b"")
+    with pytest.raises(InvariantError, match="nobody needs"):
+        bench.owner.check()
+    bench = Bench()
+    ref = bench.put(b"")
+    bench.owner._watchers[ref.binary()] = [Waiter(1)]
+    with pytest.raises(InvariantError, match="which is here"):
+        bench.owner.check()
+
+
+def test_an_error_entry_holds_the_error() -> None:
+    kind, payload = error_entry(ObjectLostError("gone", "abc"))
+    error = pickle.loads(payload)
+    assert kind == ERROR and error.object_id == "abc" and str(error) == "gone"
