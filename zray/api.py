@@ -364,7 +364,7 @@ def _seconds(timeout: float | None) -> float | None:
         raise TypeError(f"timeout must be a number of seconds, not {timeout!r}")
     if timeout == -1:
         return None
-    if timeout < 0:
+    if not timeout >= 0:  # NaN too
         raise ValueError(f"timeout must not be negative: {timeout!r}")
     return float(timeout)
 

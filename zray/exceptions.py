@@ -29,6 +29,9 @@ Each carries the ids needed to find the thing in logs, says what happened, and w
 
 from __future__ import annotations
 
+import contextlib
+import types
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -63,7 +66,7 @@ class RayTaskError(RayError):
         self.cause = cause
         self.pid = pid
         self.node = node
-        super().__init__(function_name, traceback_str)
+        Exception.__init__(self, function_name, traceback_str)  # not super(): that may be the user's own type
 
     def __str__(self) -> str:
         where = f"{self.function_name}() (pid={self.pid}, node={self.node[:8]})"
@@ -85,18 +88,38 @@ class RayTaskError(RayError):
                 (RayTaskError, cause_type),
                 {"__init__": RayTaskError.__init__, "__str__": RayTaskError.__str__, "__module__": __name__},
             )
-            error: RayTaskError = Exception.__new__(both)
+            error: RayTaskError = _bare_instance(both)
             RayTaskError.__init__(
                 error, self.function_name, self.traceback_str, cause, self.pid, self.node
             )
         except TypeError:  # the type is final or its layout does not mix: the plain error still says all
             return self
-        for name, value in vars(cause).items():
-            if name not in error.__dict__:
-                error.__dict__[name] = value
         error.args = cause.args
+        for name, value in _fields(cause):
+            if name not in error.__dict__:
+                with contextlib.suppress(AttributeError, TypeError):
+                    setattr(error, name, value)
         error.__cause__ = cause
         return error
+
+
+def _bare_instance(kind: type) -> Any:
+    """An instance without a call of the user's ``__new__``. The base whose layout it has must make it, as OSError."""
+    for base in kind.__mro__:
+        if isinstance(vars(base).get("__new__"), types.BuiltinFunctionType):
+            with contextlib.suppress(TypeError):
+                return base.__new__(kind)
+    raise TypeError(f"no base of {kind.__name__} makes an instance of it")
+
+
+def _fields(error: BaseException) -> Iterator[tuple[str, Any]]:
+    """Attributes of an exception: its own, and those its types keep in slots, as ``errno`` of OSError."""
+    yield from vars(error).items()
+    for base in type(error).__mro__:
+        for name, member in vars(base).items():
+            if isinstance(member, types.MemberDescriptorType) and not name.startswith("__"):
+                with contextlib.suppress(AttributeError):
+                    yield name, member.__get__(error)
 
 
 class TaskCancelledError(RayError):

@@ -77,6 +77,14 @@ TASK_OPTIONS: dict[str, Option] = {
 }
 
 
+_FORMER_NAMES = {"num_return_vals": "num_returns"}
+
+
+def with_current_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options under the names they have now: old programs use the names of early versions of Ray."""
+    return {_FORMER_NAMES.get(name, name): value for name, value in options.items()}
+
+
 def check_task_options(options: Mapping[str, Any]) -> None:
     """Check options by the table.
 

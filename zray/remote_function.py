@@ -35,6 +35,7 @@ class RemoteFunction(Generic[P, R]):
     """
 
     def __init__(self, function: Callable[P, R], task_options: dict[str, Any]) -> None:
+        task_options = options.with_current_names(task_options)
         options.check_task_options(task_options)
         if inspect.iscoroutinefunction(function):
             raise ValueError(
@@ -256,7 +257,7 @@ def remote(*args: Any, **task_options: Any) -> Any:
         raise TypeError(
             "use @remote without parentheses or with keyword options, as in @remote(num_cpus=2), on a function"
         )
-    options.check_task_options(task_options)
+    options.check_task_options(options.with_current_names(task_options))
     return lambda function: _make(function, task_options)
 
 

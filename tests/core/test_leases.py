@@ -253,17 +253,30 @@ def test_the_clock_of_idle_leases_survives_a_timer_that_meets_waiting_tasks() ->
     assert timers(bench.effects()), "or a second idle lease would never go back"
 
 
-def test_a_wanted_lease_goes_back_as_soon_as_it_is_empty_and_another_is_asked_for() -> None:
-    bench = Bench()
-    tasks = bench.submit(3)
+def test_a_wanted_lease_goes_back_when_its_slice_is_over_and_it_is_empty_and_another_is_asked_for() -> None:
+    bench = Bench(lease_slice_ms=20.0)
+    tasks = bench.submit(4)
     bench.granted(1, 1)
     bench.effects()
     bench.does("on_reclaimed", 1)
     assert sent(bench.effects(), ReturnLease) == []
-    bench.done(1, [tasks[0]])
+    bench.done(1, [tasks[0]], run_us=1_000_000, now=0.01)
+    effects = bench.effects()
+    assert sent(effects, ReturnLease) == [] and len(sent(effects, Push)) == 1, "it is used until the slice is over"
+    bench.done(1, [tasks[1]], run_us=1_000_000, now=0.021)
     effects = bench.effects()
     assert sent(effects, ReturnLease) == [(AGENT, ReturnLease(1))] and sent(effects, Push) == []
     assert len(bench.leases.queues[ONE].requests) == 2
+
+
+def test_a_wanted_lease_that_is_idle_goes_back_at_once() -> None:
+    bench = Bench(lease_slice_ms=20.0)
+    (task,) = bench.submit(1)
+    bench.granted(1, 1)
+    bench.done(1, [task])
+    bench.effects()
+    bench.does("on_reclaimed", 1)
+    assert sent(bench.effects(), ReturnLease) == [(AGENT, ReturnLease(1))]
 
 
 def test_requests_that_nobody_needs_any_more_are_cancelled() -> None:

@@ -27,17 +27,18 @@ class Config:
     store_headroom_of_shm: float = 0.9  # ... and never more of /dev/shm than this
     store_full_grace_s: float = 10.0  # how long a put waits for room
     # tasks
-    max_retries: int = 3
+    max_retries: int = 3  # attempts after the first when workers die; tasks can say otherwise
     task_depth_max: int = 200  # tasks that submit tasks that submit tasks ...
     args_bytes_max: int = 8 << 30  # one task's arguments in all
     infeasible_grace_s: float = 10.0  # then a demand that no node can ever fit fails
     infeasible: str = "fail"  # "wait": leave it queued, for clusters that grow
     # leases and pipelining
     pipeline_window_ms: float = 5.0  # how much work may wait at a worker
-    pipeline_depth_max: int = 512
-    pipeline_bytes_max: int = 8 << 20
+    pipeline_depth_max: int = 512  # tasks pushed ahead to one worker, however short they are
+    pipeline_bytes_max: int = 8 << 20  # ... and bytes of arguments
     handback_ms: float = 20.0  # a worker busy for longer gives its queue back
     lease_idle_ms: float = 100.0  # an idle lease goes back after this
+    lease_slice_ms: float = 20.0  # how long a lease may be used although others want it
     lease_requests_max: int = 8  # outstanding for one scheduling key
     # workers
     workers_max: int = 512  # processes on one node, blocked ones included
@@ -47,11 +48,11 @@ class Config:
     # loop and transport
     flush_ms: float = 1.0  # results wait no longer than this
     lazy_handover_ms: float = 5.0  # the loop thread leaves the loop this long to a thread that just used it
-    message_bytes_max: int = 1 << 30
+    message_bytes_max: int = 1 << 30  # larger frames are refused by the socket
     # control
-    start_timeout_s: float = 30.0
-    heartbeat_ms: float = 100.0
-    function_fetch_timeout_s: float = 60.0
+    start_timeout_s: float = 30.0  # how long init() waits for the head process
+    heartbeat_ms: float = 100.0  # changes of what is free on a node are told no more often than this
+    function_fetch_timeout_s: float = 60.0  # how long a worker waits for a function that was not exported
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Config:

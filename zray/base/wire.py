@@ -136,12 +136,16 @@ class FinishJob(NamedTuple):
 
 @message(12, "owner", "control")
 class FetchJob(NamedTuple):
+    """A worker was taken into a job: the reply is what it must know of it."""
+
     request_id: int
     job_id: bytes
 
 
 @message(13, "owner", "control")
 class ExportFunction(NamedTuple):
+    """A function, before the first task that calls it."""
+
     job_id: bytes
     function_id: bytes
     name: str
@@ -158,6 +162,8 @@ class FetchFunction(NamedTuple):
 
 @message(15, "owner", "control")
 class KvPut(NamedTuple):
+    """The reply: whether the key existed."""
+
     request_id: int
     namespace: bytes
     key: bytes
@@ -167,6 +173,8 @@ class KvPut(NamedTuple):
 
 @message(16, "owner", "control")
 class KvGet(NamedTuple):
+    """The reply: the value, or None."""
+
     request_id: int
     namespace: bytes
     key: bytes
@@ -174,6 +182,8 @@ class KvGet(NamedTuple):
 
 @message(17, "owner", "control")
 class KvDelete(NamedTuple):
+    """The reply: whether the key existed."""
+
     request_id: int
     namespace: bytes
     key: bytes
@@ -181,6 +191,8 @@ class KvDelete(NamedTuple):
 
 @message(18, "owner", "control")
 class KvKeys(NamedTuple):
+    """The reply: the keys that start so."""
+
     request_id: int
     namespace: bytes
     prefix: bytes
@@ -188,11 +200,15 @@ class KvKeys(NamedTuple):
 
 @message(19, "owner", "control")
 class ListNodes(NamedTuple):
+    """The reply: a dict for each node."""
+
     request_id: int
 
 
 @message(20, "agent", "control")
 class RegisterNode(NamedTuple):
+    """A node joins the cluster."""
+
     node_id: bytes
     endpoint: str
     hostname: str
@@ -205,6 +221,8 @@ class RegisterNode(NamedTuple):
 
 @message(21, "agent", "control")
 class Heartbeat(NamedTuple):
+    """What is free on a node, when it changed."""
+
     node_id: bytes
     available: dict[str, int]
 
@@ -221,6 +239,8 @@ class DriverDied(NamedTuple):
 
 @message(30, "worker", "agent")
 class WorkerReady(NamedTuple):
+    """A worker has started and can be leased."""
+
     worker_id: bytes
     endpoint: str
     pid: int
@@ -228,6 +248,8 @@ class WorkerReady(NamedTuple):
 
 @message(31, "owner", "agent")
 class RequestLease(NamedTuple):
+    """A worker is wanted; LeaseGranted or LeaseRejected is the answer, whenever it comes."""
+
     request_id: int
     job_id: bytes
     resources: dict[str, int]
@@ -236,11 +258,15 @@ class RequestLease(NamedTuple):
 
 @message(32, "owner", "agent")
 class CancelLease(NamedTuple):
+    """The request is not wanted any more."""
+
     request_id: int
 
 
 @message(33, "owner", "agent")
 class ReturnLease(NamedTuple):
+    """The owner is done with the worker."""
+
     lease_id: int
 
 
@@ -253,6 +279,8 @@ class WorkerBlocked(NamedTuple):
 
 @message(35, "worker", "agent")
 class WorkerUnblocked(NamedTuple):
+    """The worker's task goes on, and takes its CPU back."""
+
     worker_id: bytes
 
 
@@ -275,6 +303,8 @@ class SealObject(NamedTuple):
 
 @message(38, "owner", "agent")
 class AbortObject(NamedTuple):
+    """The bytes could not be written: the room is free again."""
+
     object_id: bytes
 
 
@@ -288,6 +318,8 @@ class PinObject(NamedTuple):
 
 @message(40, "owner", "agent")
 class UnpinObjects(NamedTuple):
+    """The asker's last views of these objects are gone."""
+
     object_ids: list[bytes]
 
 
@@ -318,6 +350,8 @@ class CheckProcess(NamedTuple):
 
 @message(50, "agent", "owner")
 class LeaseGranted(NamedTuple):
+    """A worker is lent to the owner."""
+
     request_id: int
     lease_id: int
     worker_id: bytes
@@ -342,6 +376,8 @@ class LeaseReclaimed(NamedTuple):
 
 @message(53, "agent", "owner")
 class LeaseLost(NamedTuple):
+    """The worker of a lease died."""
+
     lease_id: int
     reason: str
 
@@ -386,6 +422,8 @@ class GetObject(NamedTuple):
 
 @message(59, "owner", "owner", hot=True)
 class ObjectValue(NamedTuple):
+    """The answer to GetObject."""
+
     object_id: bytes
     entry: tuple[Any, ...]
 
@@ -412,6 +450,8 @@ class Push(NamedTuple):
 
 @message(72, "agent", "worker")
 class ExitWorker(NamedTuple):
+    """End, when the running task is done."""
+
     reason: str
 
 

@@ -182,6 +182,8 @@ class Gcs:
         waiting = self._wanted.get(function_id, [])
         if (peer, request_id) in waiting:
             waiting.remove((peer, request_id))
+            if not waiting:
+                del self._wanted[function_id]
             text = f"function {function_id.hex()} was never exported: its driver may have ended"
             self.out.append((SEND, peer, Reply(request_id, False, text)))
 

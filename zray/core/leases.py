@@ -7,6 +7,10 @@ task). Ready tasks queue per key; ``pump`` spreads the queue evenly over the lea
 while there are more tasks than leases. An idle lease goes back after ``lease_idle_ms``, or as soon as its agent wants
 it for others.
 
+*Sharing.* An agent calls leases back when others wait. An idle lease goes at once; a busy one is used until its slice
+(``lease_slice_ms`` from the grant) is over and then goes as soon as it is empty, so that the price of changing hands is paid
+once for many tasks.
+
 *Pipelining.* A worker that has only one task at a time idles for a round trip after each. So up to ``depth`` tasks are
 pushed ahead, where depth is how many fit into ``pipeline_window_ms`` by the measured run time of that function:
 hundreds for no-op tasks, one for anything slow or unknown. When the guess is wrong, because a short task turned long or
@@ -43,12 +47,13 @@ IDLE_TIMER = "leases.idle"
 class Lease:
     """A worker lent to this process."""
 
-    __slots__ = ("alone", "closing", "fresh", "id", "idle_since", "inflight", "queue", "stalled", "worker")
+    __slots__ = ("alone", "closing", "fresh", "id", "idle_since", "inflight", "queue", "stalled", "until", "worker")
 
-    def __init__(self, id: int, worker: bytes, queue: LeaseQueue) -> None:
+    def __init__(self, id: int, worker: bytes, queue: LeaseQueue, until: float) -> None:
         self.id = id
         self.worker = worker
         self.queue = queue
+        self.until = until  # it may be used for so long even if it is wanted back
         self.inflight: dict[bytes, Task] = {}
         self.alone = False  # its one task must not have others behind it
         self.closing = False  # the agent wants it back
@@ -138,7 +143,7 @@ class NormalTaskSubmitter:
         for queue in dirty:
             queue.dirty = False
             if queue.tasks:
-                self._push(queue)
+                self._push(now, queue)
                 self._request(queue)
             self._settle(now, queue)
 
@@ -192,7 +197,7 @@ class NormalTaskSubmitter:
         if queue is None or not queue.tasks:
             self._out.append((SEND, self._agent, ReturnLease(lease_id)))
             return
-        lease = Lease(lease_id, worker, queue)
+        lease = Lease(lease_id, worker, queue, now + self._config.lease_slice_ms / 1000)
         self.leases[lease_id] = queue.leases[lease_id] = lease
         self._out.append((DIAL, worker, endpoint))
         self._out.append((SEND, worker, OpenLease(lease_id, self.job_id, dict(queue.resources))))
@@ -206,7 +211,7 @@ class NormalTaskSubmitter:
         return queue
 
     def on_reclaimed(self, lease_id: int) -> None:
-        """The agent wants a lease back: push nothing more, return it when it is empty."""
+        """The agent wants a lease back: it goes when it is idle, or has served out its slice and is empty."""
         lease = self.leases.get(lease_id)
         if lease is not None:
             lease.closing = True
@@ -273,13 +278,14 @@ class NormalTaskSubmitter:
         by_size = config.pipeline_bytes_max // (size + 256)
         return max(1, min(by_time, by_size, config.pipeline_depth_max))
 
-    def _push(self, queue: LeaseQueue) -> None:
+    def _push(self, now: float, queue: LeaseQueue) -> None:
         tasks = queue.tasks
-        # Two owners whose leases are called back for each other before they are used would exchange them for ever.
+        # A lease that is wanted back serves out its slice, and one task at least: owners that share a node would otherwise
+        # exchange their leases after each task, or for ever before the first.
         leases = [
             lease
             for lease in queue.leases.values()
-            if (lease.fresh or not lease.closing) and not lease.stalled
+            if (not lease.closing or now < lease.until or lease.fresh) and not lease.stalled
         ]
         if not leases:
             return
@@ -292,7 +298,9 @@ class NormalTaskSubmitter:
             if inflight and lease.alone:
                 continue
             lease.alone = False
-            room = 1 if lease.closing else min(self._depth(tasks[0]) - len(inflight), share)
+            room = min(self._depth(tasks[0]) - len(inflight), share)
+            if lease.closing and now >= lease.until:
+                room = 1
             specs = []
             while room > 0 and tasks:
                 task = tasks[0]

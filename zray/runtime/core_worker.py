@@ -524,7 +524,13 @@ def _first_ready(refs: list[ObjectRef[Any]], memory: dict[bytes, Entry], limit: 
 def _user_error(entry: Entry) -> BaseException:
     """The exception of an error entry, as ``get`` raises it."""
     error = serialization.deserialize(entry[1])
-    if isinstance(error, RayTaskError):
-        return error.as_instanceof_cause()
+    if isinstance(error, tuple):
+        error, cause = error
+        if cause is not None:
+            try:
+                error.cause = serialization.deserialize(cause)
+            except Exception as problem:
+                error.traceback_str += f"\n(the exception itself can not be read here: {type(problem).__name__}: {problem})"
+        return error.as_instanceof_cause()  # type: ignore[no-any-return]
     assert isinstance(error, BaseException)
     return error

@@ -298,15 +298,18 @@ class TaskExecutor(CoreWorker):
         return entry
 
     def _pickled(self, error: RayError) -> Entry:
+        """The entry of an error. The cause of a task's error is pickled apart: who can not read it has the text still."""
+        if not isinstance(error, RayTaskError):
+            return (ERROR, serialization.serialize(error).inline())
+        text, cause = error.traceback_str, None
         try:
-            payload = serialization.serialize(error).inline()
-            serialization.deserialize(payload)  # many exceptions pickle and can not be read back
+            cause = serialization.serialize(error.cause).inline()
+            serialization.deserialize(cause)  # many exceptions pickle and can not be read back
         except Exception as problem:
-            assert isinstance(error, RayTaskError)
-            note = f"{error.traceback_str}\n(the exception itself could not be pickled: {problem})"
-            bare = RayTaskError(error.function_name, note, None, error.pid, error.node)
-            payload = serialization.serialize(bare).inline()
-        return (ERROR, payload)
+            text += f"\n(the exception itself could not be pickled: {problem})"
+            cause = None
+        bare = RayTaskError(error.function_name, text, None, error.pid, error.node)
+        return (ERROR, serialization.serialize((bare, cause)).inline())
 
     def _exit(self, error: SystemExit) -> None:
         """``sys.exit`` in a task ends the worker, as it would end any process."""
