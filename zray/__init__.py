@@ -22,6 +22,7 @@ _PUBLIC = {
     "cluster_resources": "zray.api",
     "available_resources": "zray.api",
     "get_gpu_ids": "zray.api",
+    "timeline": "zray.timeline",
     "remote": "zray.remote_function",
     "ObjectRef": "zray.object_ref",
     "get_runtime_context": "zray.runtime_context",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from zray.object_ref import ObjectRef as ObjectRef
     from zray.remote_function import remote as remote
     from zray.runtime_context import get_runtime_context as get_runtime_context
+    from zray.timeline import timeline as timeline
 
 
 def __getattr__(name: str) -> Any:

@@ -103,9 +103,9 @@ def init(
         address: None takes ``ZRAY_ADDRESS`` or else starts a cluster of one node that lives as long as this process;
             "local" always starts one.
         num_cpus: CPUs the node offers; by default those this process may use.
-        num_gpus: GPUs the node offers.
-        resources: further resources the node offers, by name.
+        num_gpus, resources: GPUs, and further resources by name, that the node offers.
         object_store_memory: bytes of shared memory for objects; by default 30 % of memory, and never more than /dev/shm has.
+        runtime_env: ``{"env_vars": {...}}`` sets environment variables in the workers of this job.
         namespace: isolates names from other jobs; by default one of its own.
         ignore_reinit_error: a second ``init`` is not an error.
         log_to_driver: whether the output of tasks is shown here; if not, it goes to files in the session directory.
@@ -134,13 +134,7 @@ def init(
             raise RuntimeError(
                 "zray.init() was called before in this process: call zray.shutdown() first, or pass ignore_reinit_error=True"
             )
-        if local_mode:
-            raise NotImplementedError("local_mode is not supported yet: use init() without it")
-        address = address if address is not None else os.environ.get("ZRAY_ADDRESS") or None
-        if address not in (None, "local"):
-            raise ConnectionError(
-                f"no cluster at {address!r}: joining a running cluster is not supported yet; call init() without an address"
-            )
+        _refuse_what_is_missing(address, local_mode)
         _start_embedded(
             {
                 "num_cpus": num_cpus,
@@ -152,9 +146,20 @@ def init(
                 "logging_level": logging_level,
                 "temp_dir": _temp_dir,
                 "system_config": _system_config,
+                "env_vars": _job_env_vars(runtime_env),
             }
         )
         return _context()
+
+
+def _refuse_what_is_missing(address: str | None, local_mode: bool) -> None:
+    if local_mode:
+        raise NotImplementedError("local_mode is not supported yet: use init() without it")
+    address = address if address is not None else os.environ.get("ZRAY_ADDRESS") or None
+    if address not in (None, "local"):
+        raise ConnectionError(
+            f"no cluster at {address!r}: joining a running cluster is not supported yet; call init() without an address"
+        )
 
 
 def _start_embedded(arguments: dict[str, Any]) -> None:
@@ -179,7 +184,19 @@ def _start_embedded(arguments: dict[str, Any]) -> None:
     from zray.runtime import driver  # takes as long to import as the head takes to start: both at once
 
     namespace = arguments.get("namespace") or f"anonymous-{uuid.uuid4()}"
-    object_ref.connected = driver.connect_embedded(head, config, namespace)
+    object_ref.connected = driver.connect_embedded(head, config, namespace, arguments.get("env_vars") or {})
+
+
+def _job_env_vars(runtime_env: dict[str, Any] | None) -> dict[str, str]:
+    """The environment variables of a job's workers, the one field of ``runtime_env`` that exists so far."""
+    others = sorted(set(runtime_env or {}) - {"env_vars"})
+    if others:
+        raise NotImplementedError(f"runtime_env: {', '.join(others)} not supported yet; env_vars is")
+    env_vars = (runtime_env or {}).get("env_vars") or {}
+    for name, value in env_vars.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"runtime_env['env_vars'] must map strings to strings, not {name!r} to {value!r}")
+    return dict(env_vars)
 
 
 def _node_resources(arguments: dict[str, Any]) -> dict[str, float]:
@@ -407,6 +424,6 @@ def _amounts(units: dict[str, int]) -> dict[str, float]:
 
 
 def get_gpu_ids() -> list[int]:
-    """The GPUs assigned to the running task."""
-    runtime()
-    return []
+    """The GPUs assigned to the running task; none in a driver. ``CUDA_VISIBLE_DEVICES`` says the same."""
+    worker: Any = runtime()
+    return list(worker.gpu_ids()) if worker.role == "worker" else []

@@ -108,7 +108,7 @@ def _bare_instance(kind: type) -> Any:
     for base in kind.__mro__:
         if isinstance(vars(base).get("__new__"), types.BuiltinFunctionType):
             with contextlib.suppress(TypeError):
-                return base.__new__(kind)
+                return vars(base)["__new__"](kind)
     raise TypeError(f"no base of {kind.__name__} makes an instance of it")
 
 

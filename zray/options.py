@@ -98,6 +98,8 @@ def check_task_options(options: Mapping[str, Any]) -> None:
             raise ValueError(f"unknown option {name!r} for a task: the options are {known}")
         if not option.check(value):
             raise ValueError(f"option {name!r} must be {option.accepts}, not {value!r}")
+    if options.get("runtime_env"):
+        raise NotImplementedError("runtime_env of a task is not supported yet: init(runtime_env={'env_vars': ...}) is")
     strategy = options.get("scheduling_strategy")
     if isinstance(strategy, str) and strategy not in ("DEFAULT", "SPREAD"):
         raise ValueError(f"option 'scheduling_strategy' must be \"DEFAULT\", \"SPREAD\" or an object, not {strategy!r}")

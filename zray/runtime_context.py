@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from zray import api
@@ -52,12 +53,12 @@ class RuntimeContext:
 
     def get_runtime_env_string(self) -> str:
         """The runtime environment as JSON."""
-        return "{}"
+        return json.dumps(self.runtime_env)
 
     @property
     def runtime_env(self) -> dict[str, Any]:
         """The runtime environment of this process."""
-        return {}
+        return {"env_vars": dict(self._worker.env_vars)} if self._worker.env_vars else {}
 
     @property
     def namespace(self) -> str:

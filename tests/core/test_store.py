@@ -52,13 +52,31 @@ def test_create_answers_with_a_place() -> None:
     assert answers(bench.create(B)) == [(CLIENT, 2, True, (PAGE, False))]
 
 
-def test_only_sealed_objects_can_be_read() -> None:
+def test_a_pin_that_overtakes_the_seal_waits_for_it() -> None:
+    """The owner hears of the object on another link than the agent does."""
     bench = Bench()
     bench.create(A)
-    [(_, _, ok, text)] = answers(bench.does("pin", OTHER, 9, A))
-    assert not ok and A.hex() in text
-    bench.does("seal", A, OWNER)
-    assert answers(bench.does("pin", OTHER, 10, A)) == [(OTHER, 10, True, (0, PAGE))]
+    assert answers(bench.does("pin", OTHER, 9, A)) == []
+    assert answers(bench.does("seal", A, OWNER)) == [(OTHER, 9, True, (0, PAGE))]
+    bench.does("free", [A])
+    assert A in bench.store.objects
+    bench.does("unpin", OTHER, [A])
+    assert A not in bench.store.objects
+
+
+def test_who_waits_for_a_seal_that_never_comes_is_told() -> None:
+    bench = Bench()
+    bench.create(A)
+    bench.does("pin", OTHER, 9, A)
+    bench.does("pin", OWNER, 10, A)
+    bench.does("drop_client", OWNER)
+    [(peer, request_id, ok, text)] = answers(bench.does("drop_client", CLIENT))
+    assert (peer, request_id, ok) == (OTHER, 9, False) and A.hex() in text
+
+
+def test_what_is_not_here_can_not_be_read() -> None:
+    [(peer, request_id, ok, _)] = answers(Bench().does("pin", OTHER, 9, A))
+    assert (peer, request_id, ok) == (OTHER, 9, False)
 
 
 def test_an_object_that_is_here_already_is_not_made_again() -> None:
@@ -247,10 +265,14 @@ def test_random_walk_everything_comes_back_when_everybody_is_gone(walk: list[tup
         else:
             argument = {"seal": (object_id, owner[who]), "abort": (object_id,), "free": ([object_id],)}[what]
             effects = bench.does(what, *argument)
-        for receiver, request_id, _, _ in answers(effects):
+        for receiver, request_id, ok, _ in answers(effects):
+            assert ok or what != "seal"
             assert asked.pop(request_id) == receiver, "every request is answered once, to the one who asked"
     now += 100
-    for receiver, request_id, _, _ in answers(bench.does("on_timer", now)):
+    effects = bench.does("on_timer", now)
+    for number in range(4):
+        effects += bench.does("abort", bytes([number]) * 20)
+    for receiver, request_id, _, _ in answers(effects):
         assert asked.pop(request_id) == receiver
     assert all(peer in bench.dead for peer in asked.values()), "nobody is left without an answer"
     for peer in [*peers, OWNER]:

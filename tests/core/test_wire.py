@@ -35,7 +35,7 @@ def test_ops_and_handlers_are_unique() -> None:
 
 
 def test_an_op_can_not_be_given_twice() -> None:
-    class Twice(tuple):  # noqa: SLOT001
+    class Twice(tuple):
         _fields = ()
 
     with pytest.raises(ValueError, match="op 1 is Hello already"):

@@ -49,6 +49,7 @@ class Config:
     flush_ms: float = 1.0  # results wait no longer than this
     lazy_handover_ms: float = 5.0  # the loop thread leaves the loop this long to a thread that just used it
     message_bytes_max: int = 1 << 30  # larger frames are refused by the socket
+    timeline_events_max: int = 10_000  # tasks that a worker remembers for timeline()
     # control
     start_timeout_s: float = 30.0  # how long init() waits for the head process
     heartbeat_ms: float = 100.0  # changes of what is free on a node are told no more often than this

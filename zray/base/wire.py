@@ -330,6 +330,13 @@ class FreeObjects(NamedTuple):
     object_ids: list[bytes]
 
 
+@message(43, "owner", "agent")
+class ListWorkers(NamedTuple):
+    """The reply: (worker id, endpoint, pid, state) of each worker of the node."""
+
+    request_id: int
+
+
 @message(42, "control", "agent")
 class JobFinished(NamedTuple):
     """End the workers of this job, give back its leases, free what its driver owned."""
@@ -338,7 +345,7 @@ class JobFinished(NamedTuple):
     driver: bytes
 
 
-@message(43, "owner", "agent")
+@message(44, "owner", "agent")
 class CheckProcess(NamedTuple):
     """Is this process of the node still there? Only a no is answered, with WorkerDied."""
 
@@ -356,6 +363,7 @@ class LeaseGranted(NamedTuple):
     lease_id: int
     worker_id: bytes
     endpoint: str
+    gpu_ids: tuple[int, ...] = ()
 
 
 @message(51, "agent", "owner")
@@ -438,6 +446,7 @@ class OpenLease(NamedTuple):
     lease_id: int
     job_id: bytes
     resources: dict[str, int]
+    gpu_ids: tuple[int, ...] = ()
 
 
 @message(71, "owner", "worker", hot=True)
@@ -446,6 +455,13 @@ class Push(NamedTuple):
 
     lease_id: int
     specs: list[Any]
+
+
+@message(73, "owner", "worker")
+class ListEvents(NamedTuple):
+    """The reply: (name, started_s, ended_s) of the tasks this worker ran lately, on the machine's monotonic clock."""
+
+    request_id: int
 
 
 @message(72, "agent", "worker")

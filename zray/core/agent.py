@@ -25,6 +25,7 @@ from zray.base.wire import (
     LeaseLost,
     LeaseReclaimed,
     LeaseRejected,
+    Reply,
     WorkerDied,
 )
 from zray.core.effects import HANG_UP, SEND, TIMER, WATCH, Effect
@@ -144,6 +145,10 @@ class NodeAgent:
         self.scheduler.on_unblocked(worker_id)
         self._advance(now)  # what could not be called back while it was blocked can be now
 
+    def on_list_workers(self, now: float, peer: bytes, request_id: int) -> None:
+        rows = [(w.id, w.endpoint, w.pid, w.state.name) for w in self.pool.workers.values()]
+        self.out.append((SEND, peer, Reply(request_id, True, rows)))
+
     # -- leases ---------------------------------------------------------------------------------------------------
 
     def on_request_lease(
@@ -258,7 +263,7 @@ class NodeAgent:
 
     def _assign(self, lease: GrantedLease, worker: Worker) -> None:
         self.scheduler.assign(lease.id, worker.id)
-        grant = LeaseGranted(lease.request.id, lease.id, worker.id, worker.endpoint)
+        grant = LeaseGranted(lease.request.id, lease.id, worker.id, worker.endpoint, lease.gpu_ids)
         self.out.append((SEND, lease.request.owner, grant))
 
     def _plan_reaping(self, now: float) -> None:

@@ -189,7 +189,9 @@ class NormalTaskSubmitter:
 
     # -- leases ---------------------------------------------------------------------------------------------------
 
-    def on_granted(self, now: float, request_id: int, lease_id: int, worker: bytes, endpoint: str) -> None:
+    def on_granted(
+        self, now: float, request_id: int, lease_id: int, worker: bytes, endpoint: str, gpu_ids: tuple[int, ...] = ()
+    ) -> None:
         """The agent lends a worker."""
         queue = self._requests.pop(request_id, None)
         if queue is not None:
@@ -200,7 +202,7 @@ class NormalTaskSubmitter:
         lease = Lease(lease_id, worker, queue, now + self._config.lease_slice_ms / 1000)
         self.leases[lease_id] = queue.leases[lease_id] = lease
         self._out.append((DIAL, worker, endpoint))
-        self._out.append((SEND, worker, OpenLease(lease_id, self.job_id, dict(queue.resources))))
+        self._out.append((SEND, worker, OpenLease(lease_id, self.job_id, dict(queue.resources), gpu_ids)))
         self._touch(queue)
 
     def on_rejected(self, request_id: int) -> LeaseQueue | None:

@@ -259,9 +259,16 @@ class Owner:
         self.leases.on_handed_back(lease_id, task_ids)
 
     def on_lease_granted(
-        self, now: float, peer: bytes, request_id: int, lease_id: int, worker_id: bytes, endpoint: str
+        self,
+        now: float,
+        peer: bytes,
+        request_id: int,
+        lease_id: int,
+        worker_id: bytes,
+        endpoint: str,
+        gpu_ids: tuple[int, ...] = (),
     ) -> None:
-        self.leases.on_granted(now, request_id, lease_id, worker_id, endpoint)
+        self.leases.on_granted(now, request_id, lease_id, worker_id, endpoint, gpu_ids)
 
     def on_lease_rejected(self, now: float, peer: bytes, request_id: int, kind: str, reason: str) -> None:
         queue = self.leases.on_rejected(request_id)

@@ -14,7 +14,8 @@ done. This is what shares a node fairly between owners that could keep it busy f
 
 from __future__ import annotations
 
-from zray.base.resources import NodeResources, ResourceSet
+from zray.base.resources import UNIT, NodeResources, ResourceSet
+from zray.core.gpus import GpuSlots
 from zray.exceptions import InvariantError
 
 
@@ -37,11 +38,12 @@ class Request:
 class GrantedLease:
     """Resources that are lent out, with a worker as soon as there is one."""
 
-    __slots__ = ("blocked", "id", "reclaiming", "request", "worker")
+    __slots__ = ("blocked", "gpu_ids", "id", "reclaiming", "request", "worker")
 
-    def __init__(self, id: int, request: Request) -> None:
+    def __init__(self, id: int, request: Request, gpu_ids: tuple[int, ...]) -> None:
         self.id = id
         self.request = request
+        self.gpu_ids = gpu_ids
         self.worker: bytes | None = None
         self.blocked = False
         self.reclaiming = False
@@ -54,10 +56,11 @@ class LeaseScheduler:
         total: what the node has.
     """
 
-    __slots__ = ("_next_lease", "_sequence", "by_worker", "leases", "queue", "resources")
+    __slots__ = ("_next_lease", "_sequence", "by_worker", "gpus", "leases", "queue", "resources")
 
     def __init__(self, total: ResourceSet) -> None:
         self.resources = NodeResources(total)
+        self.gpus = GpuSlots(total["GPU"] // UNIT)
         self.queue: dict[tuple[bytes, int], Request] = {}
         self.leases: dict[int, GrantedLease] = {}
         self.by_worker: dict[bytes, GrantedLease] = {}
@@ -90,12 +93,16 @@ class LeaseScheduler:
         for request in sorted(self.queue.values(), key=lambda r: (-r.depth, r.sequence)):
             if request.demand in failed:
                 continue
-            if not self.resources.fits(request.demand):
+            gpu_ids: tuple[int, ...] | None = ()
+            fits = self.resources.fits(request.demand)
+            if fits and request.demand["GPU"]:
+                gpu_ids = self.gpus.assign(request.demand["GPU"])
+            if not fits or gpu_ids is None:
                 failed[request.demand] = None
                 continue
             del self.queue[request.owner, request.id]
             self.resources.acquire(request.demand)
-            lease = GrantedLease(self._next_lease, request)
+            lease = GrantedLease(self._next_lease, request, gpu_ids)
             self._next_lease += 1
             self.leases[lease.id] = lease
             granted.append(lease)
@@ -119,6 +126,7 @@ class LeaseScheduler:
         if lease.blocked:
             demand = ResourceSet({name: demand[name] for name in demand if name != "CPU"})
         self.resources.release(demand)
+        self.gpus.release(lease.gpu_ids, demand["GPU"])
         return lease
 
     def on_blocked(self, worker: bytes) -> bool:
@@ -175,6 +183,7 @@ class LeaseScheduler:
         for name, total in self.resources.total.items():
             if self.resources.available.get(name, 0) + lent.get(name, 0) != total:
                 raise InvariantError(f"{name} does not add up: {lent.get(name, 0)} lent of {total}")
+        self.gpus.check()
         for worker, lease in self.by_worker.items():
             if lease.worker != worker or self.leases.get(lease.id) is not lease:
                 raise InvariantError(f"lease {lease.id} and its worker disagree")

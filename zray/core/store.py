@@ -4,7 +4,8 @@ Theory of operation
 -------------------
 The store knows where each object lies, never what it says: clients write and read the bytes themselves. A client that has a
 large value asks for room (CREATE), writes it, and SEALs; a sealed object never changes. A reader PINs the object for as
-long as it has views of it, so its place is not given to another meanwhile. The owner FREEs it when no reference is left; the room
+long as it has views of it, so its place is not given to another meanwhile; when the PIN overtakes the SEAL, which comes on
+another link, it waits for it. The owner FREEs it when no reference is left; the room
 comes back when the last pin goes. When there is no room a CREATE waits, first come, first served, for up to
 ``store_full_grace_s``, and is then refused with a summary of what fills the store.
 """
@@ -25,7 +26,7 @@ CREATE_TIMER = "store.create"
 class StoredObject:
     """One object in shared memory."""
 
-    __slots__ = ("creator", "freed", "offset", "owner", "pins", "sealed", "size")
+    __slots__ = ("creator", "freed", "offset", "owner", "pins", "readers", "sealed", "size")
 
     def __init__(self, offset: int, size: int, creator: bytes) -> None:
         self.offset = offset
@@ -35,6 +36,7 @@ class StoredObject:
         self.sealed = False
         self.freed = False
         self.pins: dict[bytes, int] = {}
+        self.readers: list[tuple[bytes, int]] = []  # who wants to read it as soon as it is sealed: (peer, request id)
 
 
 class _Creation:
@@ -90,6 +92,9 @@ class ObjectStore:
             return
         stored.sealed = True
         stored.owner = owner
+        readers, stored.readers = stored.readers, []
+        for peer, request_id in readers:
+            self.pin(peer, request_id, object_id)
         if stored.freed or self._dead(owner):
             self.free([object_id])
 
@@ -103,9 +108,11 @@ class ObjectStore:
     def pin(self, peer: bytes, request_id: int, object_id: bytes) -> None:
         """A client wants to read; the reply is (offset, size)."""
         stored = self.objects.get(object_id)
-        if stored is None or not stored.sealed:
-            text = f"object {object_id.hex()} is not in this node's store"
-            self._out.append((SEND, peer, Reply(request_id, False, text)))
+        if stored is None:
+            self._miss(peer, request_id, object_id)
+            return
+        if not stored.sealed:
+            stored.readers.append((peer, request_id))
             return
         stored.pins[peer] = stored.pins.get(peer, 0) + 1
         self._reply(peer, request_id, (stored.offset, stored.size))
@@ -136,6 +143,7 @@ class ObjectStore:
         self._waiting = [c for c in self._waiting if c.peer != peer]
         for object_id, stored in list(self.objects.items()):
             stored.pins.pop(peer, None)
+            stored.readers = [reader for reader in stored.readers if reader[0] != peer]
             if not stored.sealed:
                 if stored.creator == peer:
                     self._remove(object_id, stored)
@@ -174,9 +182,15 @@ class ObjectStore:
     def _remove(self, object_id: bytes, stored: StoredObject) -> None:
         del self.objects[object_id]
         self.arena.free(stored.offset, warm=stored.sealed)
+        for peer, request_id in stored.readers:
+            self._miss(peer, request_id, object_id)
 
     def _reply(self, peer: bytes, request_id: int, value: object) -> None:
         self._out.append((SEND, peer, Reply(request_id, True, value)))
+
+    def _miss(self, peer: bytes, request_id: int, object_id: bytes) -> None:
+        text = f"object {object_id.hex()} is not in this node's store"
+        self._out.append((SEND, peer, Reply(request_id, False, text)))
 
     def _refuse(self, peer: bytes, request_id: int, size: int) -> None:
         pinned = sum(o.size for o in self.objects.values() if o.pins)
@@ -194,6 +208,8 @@ class ObjectStore:
         """Assert the invariants."""
         self.arena.check()
         for object_id, stored in self.objects.items():
+            if stored.sealed and stored.readers:
+                raise InvariantError(f"object {object_id.hex()} is sealed and still waited for")
             if stored.freed and stored.sealed and not stored.pins:
                 raise InvariantError(f"object {object_id.hex()} is free and still here")
 

@@ -146,7 +146,7 @@ def _guarded(function: Callable[[], None]) -> NoReturn:
     except BaseException:
         traceback.print_exc()
     finally:
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(OSError, ValueError):  # whoever read them is gone, or the function closed them
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)

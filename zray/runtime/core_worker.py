@@ -28,7 +28,6 @@ from zray.exceptions import (
     ObjectStoreFullError,
     RayError,
     RaySystemError,
-    RayTaskError,
 )
 from zray.io.storage import Arena
 from zray.object_ref import ObjectRef
@@ -69,6 +68,7 @@ class CoreWorker(Process):
         self.agent = b""
         self.node_endpoint = ""
         self.namespace = ""
+        self.env_vars: dict[str, str] = {}
         self.depth = 0
         self.blocking: Callable[[bool], None] | None = None  # told when the main thread starts and ends to wait
         self.broken: RayError | None = None

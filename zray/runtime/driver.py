@@ -29,12 +29,13 @@ class Driver(CoreWorker):
         self.nodes: list[dict[str, Any]] = []
         self._previous_handler: Any = None
 
-    def connect(self, endpoint: str, namespace: str) -> None:
+    def connect(self, endpoint: str, namespace: str, env_vars: dict[str, str]) -> None:
         """Register this driver as a job with the control at ``endpoint``."""
         self.namespace = namespace
+        self.env_vars = env_vars
         self.loop.run_in_thread("zray-loop", self._on_loop_error)
         self.loop.post((self.transport.dial, CONTROL, endpoint))
-        environment = {"sys_path": [os.path.abspath(p) for p in sys.path], "cwd": os.getcwd()}
+        environment = {"sys_path": [os.path.abspath(p) for p in sys.path], "cwd": os.getcwd(), "env_vars": env_vars}
         entrypoint = " ".join(sys.argv) or "python"
         answer = self.call(
             CONTROL, wire.RegisterJob, self.me, self.address[1], os.getpid(), entrypoint, namespace, environment
@@ -99,14 +100,14 @@ class Driver(CoreWorker):
             self._previous_handler = None
 
 
-def connect_embedded(head: EmbeddedHead, config: Config, namespace: str) -> Driver:
+def connect_embedded(head: EmbeddedHead, config: Config, namespace: str, env_vars: dict[str, str]) -> Driver:
     """Wait for the head that was started for this process, and connect to it."""
     driver: Driver | None = None
     try:
         driver = Driver(config, head.session.endpoint("d"), head.cluster)  # while the head starts
         head.wait_ready()
         driver.live_with(head)
-        driver.connect(head.session.endpoint("h"), namespace)
+        driver.connect(head.session.endpoint("h"), namespace, env_vars)
     except BaseException:
         if driver is not None:
             driver.close()

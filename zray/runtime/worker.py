@@ -31,6 +31,7 @@ from zray.object_ref import ObjectRef
 from zray.runtime.core_worker import CoreWorker
 
 ARGUMENTS = -1  # the slot of a reference to all arguments at once, when they are large
+_LEASES_KEPT = 16
 HANDBACK_TIMER = "worker.handback"
 
 
@@ -68,7 +69,8 @@ class TaskExecutor(CoreWorker):
         self.task_id = b""
         self.task_name = ""
         self.lease_id = 0
-        self.leases: dict[int, tuple[bytes, dict[str, int]]] = {}
+        self.leases: dict[int, tuple[bytes, dict[str, int], tuple[int, ...]]] = {}
+        self._events: deque[tuple[str, float, float]] = deque(maxlen=settings.config.timeline_events_max)
         self._queue: deque[tuple[bytes, int, Any]] = deque()
         self._functions: dict[bytes, Any] = {}
         self._calls: dict[bytes, int] = {}
@@ -80,6 +82,7 @@ class TaskExecutor(CoreWorker):
         self._timer_set = False
         self._blocked = 0
         self._leaving = False
+        self._visible_gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
         self._borrowed: dict[bytes, Address] | None = None
         self.transport.dial(self.agent, settings.node["endpoint"])
         self.transport.alias(CONTROL, self.agent) if settings.node.get("with_control") else None
@@ -91,8 +94,21 @@ class TaskExecutor(CoreWorker):
         """Whether the main thread has something to do."""
         return bool(self._queue) or self._leaving
 
-    def on_open_lease(self, now: float, peer: bytes, lease_id: int, job_id: bytes, resources: dict[str, int]) -> None:
-        self.leases[lease_id] = (job_id, resources)
+    def on_open_lease(
+        self,
+        now: float,
+        peer: bytes,
+        lease_id: int,
+        job_id: bytes,
+        resources: dict[str, int],
+        gpu_ids: tuple[int, ...],
+    ) -> None:
+        self.leases[lease_id] = (job_id, resources, gpu_ids)
+        if len(self.leases) > _LEASES_KEPT:  # it serves one at a time; only a few can have tasks in the queue still
+            del self.leases[next(iter(self.leases))]
+
+    def on_list_events(self, now: float, peer: bytes, request_id: int) -> None:
+        self.send(peer, wire.Reply(request_id, True, list(self._events)))
 
     def on_push(self, now: float, peer: bytes, lease_id: int, specs: list[Any]) -> None:
         self._queue.extend([(peer, lease_id, spec) for spec in specs])
@@ -215,6 +231,7 @@ class TaskExecutor(CoreWorker):
         except BaseException as error:
             ended = time.monotonic()
             entries = (self._error(error, name, extra),) * num_returns
+        self._events.append((name, started, ended))
         item = (task_id, entries, int((ended - started) * 1e6), self._borrowed or ())
         key = (peer, lease_id)
         items = self._results.get(key)
@@ -335,7 +352,13 @@ class TaskExecutor(CoreWorker):
     def _enter(self, lease_id: int) -> None:
         """The first task of a lease: become a worker of its job."""
         self.lease_id = lease_id
-        job_id, _ = self.leases[lease_id]
+        job_id, _, gpu_ids = self.leases[lease_id]
+        if gpu_ids:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(str(i) for i in gpu_ids)
+        elif self._visible_gpus is None:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        else:  # as it was before a task that had GPUs
+            os.environ["CUDA_VISIBLE_DEVICES"] = self._visible_gpus
         if job_id == self.job_id:
             return
         job = self.call(CONTROL, wire.FetchJob, job_id)
@@ -345,6 +368,8 @@ class TaskExecutor(CoreWorker):
         for path in environment.get("sys_path", ()):
             if path not in sys.path:
                 sys.path.append(path)
+        self.env_vars = environment.get("env_vars") or {}
+        os.environ.update(self.env_vars)
         try:
             os.chdir(environment["cwd"])
         except OSError:
@@ -367,9 +392,13 @@ class TaskExecutor(CoreWorker):
         self._functions[function_id] = function
         return function  # type: ignore[no-any-return]
 
+    def gpu_ids(self) -> list[int]:
+        """The GPUs of the running task."""
+        return list(self.leases[self.lease_id][2])
+
     def assigned_resources(self) -> dict[str, float]:
         """What the running task was given."""
-        _, resources = self.leases[self.lease_id]
+        _, resources, _ = self.leases[self.lease_id]
         return {name: from_units(units) for name, units in resources.items()}
 
 

@@ -1,0 +1,50 @@
+"""timeline: which worker ran which task when, for chrome://tracing or ui.perfetto.dev."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from zray import api
+from zray.base.wire import ListEvents, ListWorkers
+
+
+def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
+    """The tasks that the workers of this node ran lately, as Chrome trace events.
+
+    Each living worker remembers its last ``ZRAY_TIMELINE_EVENTS_MAX`` tasks; what a worker that ended had run is not shown.
+
+    Args:
+        filename: where to write the events as JSON.
+
+    Returns:
+        The events if no file was named, times in microseconds; else None.
+
+    Example:
+        >>> timeline("trace.json")  # doctest: +SKIP
+    """
+    worker = api.runtime()
+    events: list[dict[str, Any]] = []
+    rows = worker.call(worker.agent, ListWorkers)
+    for worker_id, endpoint, pid, state in rows:
+        if state not in ("IDLE", "LEASED") or worker_id == worker.me:
+            continue
+        worker.loop.post((worker.transport.dial, worker_id, endpoint))
+        for name, started_s, ended_s in worker.call(worker_id, ListEvents):
+            events.append(
+                {
+                    "name": name,
+                    "cat": "task",
+                    "ph": "X",
+                    "ts": started_s * 1e6,
+                    "dur": (ended_s - started_s) * 1e6,
+                    "pid": worker.node_id.hex()[:8],
+                    "tid": f"worker:{pid}",
+                }
+            )
+    events.sort(key=lambda event: float(event["ts"]))
+    if filename is None:
+        return events
+    with open(filename, "w") as file:
+        json.dump(events, file)
+    return None
