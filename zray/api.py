@@ -131,9 +131,7 @@ def init(
         if object_ref.connected is not None:
             if ignore_reinit_error:
                 return _context()
-            raise RuntimeError(
-                "zray.init() was called before in this process: call zray.shutdown() first, or pass ignore_reinit_error=True"
-            )
+            raise RuntimeError("zray.init() was called before: call zray.shutdown() first, or pass ignore_reinit_error=True")
         _refuse_what_is_missing(address, local_mode)
         _start_embedded(
             {
@@ -172,14 +170,17 @@ def _start_embedded(arguments: dict[str, Any]) -> None:
     store_bytes = arguments.get("object_store_memory") or 0
     if store_bytes < 0:
         raise ValueError(f"object_store_memory must be a number of bytes, not {store_bytes!r}")
-    if arguments.get("temp_dir"):
-        os.environ["ZRAY_TMPDIR"] = arguments["temp_dir"]
+    if isinstance(level, str):
+        level = logging.getLevelName(level.upper())
+    if not isinstance(level, int):
+        raise ValueError(f"logging_level must be a number or a name such as 'INFO', not {arguments['logging_level']!r}")
     head = EmbeddedHead(
         config,
         _node_resources(arguments),
         int(store_bytes),
         log_to_driver=arguments.get("log_to_driver", True),
-        logging_level=logging.getLevelName(level) if isinstance(level, str) else level,
+        logging_level=level,
+        temp_dir=arguments.get("temp_dir") or "",
     )
     from zray.runtime import driver  # takes as long to import as the head takes to start: both at once
 
@@ -350,6 +351,7 @@ def wait(
     worker = runtime()
     if worker.checked != _mark(object_refs):  # a loop passes what the last call left over: that is checked already
         _check_refs("wait", object_refs)
+        worker.check_ours(object_refs)
         if len({ref._id for ref in object_refs}) != len(object_refs):
             raise ValueError("wait() needs a list of different ObjectRefs: one of them is in it twice")
     if isinstance(num_returns, bool) or not isinstance(num_returns, int):

@@ -188,6 +188,8 @@ class RemoteFunction(Generic[P, R]):
         except TypeError as error:
             raise self._blame(error, args, kwargs) from error.__cause__
         nested = tuple(value.refs)
+        if slots or nested:
+            worker.check_ours([*(ref for _, ref in slots), *nested])
         if value.size_bytes > worker.config.inline_bytes_max:
             if value.size_bytes > worker.config.args_bytes_max:
                 raise ValueError(

@@ -17,8 +17,7 @@ def render(results: Results, cases: list[Case]) -> str:
     ratio_titles = [f"x {peer}" for peer in PEERS]
     rows = [["", "unit", *ENGINES, *ratio_titles, "required", ""]]
     for case in cases:
-        for metric in case.metrics:
-            rows.append(_row(results, case, metric))
+        rows += [_row(results, case, metric) for metric in case.metrics]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     left_aligned = {0, 1, len(widths) - 1, len(widths) - 2}
     lines = []

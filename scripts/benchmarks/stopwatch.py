@@ -2,7 +2,8 @@
 
 import gc
 import time
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from benchmarks.footprint import ProcessorTime
 

@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import psutil
 
@@ -56,21 +56,22 @@ class Supervisor:
     def run(self, engine: str, cases: list[Case], seconds: float) -> Iterator[dict]:
         """Runs one session; yields what it tells, and as the last message how it ended if not well."""
         reading, writing = os.pipe()
-        log = open(os.path.join(self._folder, "log"), "w+", encoding="utf-8", errors="replace")
+        log = Path(self._folder, "log")
         plan = json.dumps({"cases": [case.name for case in cases], "seconds": seconds})
         command = [sys.executable, "-c", "from benchmarks.session import main; main()", engine, str(writing), plan]
         # A session of the operating system's kind too: the terminal's Ctrl-C reaches us alone, and we end it in order.
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=self._environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            pass_fds=(writing,), start_new_session=True, preexec_fn=_end_with_supervisor,
-        )
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=self._environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                pass_fds=(writing,), start_new_session=True,
+                preexec_fn=_end_with_supervisor,  # noqa: PLW1509 - it is threads that make this unsafe; we have one
+            )
         os.close(writing)
         try:
             yield from self._messages(process, reading, cases, log)
         finally:
             left = self._end(process)
             os.close(reading)
-            log.close()
         if left:
             yield {"left": left}
 
@@ -167,7 +168,6 @@ class _Lines:
         return line
 
 
-def _tail(log) -> list[str]:
-    """The last lines of the session's output. Reads by another descriptor, as ours shares its position with the writer."""
-    with open(log.name, encoding="utf-8", errors="replace") as lines:
-        return lines.read().splitlines()[-25:]
+def _tail(log: Path) -> list[str]:
+    """The last lines of the session's output."""
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:]

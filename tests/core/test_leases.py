@@ -28,7 +28,7 @@ class Bench:
     def __init__(self, **limits: Any) -> None:
         self.out: list[Any] = []
         self.config = Config(**{"lease_idle_ms": 100.0, "lease_requests_max": 4, **limits})
-        self.leases = NormalTaskSubmitter(JOB, AGENT, self.config, self.out, lambda task: (task.id,))
+        self.leases = NormalTaskSubmitter(JOB, AGENT, self.config, self.out, lambda task: (task.id, b"", None, (), 1, 1, "", None))
         self.templates: dict[Any, TaskTemplate] = {}
         self.count = 0
 
@@ -91,7 +91,7 @@ def test_a_task_asks_for_a_lease_and_is_pushed_when_it_is_granted() -> None:
     effects = bench.effects()
     assert verbs(effects, DIAL) == [(process("w7"), "sim://w7")]
     assert sent(effects, OpenLease) == [(process("w7"), OpenLease(7, JOB, {"CPU": 10_000}))]
-    assert sent(effects, Push) == [(process("w7"), Push(7, [(task.id,)]))]
+    assert [(peer, m.lease_id, [spec[0] for spec in m.specs]) for peer, m in sent(effects, Push)] == [(process("w7"), 7, [task.id])]
 
 
 def test_no_more_leases_are_asked_for_than_tasks_and_only_a_few_at_a_time() -> None:

@@ -190,8 +190,8 @@ def test_a_listener_is_resolved_when_enough_has_arrived_since() -> None:
     since = bench.owner.arrivals
     bench.done(lease, one[0], (INLINE, b"1"))
     late, early = Waiter(2), Waiter(1)
-    bench.owner.listen(late, since)
-    bench.owner.listen(early, since)
+    bench.owner.listen(late, since, 0)
+    bench.owner.listen(early, since, 0)
     assert verbs(bench.turn(), RESOLVE) == [(early,)]
     assert verbs(bench.done(lease, two[0], (INLINE, b"2")), RESOLVE) == [(late,)]
 
@@ -201,7 +201,7 @@ def test_when_the_cluster_is_gone_nobody_waits_any_more() -> None:
     refs, _ = bench.call()
     watcher, listener = Waiter(1), Waiter(1)
     bench.owner.watch(watcher, refs)
-    bench.owner.listen(listener, bench.owner.arrivals)
+    bench.owner.listen(listener, bench.owner.arrivals, 0)
     bench.owner.abandon()
     assert verbs(bench.turn(), RESOLVE) == [(watcher,), (listener,)]
 
@@ -324,6 +324,22 @@ def test_the_answer_of_a_lost_worker_counts_when_it_still_arrives_in_time() -> N
     second, _ = bench.grant(effects)
     effects = bench.done(second, refs[0], (STORED, 5, NODE, ()))
     assert sent(effects, FreeObjects) == [], "the second answer must not free what the first one brought"
+
+
+def test_what_a_failed_task_may_have_left_in_the_store_is_freed() -> None:
+    """A worker can die, or run out of room for its second result, after the first one was sealed."""
+    bench = Bench()
+    refs, effects = bench.call(retries=0)
+    lease, _ = bench.grant(effects)
+    effects = bench.hears("lease_lost", lease, "gone")
+    assert sent(effects, FreeObjects) == [(AGENT, FreeObjects([refs[0].binary()]))]
+    effects = bench.done(lease, refs[0], (STORED, 5, NODE, ()))
+    assert sent(effects, FreeObjects) == [(AGENT, FreeObjects([refs[0].binary()]))], "and so is what came too late"
+
+    refs, effects = bench.call(returns=2)
+    lease, _ = bench.grant(effects)
+    effects = bench.done(lease, refs[0], (ERROR, b"full"), (ERROR, b"full"))
+    assert sent(effects, FreeObjects) == [(AGENT, FreeObjects([r.binary() for r in refs]))]
 
 
 # -- references -----------------------------------------------------------------------------------------------------

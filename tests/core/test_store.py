@@ -71,7 +71,7 @@ def test_who_waits_for_a_seal_that_never_comes_is_told() -> None:
     bench.does("pin", OWNER, 10, A)
     bench.does("drop_client", OWNER)
     [(peer, request_id, ok, text)] = answers(bench.does("drop_client", CLIENT))
-    assert (peer, request_id, ok) == (OTHER, 9, False) and A.hex() in text
+    assert (peer, request_id, ok) == (OTHER, 9, False) and text[0] == "lost" and A.hex() in text[1]
 
 
 def test_what_is_not_here_can_not_be_read() -> None:
@@ -169,14 +169,15 @@ def test_who_waited_for_too_long_is_refused_with_a_summary_and_the_next_is_serve
     bench.create(B, 3, now=0.0)
     bench.create(C, 1, now=4.0)
     refused, served = answers(bench.does("on_timer", 10.0))
-    assert refused[1:3] == (2, False) and f"{2 * PAGE} of {3 * PAGE} bytes" in refused[3] and "being read" in refused[3]
+    assert refused[1:3] == (2, False) and refused[3][0] == "full"
+    assert f"{2 * PAGE} of {3 * PAGE} bytes" in refused[3][1] and "being read" in refused[3][1]
     assert served == (CLIENT, 3, True, (2 * PAGE, False))
 
 
 def test_what_can_never_fit_is_refused_at_once() -> None:
     bench = Bench(pages=2)
     [(_, _, ok, text)] = answers(bench.create(A, 3))
-    assert not ok and "does not fit" in text
+    assert not ok and text[0] == "full" and "does not fit" in text[1]
 
 
 # -- deaths ---------------------------------------------------------------------------------------------------------

@@ -79,6 +79,20 @@ def test_workers_are_never_shared_between_jobs() -> None:
     assert len(bench.started()) == 1, "a new worker starts for the other job"
 
 
+def test_a_worker_is_never_lent_to_itself() -> None:
+    bench = Bench(prestart=1, workers_max=2)
+    bench.does("prestart")
+    [worker] = bench.started()
+    bench.ready(worker)
+    assert bench.does("lease", 1, J, worker) is None
+    [second] = bench.started()
+    assert bench.ready(second)[0] == 1
+    assert bench.does("lease", 2, J, second).id == worker
+    assert bench.does("lease", 3, J, worker) is None
+    assert bench.does("on_returned", 1.0, worker) is None
+    assert bench.does("on_returned", 1.0, second)[0] == 3
+
+
 def test_leases_wait_in_order_and_starting_workers_are_counted() -> None:
     bench = Bench()
     assert bench.does("lease", 1, J) is None and bench.does("lease", 2, J) is None

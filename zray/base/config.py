@@ -26,6 +26,10 @@ class Config:
     store_fraction_of_memory: float = 0.3  # default size of the object store
     store_headroom_of_shm: float = 0.9  # ... and never more of /dev/shm than this
     store_full_grace_s: float = 10.0  # how long a put waits for room
+    spill_directories: str = ""  # separated as in PATH; by default one in the session's directory
+    spill_threshold: float = 0.8  # of the store: above it cold objects go to disk before anybody waits
+    spill_file_bytes_max: int = 100 << 20
+    spill_rest_s: float = 2.0  # a directory that failed is tried again after this
     # tasks
     max_retries: int = 3  # attempts after the first when workers die; tasks can say otherwise
     task_depth_max: int = 200  # tasks that submit tasks that submit tasks ...
@@ -81,4 +85,17 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
+        """The defaults, changed by ``values``.
+
+        Raises:
+            ValueError: there is no such limit, or a value is of the wrong kind; the text names it.
+        """
+        kinds = {field.name: type(field.default) for field in fields(cls)}
+        for name, value in values.items():
+            if name not in kinds:
+                raise ValueError(f"there is no limit {name!r}: the limits are {', '.join(kinds)}")
+            kind = kinds[name]
+            fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+            if not fits:
+                raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r}")
         return cls(**values)

@@ -41,6 +41,7 @@ class Schema(NamedTuple):
     handler: str
     cls: type
     checks: tuple[tuple[type, ...], ...]
+    contents: tuple[Callable[[tuple[Any, ...]], bool], ...]
     hot: bool
 
 
@@ -61,17 +62,32 @@ def _accepted(hint: Any) -> tuple[type, ...]:
     return (typing.get_origin(hint) or hint,)
 
 
+def _contents(position: int, hint: Any) -> list[Callable[[tuple[Any, ...]], bool]]:
+    """Checks of what is inside a container field: ``dict[str, int]``, ``list[bytes]``, ``tuple[int, ...]``."""
+    inner = [t for t in typing.get_args(hint) if t is not Ellipsis]
+    if isinstance(hint, types.UnionType) or not inner or all(t is Any for t in inner):
+        return []
+    if typing.get_origin(hint) is dict:
+        keys, values = _accepted(inner[0]), _accepted(inner[1])
+        return [lambda msg: all(isinstance(k, keys) and isinstance(v, values) for k, v in msg[position].items())]
+    items = _accepted(inner[0])
+    return [lambda msg: all(isinstance(item, items) for item in msg[position])]
+
+
 def message(
-    op: int, sender: str, receiver: str, *, hot: bool = False
+    op: int, sender: str, receiver: str, *, hot: bool = False, rows: int = 0
 ) -> Callable[[_T], _T]:
-    """Register a NamedTuple as message ``op``."""
+    """Register a NamedTuple as message ``op``; ``rows``: its last field is a list of tuples of that length."""
 
     def register(cls: _T) -> _T:
         if op in SCHEMA:
             raise ValueError(f"op {op} is {SCHEMA[op].name} already")
         handler = "on_" + re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
         checks = tuple(_accepted(hint) for hint in cls.__annotations__.values())
-        SCHEMA[op] = Schema(op, cls.__name__, sender, receiver, handler, cls, checks, hot)
+        contents = [c for i, hint in enumerate(cls.__annotations__.values()) for c in _contents(i + 1, hint)]
+        if rows:
+            contents.append(lambda msg: all([type(row) is tuple and len(row) == rows for row in msg[-1]]))
+        SCHEMA[op] = Schema(op, cls.__name__, sender, receiver, handler, cls, checks, tuple(contents), hot)
         OPS[cls] = op
         return cls
 
@@ -398,7 +414,7 @@ class WorkerDied(NamedTuple):
     reason: str
 
 
-@message(55, "worker", "owner", hot=True)
+@message(55, "worker", "owner", hot=True, rows=4)
 class Done(NamedTuple):
     """Tasks are finished: ``(task_id, entries, run_us, borrowed)`` each."""
 
@@ -414,7 +430,7 @@ class HandBack(NamedTuple):
     task_ids: list[bytes]
 
 
-@message(57, "owner", "owner", hot=True)
+@message(57, "owner", "owner", hot=True, rows=3)
 class Refs(NamedTuple):
     """Changes of borrower counts: ``(object_id, borrower, delta)`` each."""
 
@@ -449,7 +465,7 @@ class OpenLease(NamedTuple):
     gpu_ids: tuple[int, ...] = ()
 
 
-@message(71, "owner", "worker", hot=True)
+@message(71, "owner", "worker", hot=True, rows=8)
 class Push(NamedTuple):
     """Tasks to run: ``(task_id, function_id, payload, slots, num_returns, depth, name, extra)`` each."""
 
@@ -494,7 +510,9 @@ def well_formed(msg: Any) -> bool:
     schema = SCHEMA.get(msg[0]) if type(msg[0]) is int else None
     if schema is None or len(msg) != len(schema.checks) + 1:
         return False
-    return all(map(isinstance, msg[1:], schema.checks))
+    if not all(map(isinstance, msg[1:], schema.checks)):
+        return False
+    return all(check(msg) for check in schema.contents) if schema.contents else True
 
 
 def encode(batch: list[tuple[Any, ...]]) -> bytes:

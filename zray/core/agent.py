@@ -225,7 +225,7 @@ class NodeAgent:
         """Grant what can be granted; call leases back for the rest."""
         for lease in self.scheduler.grant():
             request = lease.request
-            worker = self.pool.lease(lease.id, request.job_id)
+            worker = self.pool.lease(lease.id, request.job_id, request.owner)
             if worker is not None:
                 self._assign(lease, worker)
         self._relieve()

@@ -102,6 +102,7 @@ class Owner:
         "_remote_gets",
         "_watchers",
         "arrivals",
+        "failures",
         "fetching",
         "leases",
         "memory",
@@ -124,6 +125,7 @@ class Owner:
         self._watchers: dict[bytes, list[Waiter]] = {}
         self._listeners: list[Waiter] = []
         self.arrivals = 0  # objects that arrived so far
+        self.failures = 0  # ... that are errors
         self._remote_gets: dict[bytes, list[bytes]] = {}
         self._dead: dict[bytes, str] = {}  # processes that ended, and how
         self._asked: dict[bytes, None] = {}  # owners that objects were asked for at
@@ -170,14 +172,15 @@ class Owner:
                     watchers[:] = [w for w in watchers if not w.done]
                     watchers.append(waiter)
 
-    def listen(self, waiter: Waiter, since: int) -> None:
+    def listen(self, waiter: Waiter, since: int, failures: int) -> None:
         """Tell ``waiter`` when ``remaining`` objects, whichever, have arrived after the ``since``-th.
 
-        ``wait`` on many references that is called again and again would pay for each of them each time if it watched
-        them all; so it looks at its list again when enough has arrived that it may be done.
+        ``get`` and ``wait`` on many references would pay for each of them if they watched them all, ``wait`` in a loop each
+        time anew; so they look at their list again when enough has arrived that they may be done. A waiter that is to
+        fail fast is told of the first error after the ``failures``-th too.
         """
         waiter.remaining -= self.arrivals - since
-        if waiter.remaining <= 0:
+        if waiter.remaining <= 0 or (waiter.fail_fast and self.failures != failures):
             waiter.done = True
             self.out.append((RESOLVE, waiter))
         else:
@@ -252,6 +255,8 @@ class Owner:
                 pending[task_id] = task
                 self.leases.submit(task)
                 continue
+            if entry is not None and entry[0] == ERROR and (len(entries) > 1 or task.tried_before()):
+                self._sweep(task)
             for object_id, entry in zip(task.returns, entries, strict=True):
                 self._arrive(now, object_id, entry)
 
@@ -301,6 +306,7 @@ class Owner:
                 f"the worker died while it ran {task.template.name}() (task {task.id.hex()}): {reason}. "
                 f"It was tried {task.template.max_retries + 1} time(s); max_retries allows more"
             )
+            self._sweep(task)
             self._fail(now, task, error_entry(WorkerCrashedError(text)))
         self.leases.requeue(again)
 
@@ -404,6 +410,8 @@ class Owner:
                 references.contain(object_id, contained, received=True)
         self.memory[object_id] = entry
         self.arrivals += 1
+        if entry[0] == ERROR:
+            self.failures += 1
         if self._listeners:
             for waiter in self._listeners:
                 self._count_down(waiter, entry)
@@ -472,8 +480,13 @@ class Owner:
     def _discard(self, object_id: bytes, entry: Entry) -> None:
         """A value arrived that nobody needs."""
         self.references.decline(contained_in(entry))
-        if entry[0] == STORED and object_id not in self.memory and object_id[:16] not in self.tasks.pending:
+        known = self.memory.get(object_id)
+        if entry[0] == STORED and object_id[:16] not in self.tasks.pending and (known is None or known[0] != STORED):
             self.out.append((SEND, self._agent, FreeObjects([object_id])))
+
+    def _sweep(self, task: Task) -> None:
+        """A task failed: an earlier attempt, or this one half way through its results, may have left some in the store."""
+        self.out.append((SEND, self._agent, FreeObjects(list(task.returns))))
 
     def _drop(self) -> None:
         """Forget the values of borrowed objects that nobody here holds any more.

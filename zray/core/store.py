@@ -1,50 +1,101 @@
-"""ObjectStore: the index of a node's shared memory.
+"""ObjectStore: the index of a node's object store.
 
 Theory of operation
 -------------------
 The store knows where each object lies, never what it says: clients write and read the bytes themselves. A client that has a
 large value asks for room (CREATE), writes it, and SEALs; a sealed object never changes. A reader PINs the object for as
-long as it has views of it, so its place is not given to another meanwhile; when the PIN overtakes the SEAL, which comes on
-another link, it waits for it. The owner FREEs it when no reference is left; the room
-comes back when the last pin goes. When there is no room a CREATE waits, first come, first served, for up to
-``store_full_grace_s``, and is then refused with a summary of what fills the store.
+long as it has views of it, so its place is not given to another meanwhile. The owner FREEs it when no reference is left; the
+room comes back when the last pin goes.
+
+*Room.* A demand for room, for a new object or to bring one back from disk, is met from free space; else by dropping objects
+that nobody reads and that have a copy on disk; else by writing the coldest of the others to disk first, several small ones
+into one file. Demands are served in order: readers in ``get`` before new objects, and these before the arguments of tasks that
+have not started; a small one never overtakes a large one of its own kind, which would wait for ever. Where nothing can be
+moved because everything is being read, or the object is larger than the whole store, it lives in a file of its own and is
+used there through a mapping. Only when that is impossible too, a demand waits for ``store_full_grace_s`` and is refused, with
+the reason. When a demand has to wait at all, clients are asked to collect their garbage: cycles can hold references.
+
+*Copies.* A copy on disk stays valid after the object was brought back, so the object can be dropped again for nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 
 from zray.base.config import Config
 from zray.base.wire import Reply
 from zray.core.arena import Arena
-from zray.core.effects import SEND, TIMER, Effect
+from zray.core.effects import COLLECT, RESTORE, SEND, SPILL, TIMER, Effect
+from zray.core.lifecycle import Lifecycle
+from zray.core.spilling import SPILL_TIMER, Copy, SpillFiles
 from zray.exceptions import InvariantError
 
 CREATE_TIMER = "store.create"
+_GET, _CREATE, _ARGUMENT = 0, 1, 2  # priorities of demands
+_BATCHES_MAX = 2  # spill files written at the same time
+
+
+class ObjectState(Enum):
+    WRITING = 1
+    IN_MEMORY = 2
+    SPILLING = 3
+    ON_DISK = 4
+    RESTORING = 5
+
+
+OBJECT_LIFECYCLE = Lifecycle(
+    "stored object",
+    {
+        ObjectState.WRITING: "Its creator has room and writes; nobody can read it yet.",
+        ObjectState.IN_MEMORY: "It is complete and lies in shared memory, perhaps with a copy on disk.",
+        ObjectState.SPILLING: "It lies in shared memory and is being written to disk.",
+        ObjectState.ON_DISK: "It lies on disk only.",
+        ObjectState.RESTORING: "It is being read back into shared memory.",
+    },
+    {
+        ObjectState.WRITING: {"sealed": ObjectState.IN_MEMORY, "sealed on disk": ObjectState.ON_DISK},
+        ObjectState.IN_MEMORY: {"chosen": ObjectState.SPILLING, "dropped": ObjectState.ON_DISK},
+        ObjectState.SPILLING: {"written": ObjectState.IN_MEMORY, "failed": ObjectState.IN_MEMORY},
+        ObjectState.ON_DISK: {"wanted": ObjectState.RESTORING},
+        ObjectState.RESTORING: {"restored": ObjectState.IN_MEMORY, "failed": ObjectState.ON_DISK},
+    },
+)
 
 
 class StoredObject:
-    """One object in shared memory."""
+    """One object of the store."""
 
-    __slots__ = ("creator", "freed", "offset", "owner", "pins", "readers", "sealed", "size")
+    __slots__ = ("copy", "creator", "freed", "offset", "owner", "pins", "readers", "size", "state")
 
     def __init__(self, offset: int, size: int, creator: bytes) -> None:
-        self.offset = offset
+        self.offset = offset  # in the arena; -1 when it is not there
         self.size = size
         self.creator = creator
         self.owner = b""
-        self.sealed = False
+        self.state = ObjectState.WRITING
         self.freed = False
+        self.copy: Copy | None = None
         self.pins: dict[bytes, int] = {}
-        self.readers: list[tuple[bytes, int]] = []  # who wants to read it as soon as it is sealed: (peer, request id)
+        self.readers: list[tuple[bytes, int]] = []  # pins that wait until it is complete, or back in memory
+
+    @property
+    def sealed(self) -> bool:
+        return self.state is not ObjectState.WRITING
+
+    def move(self, event: str) -> None:
+        self.state = OBJECT_LIFECYCLE.next(self.state, event)
 
 
-class _Creation:
-    """A CREATE that waits for room."""
+class _Demand:
+    """Somebody waits for room: for a new object, or (``request_id`` -1) for one to come back from disk."""
 
-    __slots__ = ("deadline", "object_id", "peer", "request_id", "size")
+    __slots__ = ("deadline", "object_id", "peer", "priority", "request_id", "size")
 
-    def __init__(self, peer: bytes, request_id: int, object_id: bytes, size: int, deadline: float) -> None:
+    def __init__(
+        self, priority: int, peer: bytes, request_id: int, object_id: bytes, size: int, deadline: float
+    ) -> None:
+        self.priority = priority
         self.peer = peer
         self.request_id = request_id
         self.object_id = object_id
@@ -59,63 +110,104 @@ class ObjectStore:
         capacity: bytes of the arena.
         config: limits.
         out: where effects go.
+        dead: tells whether a process is known to have ended.
+        directories: where objects are spilled to.
     """
 
-    __slots__ = ("_config", "_dead", "_out", "_waiting", "arena", "objects")
+    __slots__ = (
+        "_batches",
+        "_config",
+        "_dead",
+        "_demands",
+        "_droppable",
+        "_droppable_bytes",
+        "_next_batch",
+        "_out",
+        "_spillable",
+        "arena",
+        "files",
+        "objects",
+        "spilled_bytes",
+        "spilling_bytes",
+    )
 
-    def __init__(self, capacity: int, config: Config, out: list[Effect], dead: Callable[[bytes], bool]) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        config: Config,
+        out: list[Effect],
+        dead: Callable[[bytes], bool],
+        directories: list[str] | None = None,
+    ) -> None:
         self.arena = Arena(capacity)
+        self.files = SpillFiles(directories or [], config.spill_rest_s, out)
         self.objects: dict[bytes, StoredObject] = {}
+        self.spilling_bytes = 0  # on the way to disk
+        self.spilled_bytes = 0  # written to disk so far, in all
         self._config = config
-        self._out = out
         self._dead = dead
-        self._waiting: list[_Creation] = []
+        self._out = out
+        self._demands: list[_Demand] = []
+        self._spillable: dict[bytes, None] = {}  # in memory, unread, without a copy; the coldest first
+        self._droppable: dict[bytes, None] = {}  # in memory, unread, with a copy; the coldest first
+        self._droppable_bytes = 0
+        self._batches: dict[int, tuple[int, list[bytes]]] = {}  # being written: directory, objects
+        self._next_batch = 1
+
+    # -- clients --------------------------------------------------------------------------------------------------
 
     def create(self, now: float, peer: bytes, request_id: int, object_id: bytes, size: int) -> None:
-        """A client wants room; the reply is (offset, warm), or "exists" when the object is here already."""
+        """A client wants room; the reply is (offset, warm), (path, False), or "exists" when the object is here already."""
         known = self.objects.get(object_id)
         if known is not None and known.sealed and not known.freed:
             self._reply(peer, request_id, "exists")
             return
-        if known is not None or size > self.arena.capacity:
+        if known is not None or (size > self.arena.capacity and self.files.local() is None):
             self._refuse(peer, request_id, size)
             return
-        creation = _Creation(peer, request_id, object_id, size, now + self._config.store_full_grace_s)
-        if self._waiting or not self._place(creation):
-            self._waiting.append(creation)
-            self._out.append((TIMER, creation.deadline, (CREATE_TIMER,)))
+        self._demand(now, _CREATE, peer, request_id, object_id, size)
 
-    def seal(self, object_id: bytes, owner: bytes) -> None:
-        """All bytes are written."""
+    def seal(self, object_id: bytes, owner: bytes, checksum: int = 0) -> None:
+        """All bytes are written; ``checksum`` is of those written to a file."""
         stored = self.objects.get(object_id)
-        if stored is None:
+        if stored is None or stored.sealed:
             return
-        stored.sealed = True
         stored.owner = owner
-        readers, stored.readers = stored.readers, []
-        for peer, request_id in readers:
-            self.pin(peer, request_id, object_id)
+        if stored.copy is not None:
+            stored.copy.checksum = checksum
+            stored.move("sealed on disk")
+        else:
+            stored.move("sealed")
+        self._serve_readers(object_id, stored)
         if stored.freed or self._dead(owner):
             self.free([object_id])
+        else:
+            self._sort(object_id, stored)
+            self._advance()
 
     def abort(self, object_id: bytes) -> None:
         """The creator could not write it."""
         stored = self.objects.get(object_id)
         if stored is not None and not stored.sealed:
             self._remove(object_id, stored)
-            self._place_waiting()
+            self._advance()
 
-    def pin(self, peer: bytes, request_id: int, object_id: bytes) -> None:
-        """A client wants to read; the reply is (offset, size)."""
+    def pin(self, peer: bytes, request_id: int, object_id: bytes, *, now: float = 0.0, urgent: bool = True) -> None:
+        """A client wants to read; the reply is (offset, size), or (path, position, size, checksum)."""
         stored = self.objects.get(object_id)
         if stored is None:
             self._miss(peer, request_id, object_id)
-            return
-        if not stored.sealed:
+        elif stored.state in (ObjectState.IN_MEMORY, ObjectState.SPILLING):
+            self._pin(peer, request_id, object_id, stored)
+        elif stored.state is ObjectState.ON_DISK and stored.pins:
+            self._pin(peer, request_id, object_id, stored)  # somebody uses it there: so can this one
+        else:
             stored.readers.append((peer, request_id))
-            return
-        stored.pins[peer] = stored.pins.get(peer, 0) + 1
-        self._reply(peer, request_id, (stored.offset, stored.size))
+            if stored.state is ObjectState.ON_DISK:
+                priority = _GET if urgent else _ARGUMENT
+                if not any(d.object_id == object_id and d.priority <= priority for d in self._demands):
+                    self._demands = [d for d in self._demands if d.object_id != object_id]
+                    self._demand(now, priority, b"", -1, object_id, stored.size)
 
     def unpin(self, peer: bytes, object_ids: list[bytes]) -> None:
         """A client's last views of objects are gone."""
@@ -126,8 +218,8 @@ class ObjectStore:
             stored.pins[peer] -= 1
             if not stored.pins[peer]:
                 del stored.pins[peer]
-                self._remove_if_done(object_id, stored)
-        self._place_waiting()
+                self._settle(object_id, stored)
+        self._advance()
 
     def free(self, object_ids: list[bytes]) -> None:
         """The owner needs them no more."""
@@ -135,14 +227,14 @@ class ObjectStore:
             stored = self.objects.get(object_id)
             if stored is not None:
                 stored.freed = True  # and when the seal is still on its way, it goes when the seal arrives
-                self._remove_if_done(object_id, stored)
-        self._place_waiting()
+                self._settle(object_id, stored)
+        self._advance()
 
     def drop_client(self, peer: bytes) -> None:
         """A process is gone: its pins, what it was writing, what it owned."""
-        self._waiting = [c for c in self._waiting if c.peer != peer]
+        self._demands = [d for d in self._demands if d.peer != peer]
         for object_id, stored in list(self.objects.items()):
-            stored.pins.pop(peer, None)
+            pinned = stored.pins.pop(peer, None)
             stored.readers = [reader for reader in stored.readers if reader[0] != peer]
             if not stored.sealed:
                 if stored.creator == peer:
@@ -150,38 +242,221 @@ class ObjectStore:
                 continue
             if stored.owner == peer:
                 stored.freed = True
-            self._remove_if_done(object_id, stored)
-        self._place_waiting()
+            if stored.freed or pinned:
+                self._settle(object_id, stored)
+        self._advance()
 
-    def on_timer(self, now: float) -> None:
-        """Refuse those that waited for too long."""
-        late = [c for c in self._waiting if c.deadline <= now + 1e-6]
-        self._waiting = [c for c in self._waiting if c.deadline > now + 1e-6]
-        for creation in late:
-            self._refuse(creation.peer, creation.request_id, creation.size)
-        self._place_waiting()
+    # -- the disk -------------------------------------------------------------------------------------------------
+
+    def on_spilled(self, batch_id: int, path: str, places: list[tuple[int, int]]) -> None:
+        """A file is written; ``places`` are position and checksum of each of its objects."""
+        _, object_ids = self._batches.pop(batch_id)
+        for object_id, (position, checksum) in zip(object_ids, places, strict=True):
+            stored = self.objects[object_id]
+            stored.move("written")
+            stored.copy = Copy(path, position, checksum)
+            self.files.keep(path)
+            self.spilling_bytes -= stored.size
+            self.spilled_bytes += stored.size
+        for object_id in object_ids:
+            self._settle(object_id, self.objects[object_id])
+        self._advance()
+
+    def on_spill_failed(self, now: float, batch_id: int, reason: str) -> None:
+        """A file could not be written: its objects stay where they are."""
+        directory, object_ids = self._batches.pop(batch_id)
+        self.files.on_failed(now, directory, reason)
+        for object_id in object_ids:
+            stored = self.objects[object_id]
+            stored.move("failed")
+            self.spilling_bytes -= stored.size
+            self._settle(object_id, stored)
+        self._advance()
+
+    def on_restored(self, object_id: bytes) -> None:
+        """An object is back in memory."""
+        stored = self.objects[object_id]
+        stored.move("restored")
+        self._serve_readers(object_id, stored)
+        self._settle(object_id, stored)
+        self._advance()
+
+    def on_restore_failed(self, object_id: bytes, reason: str) -> None:
+        """The copy on disk can not be read: whoever wants the object is told why."""
+        stored = self.objects[object_id]
+        stored.move("failed")
+        self.arena.free(stored.offset, warm=False)
+        stored.offset = -1
+        readers, stored.readers = stored.readers, []
+        for peer, request_id in readers:
+            self._out.append((SEND, peer, Reply(request_id, False, ("lost", reason))))
+        self._settle(object_id, stored)
+        self._advance()
+
+    def on_timer(self, now: float, key: tuple[object, ...] = (CREATE_TIMER,)) -> None:
+        """Refuse those that waited for too long; try a directory again."""
+        if key[0] == SPILL_TIMER:
+            self.files.on_rested(key[1])  # type: ignore[arg-type]
+        else:
+            late = [d for d in self._demands if d.deadline <= now + 1e-6]
+            self._demands = [d for d in self._demands if d.deadline > now + 1e-6]
+            for demand in late:
+                self._give_up(demand)
+        self._advance()
+
+    # -- room -----------------------------------------------------------------------------------------------------
+
+    def _demand(
+        self, now: float, priority: int, peer: bytes, request_id: int, object_id: bytes, size: int
+    ) -> None:
+        demand = _Demand(priority, peer, request_id, object_id, size, now + self._config.store_full_grace_s)
+        index = len(self._demands)
+        while index and self._demands[index - 1].priority > priority:
+            index -= 1
+        self._demands.insert(index, demand)
+        self._advance()
+        if demand in self._demands:
+            self._out.append((TIMER, demand.deadline, (CREATE_TIMER,)))
+            self._out.append((COLLECT,))
+
+    def _advance(self) -> None:
+        """Serve demands in order; start to spill for the first that can not be served, or above the threshold."""
+        while self._demands:
+            demand = self._demands[0]
+            if demand.size <= self.arena.capacity:
+                place = self._allocate(demand.size)
+                if place is not None:
+                    del self._demands[0]
+                    self._grant(demand, place)
+                    continue
+                if self._spill(demand.size) or self._batches:
+                    return
+            path = self.files.local()
+            if path is None:
+                return
+            del self._demands[0]
+            self._grant_on_disk(demand, path)
+        threshold = int(self.arena.capacity * self._config.spill_threshold)
+        excess = self.arena.used_bytes - self._droppable_bytes - threshold
+        if excess > self.spilling_bytes and self._spillable:
+            self._spill(excess)
+
+    def _allocate(self, size: int) -> tuple[int, bool] | None:
+        place = self.arena.allocate(size)
+        while place is None and self._droppable:
+            object_id = next(iter(self._droppable))
+            self._drop(object_id, self.objects[object_id])
+            place = self.arena.allocate(size)
+        return place
+
+    def _grant(self, demand: _Demand, place: tuple[int, bool]) -> None:
+        if demand.request_id >= 0:
+            self.objects[demand.object_id] = StoredObject(place[0], demand.size, demand.peer)
+            self._reply(demand.peer, demand.request_id, place)
+            return
+        stored = self.objects[demand.object_id]
+        assert stored.copy is not None
+        stored.move("wanted")
+        stored.offset = place[0]
+        copy = stored.copy
+        self._out.append(
+            (RESTORE, demand.object_id, copy.path, copy.position, stored.size, copy.checksum, stored.offset)
+        )
+
+    def _grant_on_disk(self, demand: _Demand, directory: str) -> None:
+        """No room in memory can be made: the object is used in its file."""
+        if demand.request_id < 0:
+            self._serve_readers(demand.object_id, self.objects[demand.object_id])
+            return
+        stored = self.objects[demand.object_id] = StoredObject(-1, demand.size, demand.peer)
+        path = f"{directory}/{demand.object_id.hex()}.object"
+        stored.copy = Copy(path, 0, 0)
+        self.files.keep(path)
+        self._reply(demand.peer, demand.request_id, (path, False))
+
+    def _spill(self, wanted: int) -> bool:
+        """Start to write cold objects to disk until ``wanted`` bytes are on their way; whether any was started."""
+        started = False
+        while wanted > self.spilling_bytes and self._spillable and len(self._batches) < _BATCHES_MAX:
+            directory = self.files.choose()
+            if directory is None:
+                break
+            rows: list[tuple[int, int]] = []
+            chosen: list[bytes] = []
+            total = 0
+            for object_id in list(self._spillable):
+                stored = self.objects[object_id]
+                if chosen and total + stored.size > self._config.spill_file_bytes_max:
+                    break
+                del self._spillable[object_id]
+                stored.move("chosen")
+                chosen.append(object_id)
+                rows.append((stored.offset, stored.size))
+                total += stored.size
+                if total >= wanted - self.spilling_bytes:
+                    break
+            self.spilling_bytes += total
+            self._batches[self._next_batch] = (directory, chosen)
+            self._out.append((SPILL, self._next_batch, directory, rows))
+            self._next_batch += 1
+            started = True
+        return started
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _place(self, creation: _Creation) -> bool:
-        place = self.arena.allocate(creation.size)
-        if place is None:
-            return False
-        self.objects[creation.object_id] = StoredObject(place[0], creation.size, creation.peer)
-        self._reply(creation.peer, creation.request_id, place)
-        return True
+    def _pin(self, peer: bytes, request_id: int, object_id: bytes, stored: StoredObject) -> None:
+        stored.pins[peer] = stored.pins.get(peer, 0) + 1
+        self._unlist(object_id, stored)
+        if stored.offset >= 0:
+            self._reply(peer, request_id, (stored.offset, stored.size))
+        else:
+            assert stored.copy is not None
+            copy = stored.copy
+            self._reply(peer, request_id, (copy.path, copy.position, stored.size, copy.checksum))
 
-    def _place_waiting(self) -> None:
-        while self._waiting and self._place(self._waiting[0]):
-            del self._waiting[0]
+    def _serve_readers(self, object_id: bytes, stored: StoredObject) -> None:
+        readers, stored.readers = stored.readers, []
+        for peer, request_id in readers:
+            self._pin(peer, request_id, object_id, stored)
 
-    def _remove_if_done(self, object_id: bytes, stored: StoredObject) -> None:
-        if stored.freed and stored.sealed and not stored.pins:
+    def _sort(self, object_id: bytes, stored: StoredObject) -> None:
+        """An object in memory that nobody reads is the warmest of those that can be moved."""
+        if stored.state is ObjectState.IN_MEMORY and not stored.pins:
+            if stored.copy is None:
+                self._spillable[object_id] = None
+            elif object_id not in self._droppable:
+                self._droppable[object_id] = None
+                self._droppable_bytes += stored.size
+
+    def _unlist(self, object_id: bytes, stored: StoredObject) -> None:
+        """An object can not be moved any more."""
+        self._spillable.pop(object_id, None)
+        if self._droppable.pop(object_id, 0) is None:
+            self._droppable_bytes -= stored.size
+
+    def _settle(self, object_id: bytes, stored: StoredObject) -> None:
+        """Something that held an object is gone: remove it if that was the last, else see whether it can be moved now."""
+        busy = stored.state in (ObjectState.WRITING, ObjectState.SPILLING, ObjectState.RESTORING)
+        if stored.freed and not busy and not stored.pins:
             self._remove(object_id, stored)
+        else:
+            self._sort(object_id, stored)
+
+    def _drop(self, object_id: bytes, stored: StoredObject) -> None:
+        """Forget the place in memory of an object that has a copy on disk."""
+        self._unlist(object_id, stored)
+        stored.move("dropped")
+        self.arena.free(stored.offset, warm=True)
+        stored.offset = -1
 
     def _remove(self, object_id: bytes, stored: StoredObject) -> None:
         del self.objects[object_id]
-        self.arena.free(stored.offset, warm=stored.sealed)
+        self._unlist(object_id, stored)
+        self._demands = [d for d in self._demands if d.object_id != object_id or d.request_id >= 0]
+        if stored.offset >= 0:
+            self.arena.free(stored.offset, warm=stored.sealed)
+        if stored.copy is not None:
+            self.files.drop(stored.copy.path)
         for peer, request_id in stored.readers:
             self._miss(peer, request_id, object_id)
 
@@ -190,33 +465,63 @@ class ObjectStore:
 
     def _miss(self, peer: bytes, request_id: int, object_id: bytes) -> None:
         text = f"object {object_id.hex()} is not in this node's store"
-        self._out.append((SEND, peer, Reply(request_id, False, text)))
+        self._out.append((SEND, peer, Reply(request_id, False, ("lost", text))))
+
+    def _give_up(self, demand: _Demand) -> None:
+        if demand.request_id >= 0:
+            self._refuse(demand.peer, demand.request_id, demand.size)
+            return
+        stored = self.objects[demand.object_id]
+        readers, stored.readers = stored.readers, []
+        for peer, request_id in readers:
+            self._refuse(peer, request_id, stored.size)
 
     def _refuse(self, peer: bytes, request_id: int, size: int) -> None:
-        pinned = sum(o.size for o in self.objects.values() if o.pins)
+        pinned = sum(o.size for o in self.objects.values() if o.pins and o.offset >= 0)
         statistics = self.arena.statistics()
         text = (
             f"an object of {size} bytes does not fit into the object store: {statistics['used_bytes']} of "
             f"{statistics['capacity_bytes']} bytes are used by {len(self.objects)} objects ({pinned} bytes of them "
             "being read). Drop references that are not needed, or give init() more object_store_memory"
         )
-        self._out.append((SEND, peer, Reply(request_id, False, text)))
+        kind = "full"
+        if self.files.exhausted() and size <= self.arena.capacity:
+            kind = "disk"
+            text += f". Objects can not be moved to disk: {self.files.reason}"
+        self._out.append((SEND, peer, Reply(request_id, False, (kind, text))))
 
     # -- checks ---------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Assert the invariants."""
         self.arena.check()
+        self.files.check()
+        copies: dict[str, int] = {}
+        in_memory = 0
         for object_id, stored in self.objects.items():
-            if stored.sealed and stored.readers:
-                raise InvariantError(f"object {object_id.hex()} is sealed and still waited for")
-            if stored.freed and stored.sealed and not stored.pins:
-                raise InvariantError(f"object {object_id.hex()} is free and still here")
+            name = object_id.hex()
+            busy = stored.state in (ObjectState.WRITING, ObjectState.SPILLING, ObjectState.RESTORING)
+            if stored.freed and not busy and not stored.pins:
+                raise InvariantError(f"object {name} is free and still here")
+            if stored.readers and stored.state in (ObjectState.IN_MEMORY, ObjectState.SPILLING):
+                raise InvariantError(f"object {name} can be read and is still waited for")
+            if stored.copy is not None:
+                copies[stored.copy.path] = copies.get(stored.copy.path, 0) + 1
+            if stored.offset < 0 and stored.copy is None:
+                raise InvariantError(f"object {name} is nowhere")
+            in_memory += stored.offset >= 0
+            movable = object_id in self._spillable or object_id in self._droppable
+            if movable != (stored.state is ObjectState.IN_MEMORY and not stored.pins):
+                raise InvariantError(f"object {name} is {stored.state.name} and wrongly listed as movable: {movable}")
+        if copies != self.files.live:
+            raise InvariantError(f"spill files are counted wrongly: {self.files.live} for {copies}")
 
     def statistics(self) -> dict[str, int]:
         return {
             "objects": len(self.objects),
             "pinned": sum(1 for o in self.objects.values() if o.pins),
-            "creations_waiting": len(self._waiting),
+            "on_disk": sum(1 for o in self.objects.values() if o.state is ObjectState.ON_DISK),
+            "creations_waiting": len(self._demands),
+            "spilled_bytes": self.spilled_bytes,
             **self.arena.statistics(),
         }

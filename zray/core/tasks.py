@@ -91,6 +91,10 @@ class Task:
         self.retries_left = template.max_retries
         self.suspect = False
 
+    def tried_before(self) -> bool:
+        """Whether this may not be the first attempt: unlimited ones are not counted."""
+        return self.suspect or self.retries_left != self.template.max_retries or self.retries_left < 0
+
 
 class TaskManager:
     """Pending tasks and what they wait for."""

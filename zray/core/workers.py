@@ -4,7 +4,8 @@ Theory of operation
 -------------------
 As many workers as the node has CPUs are started in the background when the node starts, before anybody asks. A lease takes an
 idle worker of its job, else one that no job has used yet (from then on it belongs to that job: modules a job
-imported stay loaded, so workers are never shared between jobs), else a new one is started. Leases that wait for a worker
+imported stay loaded, so workers are never shared between jobs), else a new one is started. A worker is never lent to itself:
+what it submitted and did not wait for would come to it as to a stranger. Leases that wait for a worker
 queue here and are served as workers become ready, in order. Workers above the prestarted number that stay idle are ended.
 """
 
@@ -78,7 +79,7 @@ class WorkerPool:
         self._out = out
         self._next = 1
         self.workers: dict[bytes, Worker] = {}
-        self.waiting: dict[int, bytes] = {}  # leases that wait for a worker: lease id -> job id
+        self.waiting: dict[int, tuple[bytes, bytes]] = {}  # leases that wait for a worker: id -> job and owner
 
     def prestart(self) -> None:
         """Start workers until as many live as the node keeps."""
@@ -87,14 +88,14 @@ class WorkerPool:
         for _ in range(min(self._prestart - alive, room)):
             self._start()
 
-    def lease(self, lease_id: int, job_id: bytes) -> Worker | None:
+    def lease(self, lease_id: int, job_id: bytes, owner: bytes = b"") -> Worker | None:
         """A worker for a lease, or None: then the lease waits and ``on_ready`` will name it."""
-        worker = self._idle(job_id)
+        worker = self._idle(job_id, owner)
         if worker is not None:
             worker.move("leased")
             worker.job_id = job_id
             return worker
-        self.waiting[lease_id] = job_id
+        self.waiting[lease_id] = (job_id, owner)
         self._start_missing()
         return None
 
@@ -146,7 +147,7 @@ class WorkerPool:
         for worker in list(self.workers.values()):
             if worker.job_id == job_id:
                 self.kill(worker)
-        for lease_id in [i for i, job in self.waiting.items() if job == job_id]:
+        for lease_id in [i for i, (job, _) in self.waiting.items() if job == job_id]:
             del self.waiting[lease_id]
 
     def reap(self, now: float) -> bool:
@@ -164,10 +165,10 @@ class WorkerPool:
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _idle(self, job_id: bytes) -> Worker | None:
+    def _idle(self, job_id: bytes, owner: bytes) -> Worker | None:
         fresh = None
         for worker in self.workers.values():
-            if worker.state is WorkerState.IDLE:
+            if worker.state is WorkerState.IDLE and worker.id != owner:
                 if worker.job_id == job_id:
                     return worker
                 if worker.job_id is None and fresh is None:
@@ -175,8 +176,8 @@ class WorkerPool:
         return fresh
 
     def _serve(self, worker: Worker) -> tuple[int, Worker] | None:
-        for lease_id, job_id in self.waiting.items():
-            if worker.job_id in (None, job_id):
+        for lease_id, (job_id, owner) in self.waiting.items():
+            if worker.job_id in (None, job_id) and worker.id != owner:
                 del self.waiting[lease_id]
                 worker.move("leased")
                 worker.job_id = job_id

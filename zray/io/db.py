@@ -86,7 +86,7 @@ class Database:
 
     def execute(self, statement: str, parameters: tuple[Any, ...]) -> None:
         """Queue one of STATEMENTS."""
-        self._queue.put((statement, parameters))
+        self._queue.put((statement, tuple(_storable(value) for value in parameters)))
 
     def after(self, callback: Callable[[], None]) -> None:
         """Call ``callback``, in the writer thread, when all that was queued before is on disk."""
@@ -109,7 +109,7 @@ class Database:
                     pass
             finally:
                 connection.close()
-        except sqlite3.Error as error:
+        except Exception as error:
             self._on_error(error)
 
     def _work(self, connection: sqlite3.Connection) -> bool:
@@ -133,6 +133,15 @@ class Database:
         for callback in callbacks:
             callback()
         return None not in items
+
+
+def _storable(value: Any) -> Any:
+    """What SQLite takes: names of files may hold bytes that are no text (surrogates), and its integers have 64 bits."""
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, int) and value.bit_length() > 63:
+        return str(value)
+    return value
 
 
 def migrate(connection: sqlite3.Connection) -> None:

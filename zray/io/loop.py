@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import heapq
 import os
-import selectors
+import select
 import signal
 import threading
 import time
@@ -29,6 +29,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+_SKIPS_MAX = 8  # turns in a row that do not look at the descriptors because there is other work
 _SUBMIT_BATCH = 64  # submissions between turns that the submitting thread makes itself
 
 
@@ -71,11 +72,20 @@ class Loop:
         self._sleeping = False
         self._posted = False
         self._lazy_s = lazy_s
-        self._selector = selectors.DefaultSelector()
+        self._sources: dict[int, Source] = {}
+        self._skipped = 0
+        self._poller: Any
+        self._poll: Callable[[float | None], list[tuple[int, int]]]
+        if hasattr(select, "epoll"):
+            self._poller = select.epoll()
+            self._poll = self._poller.poll
+        else:
+            self._poller = poller = select.poll()
+            self._poll = lambda timeout_s: poller.poll(None if timeout_s is None else timeout_s * 1000)
         self._wake_read, self._wake_write = os.pipe()
         for fd in (self._wake_read, self._wake_write):
             os.set_blocking(fd, False)
-        self._selector.register(self._wake_read, selectors.EVENT_READ, None)
+        self._poller.register(self._wake_read, select.POLLIN)
         self._timers: list[tuple[float, int, Any]] = []
         self._timer_count = 0
         self._baton = threading.Lock()
@@ -183,7 +193,8 @@ class Loop:
 
     def close(self) -> None:
         """Close the loop's own descriptors."""
-        self._selector.close()
+        if hasattr(self._poller, "close"):
+            self._poller.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
 
@@ -191,10 +202,14 @@ class Loop:
 
     def add_source(self, source: Source) -> None:
         """Call ``source.on_readable()`` whenever its descriptor can be read."""
-        self._selector.register(source.fileno(), selectors.EVENT_READ, source)
+        fd = source.fileno()
+        self._sources[fd] = source
+        self._poller.register(fd, select.POLLIN)
 
     def remove_source(self, source: Source) -> None:
-        self._selector.unregister(source.fileno())
+        fd = source.fileno()
+        del self._sources[fd]
+        self._poller.unregister(fd)
 
     def add_timer(self, at: float, key: Any) -> None:
         """Call ``on_timer(now, key)`` at the monotonic time ``at``."""
@@ -205,23 +220,19 @@ class Loop:
         """One round: sleep at most ``timeout_s`` (None: for ever) if there is nothing to do, then do what there is."""
         timers = self._timers
         if self.inbox or self.pending():
-            timeout_s = 0.0
-        elif timers:
-            until = max(0.0, timers[0][0] - time.monotonic())
-            timeout_s = until if timeout_s is None else min(timeout_s, until)
-        if timeout_s != 0.0:
+            # Who would sleep turns again at once: the descriptors can wait for that, but not for ever.
+            if timeout_s == 0.0 or self._skipped >= _SKIPS_MAX:
+                self._look(0.0)
+            else:
+                self._skipped += 1
+        else:
+            if timers:
+                until = max(0.0, timers[0][0] - time.monotonic())
+                timeout_s = until if timeout_s is None else min(timeout_s, until)
             self._sleeping = True
             if self.inbox:  # posted before the flag was up
                 timeout_s = 0.0
-            events = self._selector.select(timeout_s)
-            self._sleeping = False
-        else:
-            events = self._selector.select(0)
-        for key, _ in events:
-            if key.data is None:
-                self._drain_wake()
-            else:
-                key.data.on_readable()
+            self._look(timeout_s)
         now = time.monotonic()
         if self.inbox:
             self.on_inbox(now)
@@ -230,6 +241,19 @@ class Loop:
         self.settle(now)
 
     # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _look(self, timeout_s: float | None) -> None:
+        """Wait for descriptors that can be read, and have them read."""
+        self._skipped = 0
+        events = self._poll(timeout_s)
+        self._sleeping = False
+        sources = self._sources
+        for fd, _ in events:
+            source = sources.get(fd)
+            if source is not None:
+                source.on_readable()
+            elif fd == self._wake_read:
+                self._drain_wake()
 
     def _drain_wake(self) -> None:
         try:

@@ -20,15 +20,19 @@ _LOCK = "lock"
 _YOUNG_S = 60.0  # a session that has no lock yet may be just being made
 
 
-def base_directory() -> str:
+def base_directory(parent: str = "") -> str:
     """The directory of this user's sessions, made if need be.
+
+    Args:
+        parent: where it lies; by default where ``ZRAY_TMPDIR`` says, or in the directory for temporary files.
 
     Raises:
         PermissionError: it exists and belongs to somebody else, or others may enter it.
     """
-    parent = os.environ.get("ZRAY_TMPDIR") or tempfile.gettempdir()
+    parent = os.path.abspath(parent or os.environ.get("ZRAY_TMPDIR") or tempfile.gettempdir())
     if len(parent) > 60:
         parent = "/tmp"  # a socket's path would become too long
+    os.makedirs(parent, exist_ok=True)
     path = os.path.join(parent, f"zray-{os.getuid()}")
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
@@ -46,11 +50,12 @@ class Session:
     Args:
         path: an existing directory to join, or "" to make a new one.
         lock_fd: the locked descriptor that was inherited.
+        parent: where a new one is made; see ``base_directory``.
     """
 
-    def __init__(self, path: str = "", lock_fd: int = -1) -> None:
+    def __init__(self, path: str = "", lock_fd: int = -1, parent: str = "") -> None:
         if not path:
-            path = tempfile.mkdtemp(prefix="s-", dir=base_directory())
+            path = tempfile.mkdtemp(prefix="s-", dir=base_directory(parent))
             os.mkdir(os.path.join(path, "logs"), 0o700)
             lock_fd = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(lock_fd, fcntl.LOCK_EX)
@@ -97,10 +102,10 @@ def _remove(path: str) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def sweep() -> list[str]:
+def sweep(parent: str = "") -> list[str]:
     """Remove the sessions of this user whose processes are all gone. Returns their paths."""
     removed = []
-    with os.scandir(base_directory()) as entries:
+    with os.scandir(base_directory(parent)) as entries:
         paths = [e.path for e in entries if e.name.startswith("s-") and e.is_dir(follow_symlinks=False)]
     for path in paths:
         try:

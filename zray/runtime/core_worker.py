@@ -10,7 +10,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -18,7 +18,7 @@ from zray.base import serialization, wire
 from zray.base.config import Config
 from zray.base.ids import PUT_INDEX, TaskIDs
 from zray.base.serialization import Serialized
-from zray.base.wire import CONTROL, INLINE, STORED, Address, Entry
+from zray.base.wire import CONTROL, ERROR, INLINE, STORED, Address, Entry
 from zray.core import effects as e
 from zray.core.owner import Owner, Waiter
 from zray.core.tasks import Task
@@ -26,6 +26,7 @@ from zray.exceptions import (
     GetTimeoutError,
     ObjectLostError,
     ObjectStoreFullError,
+    OwnerDiedError,
     RayError,
     RaySystemError,
 )
@@ -203,6 +204,21 @@ class CoreWorker(Process):
             self.exported[function_id] = None
             self.tell(CONTROL, wire.ExportFunction(self.job_id, function_id, name, body))
 
+    def check_ours(self, refs: Sequence[ObjectRef[Any]]) -> None:
+        """Refuse references that were made before ``shutdown``: nobody would ever answer for them.
+
+        Raises:
+            OwnerDiedError: one of them belongs to a cluster that is gone.
+        """
+        release = self.release
+        for ref in refs:
+            if ref._release is not release:
+                text = (
+                    f"object {ref.hex()} belongs to a cluster that this process has left (zray.shutdown(), or a fork): "
+                    "what is needed after that must be got before"
+                )
+                raise OwnerDiedError(text, ref.hex())
+
     def new_ref(self, object_id: bytes) -> ObjectRef[Any]:
         return ObjectRef(object_id, self.address, self.release)
 
@@ -226,6 +242,8 @@ class CoreWorker(Process):
         Raises:
             ObjectStoreFullError: there is no room for it.
         """
+        if value.refs:
+            self.check_ours(value.refs)
         contained = tuple((ref.binary(), ref.owner) for ref in value.refs) if value.refs else ()
         if not value.buffers and len(value.pickle) <= self.config.inline_bytes_max:
             return (INLINE, value.pickle, contained) if contained else (INLINE, value.pickle)
@@ -264,16 +282,40 @@ class CoreWorker(Process):
             GetTimeoutError: not all were there in time.
         """
         memory = self.owner.memory
-        missing = [ref for ref in refs if ref._id not in memory]
-        if missing:
+        for ref in refs:
+            if ref._id not in memory:
+                missing = self._await_all(refs, timeout_s)
+                if missing:
+                    raise GetTimeoutError(
+                        f"{len(missing)} of {len(refs)} objects were not ready within {timeout_s:g} s; the first is "
+                        f"{missing[0].hex()}. They are intact: get them again, or wait longer"
+                    )
+                break
+        return self._values(refs)
+
+    def _await_all(self, refs: list[ObjectRef[Any]], timeout_s: float | None) -> list[ObjectRef[Any]]:
+        """Wait until all ``refs`` are there, or one of them is an error; returns those that were not there in time."""
+        owner = self.owner
+        memory = owner.memory
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        sought = False
+        while True:
+            arrivals, failures = owner.arrivals, owner.failures
+            missing = list({ref._id: ref for ref in refs if ref._id not in memory}.values())
+            if not missing or (failures and _any_error(refs, memory)):
+                return []
+            if self.broken is not None:
+                raise self.broken
+            if not sought:
+                sought = True
+                self.check_ours(missing)
+                self.loop.post((owner.seek, missing))
             waiter = Waiter(len(missing))
             waiter.fail_fast = True
-            if not self._wait(waiter, missing, timeout_s):
-                raise GetTimeoutError(
-                    f"{len([r for r in missing if r._id not in memory])} of {len(refs)} objects were not ready within "
-                    f"{timeout_s:g} s; the first is {missing[0].hex()}. They are intact: get them again, or wait longer"
-                )
-        return self._values(refs)
+            self.loop.post((owner.listen, waiter, arrivals, failures))
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not self._block(waiter, left):
+                return [ref for ref in missing if ref._id not in memory]
 
     def wait(
         self, refs: list[ObjectRef[Any]], num_returns: int, timeout_s: float | None
@@ -304,7 +346,7 @@ class CoreWorker(Process):
                 sought = True
                 self.loop.post((self.owner.seek, refs))
             waiter = Waiter(num_returns - len(ready))
-            self.loop.post((self.owner.listen, waiter, arrivals))
+            self.loop.post((self.owner.listen, waiter, arrivals, 0))
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             in_time = self._block(waiter, left)
             arrivals = self.owner.arrivals
@@ -312,16 +354,6 @@ class CoreWorker(Process):
             if not in_time:
                 break
         return ready
-
-    def _wait(self, waiter: Waiter, refs: list[ObjectRef[Any]], timeout_s: float | None) -> bool:
-        """Wait for objects; False when the time ran out."""
-        if self.broken is not None:
-            raise self.broken
-        self.loop.post((self.owner.watch, waiter, refs))
-        done = self._block(waiter, timeout_s)
-        if self.broken is not None:
-            raise self.broken
-        return done
 
     def _block(self, waiter: Waiter, timeout_s: float | None) -> bool:
         """Wait in this thread; a worker's main thread lends its CPU out meanwhile."""
@@ -427,6 +459,7 @@ class CoreWorker(Process):
             self._completions = queue.SimpleQueue()
             threading.Thread(target=self._complete, name="zray-futures", daemon=True).start()
         completions = self._completions
+        self.check_ours([ref])
         waiter = Waiter(1, lambda: completions.put((future, ref)))
         self.loop.post((self.owner.watch, waiter, [ref]))
         return future
@@ -456,11 +489,14 @@ class CoreWorker(Process):
             return  # a fork of the user's: none of this is its own
         self.broken = self.broken or RaySystemError("zray.shutdown() was called while this waited")
         self.loop.stop()
-        if self._completions is not None:
-            self._completions.put(None)
         if self.loop.acquire(5.0):
+            if self._brains:  # futures, and threads that wait, learn of it
+                self.owner.abandon()
+                self.execute(self.owner)
             self.transport.close(linger_ms)
             self.loop.close()
+        if self._completions is not None:
+            self._completions.put(None)
         if self._arena is not None:
             self._arena.close()
 
@@ -519,6 +555,10 @@ def _first_ready(refs: list[ObjectRef[Any]], memory: dict[bytes, Entry], limit: 
             if len(found) == limit:
                 break
     return found
+
+
+def _any_error(refs: list[ObjectRef[Any]], memory: dict[bytes, Entry]) -> bool:
+    return any(ref._id in memory and memory[ref._id][0] == ERROR for ref in refs)
 
 
 def _user_error(entry: Entry) -> BaseException:

@@ -10,6 +10,7 @@ import os
 import select
 import subprocess
 import sys
+from typing import BinaryIO
 
 import zray
 from zray.base.config import Config
@@ -27,13 +28,24 @@ class EmbeddedHead:
         store_bytes: size of the object store, 0 for the default.
         log_to_driver: whether workers write to this process's output.
         logging_level: of the head's own log.
+        temp_dir: where the session directory is made, "" for the default.
+
+    Raises:
+        OSError: the session directory can not be made, or the interpreter can not be started.
     """
 
     def __init__(
-        self, config: Config, resources: dict[str, float], store_bytes: int, *, log_to_driver: bool, logging_level: int
+        self,
+        config: Config,
+        resources: dict[str, float],
+        store_bytes: int,
+        *,
+        log_to_driver: bool,
+        logging_level: int,
+        temp_dir: str = "",
     ) -> None:
-        sweep()
-        self.session = Session()
+        sweep(temp_dir)
+        self.session = Session(parent=temp_dir)
         self.cluster = os.urandom(16)
         self._config = config
         ready_read, ready_write = os.pipe()
@@ -52,15 +64,22 @@ class EmbeddedHead:
         root = os.path.dirname(os.path.dirname(os.path.abspath(zray.__file__)))
         program = f"import sys; sys.path.append({root!r}); from zray.runtime.head import main; main()"
         safe_path = ["-P"] if sys.version_info >= (3, 11) else []  # modules beside the script must not shadow ours
-        self._process = subprocess.Popen(
-            [sys.executable, *safe_path, "-c", program, json.dumps(arguments)],
-            pass_fds=(ready_write, self.session.lock_fd),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C in the terminal is for the driver
-        )
-        os.close(ready_write)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, *safe_path, "-c", program, json.dumps(arguments)],
+                pass_fds=(ready_write, self.session.lock_fd),
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C in the terminal is for the driver
+            )
+        except BaseException:
+            os.close(ready_read)
+            self.session.remove()
+            raise
+        finally:
+            os.close(ready_write)
+            self.session.release()
         self._ready = ready_read
-        self.session.release()
+        self._log: BinaryIO | None = None
         self.pid = self._process.pid
 
     def wait_ready(self) -> None:
@@ -69,23 +88,30 @@ class EmbeddedHead:
         Raises:
             RuntimeError: it could not start; the text says why.
         """
-        readable, _, _ = select.select([self._ready], [], [], self._config.start_timeout_s)
-        answer = os.read(self._ready, 65536).decode() if readable else "it did not start in time"
-        os.close(self._ready)
+        try:
+            readable, _, _ = select.select([self._ready], [], [], self._config.start_timeout_s)
+            answer = os.read(self._ready, 65536).decode() if readable else "it did not start in time"
+        finally:
+            os.close(self._ready)
         if answer != "ready":
             tail = self.log_tail()
             self.stop(0.0)
             raise RuntimeError(f"the head process could not start: {answer or 'it ended at once'}\n{tail}")
+        self._log = open(self.session.log_path("head"), "rb")  # open, for its last words outlive its directory
 
     def log_tail(self) -> str:
         """The last lines of the head's log."""
         try:
-            with open(self.session.log_path("head"), "rb") as file:
-                file.seek(0, os.SEEK_END)
-                file.seek(max(0, file.tell() - _LOG_TAIL_BYTES))
-                return file.read().decode(errors="replace")
+            file = self._log or open(self.session.log_path("head"), "rb")
         except FileNotFoundError:
             return ""
+        try:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - _LOG_TAIL_BYTES))
+            return file.read().decode(errors="replace")
+        finally:
+            if file is not self._log:
+                file.close()
 
     def stop(self, grace_s: float) -> None:
         """Wait for the head to end by itself, then end it; nothing of it remains."""
@@ -94,4 +120,7 @@ class EmbeddedHead:
         except subprocess.TimeoutExpired:
             self._process.kill()  # its zygote and workers follow
             self._process.wait()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
         self.session.remove()

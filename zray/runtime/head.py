@@ -61,8 +61,8 @@ class Head(Process):
         node.agent.start(self.now())
         self.settle(self.now())
 
-    def on_hello(self, hello: Hello) -> None:
-        self.node.on_hello(self.now(), hello)
+    def on_peer_joined(self, hello: Hello) -> None:
+        self.node.on_peer_joined(self.now(), hello)
 
     def stop(self, reason: str) -> None:
         self.reason = reason

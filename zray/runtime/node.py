@@ -119,7 +119,7 @@ class Node:
             node["store_bytes"],
         )
 
-    def on_hello(self, now: float, hello: Hello) -> None:
+    def on_peer_joined(self, now: float, hello: Hello) -> None:
         self.agent.on_peer_joined(now, hello.sender, hello.role, hello.pid)
 
     def close(self) -> None:
@@ -146,6 +146,9 @@ class Node:
             self._process.stop("the zygote ended")
 
     def _watch(self, peer: bytes, pid: int) -> None:
+        if peer in self._watches:
+            return  # it introduced itself twice
+
         def ended() -> None:
             watch = self._watches.pop(peer)
             self._process.loop.remove_source(watch)

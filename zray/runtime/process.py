@@ -66,7 +66,7 @@ class Process:
             cluster,
             decode,
             self.on_batch,
-            self.on_hello,
+            self.on_peer_joined,
             message_bytes_max=message_bytes_max,
         )
         self.loop.pending = self.transport.pending
@@ -120,7 +120,7 @@ class Process:
             else:
                 handler(now, peer, *msg[1:])
 
-    def on_hello(self, hello: Hello) -> None:
+    def on_peer_joined(self, hello: Hello) -> None:
         """A peer introduced itself."""
 
     def on_timer(self, now: float, key: tuple[Any, ...]) -> None:

@@ -1,0 +1,255 @@
+"""Spilling: objects written to files and read back.
+
+A node has one ``SpillStorage`` over its directories. A directory is a path of this machine or, with the extra ``zray[fsspec]``, the
+address of any file system that fsspec knows (``s3://bucket/prefix``). The work is done by a few threads of its own: the loop
+never waits for a disk. Each object has a checksum, so that a file that was damaged is an error and never a wrong value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import zlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from zray.io.storage import Arena
+
+_THREADS = 2
+
+
+class Directory(Protocol):
+    """Where spill files are made: all that another kind of storage has to do."""
+
+    def write(self, name: str, parts: list[memoryview]) -> str:
+        """Make a file of ``parts`` and return its path."""
+
+    def read(self, path: str, position: int, target: memoryview) -> int:
+        """Fill ``target`` from a file; returns how many bytes there were."""
+
+    def delete(self, path: str) -> None:
+        """Remove a file; nothing happens if it is not there."""
+
+    def close(self) -> None:
+        """Remove all that was made."""
+
+
+class LocalDirectory:
+    """A directory of this machine.
+
+    Args:
+        path: the directory that is made, for this session alone.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def write(self, name: str, parts: list[memoryview]) -> str:
+        os.makedirs(self.path, 0o700, exist_ok=True)  # again, in case somebody cleaned up
+        path = os.path.join(self.path, name)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            for part in parts:
+                done = 0
+                while done < part.nbytes:
+                    done += os.write(fd, part[done:])
+        except OSError:
+            os.unlink(path)  # half a file is of no use, and its room is
+            raise
+        finally:
+            os.close(fd)
+        return path
+
+    def read(self, path: str, position: int, target: memoryview) -> int:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            done = 0
+            while done < target.nbytes:
+                count = os.preadv(fd, [target[done:]], position + done)
+                if count == 0:
+                    break
+                done += count
+            return done
+        finally:
+            os.close(fd)
+
+    def delete(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+    def close(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+class FsspecDirectory:
+    """A directory of any file system that fsspec knows.
+
+    Args:
+        address: for example ``s3://bucket/prefix``.
+        name: of the part that is this session's own.
+    """
+
+    def __init__(self, address: str, name: str) -> None:
+        try:
+            import fsspec
+        except ImportError:
+            raise ImportError(f"spilling to {address} needs fsspec: pip install 'zray[fsspec]'") from None
+        self.path = f"{address.rstrip('/')}/{name}"
+        self._files: Any
+        self._files, self._root = fsspec.core.url_to_fs(self.path)
+
+    def write(self, name: str, parts: list[memoryview]) -> str:
+        self._files.makedirs(self._root, exist_ok=True)
+        path = f"{self._root}/{name}"
+        with self._files.open(path, "wb") as file:
+            for part in parts:
+                file.write(part)
+        return f"{self.path}/{name}"
+
+    def read(self, path: str, position: int, target: memoryview) -> int:
+        data = self._files.cat_file(self._strip(path), start=position, end=position + target.nbytes)
+        target[: len(data)] = data
+        return len(data)
+
+    def delete(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._files.rm_file(self._strip(path))
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._files.rm(self._root, recursive=True)
+
+    def _strip(self, path: str) -> str:
+        return self._root + path[len(self.path) :]
+
+
+class SpillStorage:
+    """The spill files of one node.
+
+    Args:
+        directories: where, each for this session alone.
+        arena: the node's shared memory.
+        prefix: starts the files' names.
+        post: hands a call to the loop.
+    """
+
+    def __init__(
+        self, directories: list[Directory], arena: Arena, prefix: str, post: Callable[[tuple[Any, ...]], None]
+    ) -> None:
+        self._directories = directories
+        self._arena = arena
+        self._prefix = prefix
+        self._post = post
+        self._pool: Any = None
+
+    def spill(
+        self,
+        batch_id: int,
+        directory: int,
+        rows: list[tuple[int, int]],
+        on_done: Callable[[int, str, list[tuple[int, int]]], None],
+        on_failed: Callable[[int, str], None],
+    ) -> None:
+        """Write parts of the arena to a new file, in a thread; then call one of the two in the loop."""
+
+        def work() -> None:
+            try:
+                views = [self._window(offset, size) for offset, size in rows]
+                name = f"{self._prefix}-{batch_id}.spill"
+                path = self._directories[directory].write(name, views)
+                places = []
+                position = 0
+                for view in views:
+                    places.append((position, zlib.crc32(view)))
+                    position += view.nbytes
+            except Exception as error:
+                self._post((on_failed, batch_id, f"{type(error).__name__}: {error}"))
+            else:
+                self._post((on_done, batch_id, path, places))
+
+        self._submit(work)
+
+    def restore(
+        self,
+        object_id: bytes,
+        place: tuple[str, int, int, int],
+        offset: int,
+        on_done: Callable[[bytes], None],
+        on_failed: Callable[[bytes, str], None],
+    ) -> None:
+        """Read ``place`` (path, position, size, checksum) into the arena, in a thread; then call one of the two in the loop."""
+        path, position, size, checksum = place
+
+        def work() -> None:
+            try:
+                view = self._window(offset, size)
+                count = self._of(path).read(path, position, view)
+                if count != size or zlib.crc32(view) != checksum:
+                    raise ValueError(f"{count} of {size} bytes and not the checksum that was written")
+            except Exception as error:
+                reason = (
+                    f"object {object_id.hex()} was moved to {path} and can not be read back: {type(error).__name__}: {error}. "
+                    "The file was removed, cut or changed by something other than zray"
+                )
+                self._post((on_failed, object_id, reason))
+            else:
+                self._post((on_done, object_id))
+
+        self._submit(work)
+
+    def delete(self, path: str) -> None:
+        """Remove a file, in a thread."""
+
+        def work() -> None:
+            with contextlib.suppress(OSError):  # a file that can not be removed goes with its directory
+                self._of(path).delete(path)
+
+        self._submit(work)
+
+    def close(self) -> None:
+        """Finish what is under way and remove everything."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        for directory in self._directories:
+            directory.close()
+
+    def _submit(self, work: Callable[[], None]) -> None:
+        if self._pool is None:
+            from concurrent.futures import ThreadPoolExecutor  # many clusters never spill
+
+            self._pool = ThreadPoolExecutor(_THREADS, "zray-spill")
+        self._pool.submit(work)
+
+    def _window(self, offset: int, size: int) -> memoryview:
+        view: Any = self._arena.buf
+        window: memoryview = view[offset : offset + size]
+        return window
+
+    def _of(self, path: str) -> Directory:
+        for directory in self._directories:
+            if path.startswith(directory.path + "/"):  # type: ignore[attr-defined]
+                return directory
+        raise FileNotFoundError(path)
+
+
+def open_directories(setting: str, session_path: str) -> tuple[list[Directory], list[str]]:
+    """The directories of a ``spill_directories`` setting, and their paths.
+
+    Raises:
+        OSError: one of them can not be made.
+    """
+    directories: list[Directory] = []
+    paths: list[str] = []
+    name = f"zray-{os.getuid()}-{os.path.basename(session_path)}"
+    for part in setting.split(os.pathsep) if "://" not in setting else setting.split(","):
+        if "://" in part:
+            remote = FsspecDirectory(part.strip(), name)
+            directories.append(remote)
+            paths.append(remote.path)
+        else:
+            path = os.path.join(part or session_path, name if part else "spill")
+            os.makedirs(path, 0o700, exist_ok=True)
+            directories.append(LocalDirectory(path))
+            paths.append(path)
+    return directories, paths
