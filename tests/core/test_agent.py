@@ -16,7 +16,7 @@ from zray.base.wire import (
     Reply,
     WorkerDied,
 )
-from zray.core.agent import HEARTBEAT_TIMER, REAP_TIMER, NodeAgent
+from zray.core.agent import HEARTBEAT_TIMER, REAP_TIMER, RELIEF_TIMER, NodeAgent
 from zray.core.effects import HANG_UP, KILL_WORKER, START_WORKER, WATCH
 from zray.core.store import CREATE_TIMER
 
@@ -172,15 +172,44 @@ def test_when_a_worker_wakes_what_could_not_be_called_back_is_called_back() -> N
     assert [peer for peer, _ in sent(effects, LeaseReclaimed)] == [grant.worker_id]
 
 
-def test_when_every_worker_waits_for_another_and_none_may_start_the_waiting_are_refused() -> None:
-    bench = Bench(cpus=1, workers_max=2)
+def exhausted_node() -> tuple[Bench, list[Any]]:
+    """Two workers, one the child of the other, both blocked; a driver and the deeper one ask for more."""
+    bench = Bench(cpus=1, workers_max=2, exhausted_grace_ms=100.0)
     one = bench.lease()
     bench.does("on_worker_blocked", one.worker_id, one.worker_id)
     two = bench.lease(one.worker_id)
-    bench.request(two.worker_id)
-    effects = bench.does("on_worker_blocked", two.worker_id, two.worker_id)
+    bench.request(SECOND)
+    bench.request(two.worker_id, depth=2)
+    effects = bench.does("on_worker_blocked", two.worker_id, two.worker_id, now=5.0)
+    assert sent(effects, LeaseRejected) == [], "a result that wakes one of them may be on its way"
+    assert (5.1, (RELIEF_TIMER,)) in timers(effects)
+    return bench, [one, two]
+
+
+def test_when_every_worker_waits_for_another_and_none_may_start_what_they_ask_for_is_refused() -> None:
+    bench, (_, two) = exhausted_node()
+    effects = bench.does("on_timer", (RELIEF_TIMER,), now=5.1)
     [(peer, rejection)] = sent(effects, LeaseRejected)
     assert peer == two.worker_id and rejection.kind == "exhausted" and "ZRAY_WORKERS_MAX" in rejection.reason
+    bench.does("on_worker_unblocked", two.worker_id, two.worker_id, now=5.11)
+    effects = bench.does("on_timer", (RELIEF_TIMER,), now=5.3)
+    assert sent(effects, LeaseRejected) == [], "the driver's task can run when that one is done"
+
+
+def test_when_that_wakes_nobody_everything_is_refused_and_nobody_waits_for_ever() -> None:
+    bench, _ = exhausted_node()
+    effects = bench.does("on_timer", (RELIEF_TIMER,), now=5.1)
+    [at] = [at for at, key in timers(effects) if key == (RELIEF_TIMER,)]
+    [(peer, _)] = sent(bench.does("on_timer", (RELIEF_TIMER,), now=at), LeaseRejected)
+    assert peer == SECOND
+    assert not bench.agent.pool.waiting and not bench.agent.scheduler.queue
+
+
+def test_a_node_that_only_looked_exhausted_refuses_nobody() -> None:
+    bench, (_, two) = exhausted_node()
+    bench.does("on_worker_unblocked", two.worker_id, two.worker_id, now=5.05)
+    bench.does("on_worker_blocked", two.worker_id, two.worker_id, now=5.06)
+    assert sent(bench.does("on_timer", (RELIEF_TIMER,), now=5.1), LeaseRejected) == []
 
 
 def test_while_one_worker_still_runs_nobody_is_refused() -> None:

@@ -26,6 +26,7 @@ class Config:
     store_fraction_of_memory: float = 0.3  # default size of the object store
     store_headroom_of_shm: float = 0.9  # ... and never more of /dev/shm than this
     store_full_grace_s: float = 10.0  # how long a put waits for room
+    collect_interval_s: float = 1.0  # how often processes are asked to collect garbage while the store is full
     spill_directories: str = ""  # separated as in PATH; by default one in the session's directory
     spill_threshold: float = 0.8  # of the store: above it cold objects go to disk before anybody waits
     spill_file_bytes_max: int = 100 << 20
@@ -46,6 +47,7 @@ class Config:
     lease_requests_max: int = 8  # outstanding for one scheduling key
     # workers
     workers_max: int = 512  # processes on one node, blocked ones included
+    exhausted_grace_ms: float = 100.0  # all workers wait for others for so long: then tasks are refused
     worker_idle_s: float = 2.0  # idle workers above the prestarted number are ended
     worker_start_timeout_s: float = 30.0
     worker_exit_grace_s: float = 0.5  # between the polite word and the signal

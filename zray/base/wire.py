@@ -86,7 +86,7 @@ def message(
         checks = tuple(_accepted(hint) for hint in cls.__annotations__.values())
         contents = [c for i, hint in enumerate(cls.__annotations__.values()) for c in _contents(i + 1, hint)]
         if rows:
-            contents.append(lambda msg: all([type(row) is tuple and len(row) == rows for row in msg[-1]]))
+            contents.append(lambda msg: all(type(row) is tuple and len(row) == rows for row in msg[-1]))
         SCHEMA[op] = Schema(op, cls.__name__, sender, receiver, handler, cls, checks, tuple(contents), hot)
         OPS[cls] = op
         return cls
@@ -315,6 +315,7 @@ class SealObject(NamedTuple):
 
     object_id: bytes
     owner: bytes
+    checksum: int = 0  # of the bytes, where they were written to a file
 
 
 @message(38, "owner", "agent")
@@ -326,10 +327,11 @@ class AbortObject(NamedTuple):
 
 @message(39, "owner", "agent")
 class PinObject(NamedTuple):
-    """Keep the object where it is while the asker reads; the reply is (offset, size)."""
+    """Keep the object while the asker reads; the reply is (offset, size), or (path, position, size, checksum) of a file."""
 
     request_id: int
     object_id: bytes
+    urgent: bool = True  # somebody waits in get; else it is an argument of a task that has not started
 
 
 @message(40, "owner", "agent")
@@ -478,6 +480,13 @@ class ListEvents(NamedTuple):
     """The reply: (name, started_s, ended_s) of the tasks this worker ran lately, on the machine's monotonic clock."""
 
     request_id: int
+
+
+@message(60, "agent", "owner")
+class CollectGarbage(NamedTuple):
+    """The store is full: cycles of garbage may hold references."""
+
+    reason: str
 
 
 @message(72, "agent", "worker")

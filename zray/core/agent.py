@@ -19,6 +19,7 @@ from typing import Any
 from zray.base.config import Config
 from zray.base.resources import ResourceSet
 from zray.base.wire import (
+    CollectGarbage,
     DriverDied,
     Heartbeat,
     LeaseGranted,
@@ -30,11 +31,13 @@ from zray.base.wire import (
 )
 from zray.core.effects import HANG_UP, SEND, TIMER, WATCH, Effect
 from zray.core.scheduler import GrantedLease, LeaseScheduler
+from zray.core.spilling import SPILL_TIMER
 from zray.core.store import CREATE_TIMER, ObjectStore
 from zray.core.workers import Worker, WorkerPool, WorkerState
 
 HEARTBEAT_TIMER = "agent.heartbeat"
 REAP_TIMER = "agent.reap"
+RELIEF_TIMER = "agent.relief"
 
 
 class NodeAgent:
@@ -47,15 +50,18 @@ class NodeAgent:
         prestart: workers to keep.
         control: process id of the control process.
         config: limits.
+        directories: where objects are spilled to.
     """
 
     __slots__ = (
+        "_collected",
         "_config",
         "_control",
         "_dead",
         "_heartbeat_set",
         "_node_id",
         "_reap_set",
+        "_relief_at",
         "_reported",
         "clients",
         "out",
@@ -72,19 +78,22 @@ class NodeAgent:
         prestart: int,
         control: bytes,
         config: Config,
+        directories: list[str] | None = None,
     ) -> None:
         self._node_id = node_id
         self._control = control
         self._config = config
         self._dead: dict[bytes, None] = {}
+        self._collected = float("-inf")
         self._heartbeat_set = False
         self._reap_set = False
+        self._relief_at = 0.0  # when the node counts as exhausted; 0: it does not look like that
         self._reported: dict[str, int] = dict(total)
         self.out: list[Effect] = []
         self.clients: dict[bytes, str] = {}  # processes of this node: id -> role
         self.scheduler = LeaseScheduler(total)
         self.pool = WorkerPool(prestart, node_id, config, self.out)
-        self.store = ObjectStore(store_bytes, config, self.out, self._dead.__contains__)
+        self.store = ObjectStore(store_bytes, config, self.out, self._dead.__contains__, directories)
 
     def start(self, now: float) -> None:
         """The node is up: fill the pool in the background."""
@@ -187,15 +196,24 @@ class NodeAgent:
         if peer not in self._dead:
             self.store.create(now, peer, request_id, object_id, size_bytes)
 
-    def on_seal_object(self, now: float, peer: bytes, object_id: bytes, owner: bytes) -> None:
-        self.store.seal(object_id, owner)
+    def on_seal_object(self, now: float, peer: bytes, object_id: bytes, owner: bytes, checksum: int = 0) -> None:
+        self.store.seal(object_id, owner, checksum)
 
     def on_abort_object(self, now: float, peer: bytes, object_id: bytes) -> None:
         self.store.abort(object_id)
 
-    def on_pin_object(self, now: float, peer: bytes, request_id: int, object_id: bytes) -> None:
+    def on_pin_object(
+        self, now: float, peer: bytes, request_id: int, object_id: bytes, urgent: bool = True
+    ) -> None:
         if peer not in self._dead:
-            self.store.pin(peer, request_id, object_id)
+            self.store.pin(peer, request_id, object_id, now=now, urgent=urgent)
+
+    def collect(self, now: float) -> None:
+        """The store is full: have every process here collect its garbage, which may hold references in cycles."""
+        if now >= self._collected + self._config.collect_interval_s:
+            self._collected = now
+            for client in self.clients:
+                self.out.append((SEND, client, CollectGarbage("the object store is full")))
 
     def on_unpin_objects(self, now: float, peer: bytes, object_ids: list[bytes]) -> None:
         self.store.unpin(peer, object_ids)
@@ -206,8 +224,8 @@ class NodeAgent:
     # -- time -----------------------------------------------------------------------------------------------------
 
     def on_timer(self, now: float, key: tuple[Any, ...]) -> None:
-        if key[0] == CREATE_TIMER:
-            self.store.on_timer(now)
+        if key[0] in (CREATE_TIMER, SPILL_TIMER):
+            self.store.on_timer(now, key)
         elif key[0] == HEARTBEAT_TIMER:
             self._heartbeat_set = False
             available = dict(self.scheduler.resources.available)
@@ -218,6 +236,10 @@ class NodeAgent:
             self._reap_set = False
             if self.pool.reap(now):
                 self._plan_reaping(now)
+        elif key[0] == RELIEF_TIMER and self._relief_at and now + 1e-6 >= self._relief_at:
+            self._relief_at = 0.0
+            self._refuse_exhausted()
+            self._advance(now)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -228,7 +250,11 @@ class NodeAgent:
             worker = self.pool.lease(lease.id, request.job_id, request.owner)
             if worker is not None:
                 self._assign(lease, worker)
-        self._relieve()
+        if not self._exhausted():
+            self._relief_at = 0.0
+        elif not self._relief_at:  # it may only look like that: what wakes a worker can be on its way
+            self._relief_at = now + self._config.exhausted_grace_ms / 1000
+            self.out.append((TIMER, self._relief_at, (RELIEF_TIMER,)))
         if self.scheduler.queue:
             for lease in self.scheduler.to_reclaim():
                 self.out.append((SEND, lease.request.owner, LeaseReclaimed(lease.id)))
@@ -237,25 +263,30 @@ class NodeAgent:
             self.out.append((TIMER, now + self._config.heartbeat_ms / 1000, (HEARTBEAT_TIMER,)))
         self._plan_reaping(now)
 
-    def _relieve(self) -> None:
-        """When every worker is taken by a task that waits for another, refuse: waiting would be for ever."""
-        if not self.pool.waiting or not self.pool.full():
-            return
-        states = [w.state for w in self.pool.workers.values()]
-        if any(state is not WorkerState.LEASED for state in states):
-            return
-        if any(not lease.blocked for lease in self.scheduler.by_worker.values()):
-            return
-        for lease_id in list(self.pool.waiting):
-            lease = self.scheduler.end(lease_id)
-            self.pool.cancel(lease_id)
-            if lease is not None:
-                reason = (
-                    f"all {len(states)} workers of the node wait for other tasks and no more may be started "
-                    "(ZRAY_WORKERS_MAX): the tasks are nested too deeply"
-                )
-                rejection = LeaseRejected(lease.request.id, "exhausted", reason)
-                self.out.append((SEND, lease.request.owner, rejection))
+    def _exhausted(self) -> bool:
+        """Whether every worker is taken by a task that waits for another, and no more may be started for those."""
+        if not self.pool.full() or not (self.pool.waiting or self.scheduler.queue):
+            return False
+        if any(w.state is not WorkerState.LEASED for w in self.pool.workers.values()):
+            return False
+        return all(lease.blocked for lease in self.scheduler.by_worker.values())
+
+    def _refuse_exhausted(self) -> None:
+        """Waiting would be for ever. What the blocked tasks ask for goes first: that wakes them, and the others may run."""
+        granted = {i: self.scheduler.leases[i].request for i in self.pool.waiting}
+        requests = [*granted.values(), *self.scheduler.queue.values()]
+        own = [request for request in requests if request.owner in self.scheduler.by_worker]
+        reason = (
+            f"all {len(self.pool.workers)} workers of the node wait for other tasks and no more may be started "
+            "(ZRAY_WORKERS_MAX): the tasks are nested too deeply"
+        )
+        for request in own or requests:
+            self.scheduler.cancel(request.owner, request.id)
+            self.out.append((SEND, request.owner, LeaseRejected(request.id, "exhausted", reason)))
+        for lease_id, request in granted.items():
+            if request in own or not own:
+                self.scheduler.end(lease_id)
+                self.pool.cancel(lease_id)
 
     def _serve(self, served: tuple[int, Worker] | None) -> None:
         if served is not None:

@@ -331,11 +331,9 @@ class ObjectStore:
                     continue
                 if self._spill(demand.size) or self._batches:
                     return
-            path = self.files.local()
-            if path is None:
+            if not self._grant_on_disk(demand):
                 return
             del self._demands[0]
-            self._grant_on_disk(demand, path)
         threshold = int(self.arena.capacity * self._config.spill_threshold)
         excess = self.arena.used_bytes - self._droppable_bytes - threshold
         if excess > self.spilling_bytes and self._spillable:
@@ -363,16 +361,23 @@ class ObjectStore:
             (RESTORE, demand.object_id, copy.path, copy.position, stored.size, copy.checksum, stored.offset)
         )
 
-    def _grant_on_disk(self, demand: _Demand, directory: str) -> None:
-        """No room in memory can be made: the object is used in its file."""
+    def _grant_on_disk(self, demand: _Demand) -> bool:
+        """No room in memory can be made: the object is used in its file, if that is on this machine."""
         if demand.request_id < 0:
-            self._serve_readers(demand.object_id, self.objects[demand.object_id])
-            return
+            stored = self.objects[demand.object_id]
+            if stored.copy is None or "://" in stored.copy.path:
+                return False
+            self._serve_readers(demand.object_id, stored)
+            return True
+        directory = self.files.local()
+        if directory is None:
+            return False
         stored = self.objects[demand.object_id] = StoredObject(-1, demand.size, demand.peer)
         path = f"{directory}/{demand.object_id.hex()}.object"
         stored.copy = Copy(path, 0, 0)
         self.files.keep(path)
         self._reply(demand.peer, demand.request_id, (path, False))
+        return True
 
     def _spill(self, wanted: int) -> bool:
         """Start to write cold objects to disk until ``wanted`` bytes are on their way; whether any was started."""

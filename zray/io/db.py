@@ -140,7 +140,7 @@ def _storable(value: Any) -> Any:
     if isinstance(value, str) and not value.isascii():
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, int) and value.bit_length() > 63:
-        return str(value)
+        return hex(value)
     return value
 
 

@@ -17,6 +17,7 @@ import time
 
 SHM_DIRECTORY = "/dev/shm"
 _LOCK = "lock"
+_DIRECTORIES = "directories"
 _YOUNG_S = 60.0  # a session that has no lock yet may be just being made
 
 
@@ -74,6 +75,11 @@ class Session:
         """The name of the node's shared-memory segment."""
         return _arena_name(self.path)
 
+    def note_directories(self, paths: list[str]) -> None:
+        """Remember directories elsewhere that belong to this session and must go with it."""
+        with open(os.path.join(self.path, _DIRECTORIES), "w") as file:
+            file.write("\n".join(paths))
+
     def release(self) -> None:
         """Let go of the lock; others of the session may still hold it."""
         if self.lock_fd >= 0:
@@ -99,6 +105,10 @@ def remove_segment(name: str) -> None:
 
 def _remove(path: str) -> None:
     remove_segment(_arena_name(path))
+    with contextlib.suppress(OSError), open(os.path.join(path, _DIRECTORIES)) as file:
+        for directory in file.read().splitlines():
+            if os.path.basename(directory) in (_arena_name(path), "spill"):
+                shutil.rmtree(directory, ignore_errors=True)
     shutil.rmtree(path, ignore_errors=True)
 
 

@@ -1,8 +1,9 @@
 """Spilling: objects written to files and read back.
 
-A node has one ``SpillStorage`` over its directories. A directory is a path of this machine or, with the extra ``zray[fsspec]``, the
-address of any file system that fsspec knows (``s3://bucket/prefix``). The work is done by a few threads of its own: the loop
-never waits for a disk. Each object has a checksum, so that a file that was damaged is an error and never a wrong value.
+A node has one ``SpillStorage`` over its directories. A directory is a path of this machine or, with the extra
+``zray[fsspec]``, the address of any file system that fsspec knows (``s3://bucket/prefix``). The work is done by a few
+threads of its own: the loop never waits for a disk. Each object has a checksum, so that a file that was damaged is an
+error and never a wrong value.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from zray.io.session import Session
 from zray.io.storage import Arena
 
 _THREADS = 2
@@ -21,6 +23,8 @@ _THREADS = 2
 
 class Directory(Protocol):
     """Where spill files are made: all that another kind of storage has to do."""
+
+    path: str
 
     def write(self, name: str, parts: list[memoryview]) -> str:
         """Make a file of ``parts`` and return its path."""
@@ -97,6 +101,7 @@ class FsspecDirectory:
             raise ImportError(f"spilling to {address} needs fsspec: pip install 'zray[fsspec]'") from None
         self.path = f"{address.rstrip('/')}/{name}"
         self._files: Any
+        self._root: str
         self._files, self._root = fsspec.core.url_to_fs(self.path)
 
     def write(self, name: str, parts: list[memoryview]) -> str:
@@ -178,7 +183,7 @@ class SpillStorage:
         on_done: Callable[[bytes], None],
         on_failed: Callable[[bytes, str], None],
     ) -> None:
-        """Read ``place`` (path, position, size, checksum) into the arena, in a thread; then call one of the two in the loop."""
+        """Read ``place`` (path, position, size, checksum) into the arena, in a thread; then call one of the two."""
         path, position, size, checksum = place
 
         def work() -> None:
@@ -189,8 +194,8 @@ class SpillStorage:
                     raise ValueError(f"{count} of {size} bytes and not the checksum that was written")
             except Exception as error:
                 reason = (
-                    f"object {object_id.hex()} was moved to {path} and can not be read back: {type(error).__name__}: {error}. "
-                    "The file was removed, cut or changed by something other than zray"
+                    f"object {object_id.hex()} was moved to {path} and can not be read back: {type(error).__name__}: "
+                    f"{error}. The file was removed, cut or changed by something other than zray"
                 )
                 self._post((on_failed, object_id, reason))
             else:
@@ -228,28 +233,31 @@ class SpillStorage:
 
     def _of(self, path: str) -> Directory:
         for directory in self._directories:
-            if path.startswith(directory.path + "/"):  # type: ignore[attr-defined]
+            if path.startswith(directory.path + "/"):
                 return directory
         raise FileNotFoundError(path)
 
 
-def open_directories(setting: str, session_path: str) -> tuple[list[Directory], list[str]]:
+def open_directories(setting: str, session: Session) -> tuple[list[Directory], list[str]]:
     """The directories of a ``spill_directories`` setting, and their paths.
 
     Raises:
         OSError: one of them can not be made.
     """
     directories: list[Directory] = []
-    paths: list[str] = []
-    name = f"zray-{os.getuid()}-{os.path.basename(session_path)}"
-    for part in setting.split(os.pathsep) if "://" not in setting else setting.split(","):
+    name = session.arena_name()
+    for part in setting.split(",") if "://" in setting else setting.split(os.pathsep):
         if "://" in part:
-            remote = FsspecDirectory(part.strip(), name)
-            directories.append(remote)
-            paths.append(remote.path)
-        else:
-            path = os.path.join(part or session_path, name if part else "spill")
+            directories.append(FsspecDirectory(part.strip(), name))
+            continue
+        path = os.path.join(os.path.abspath(part), name) if part else os.path.join(session.path, "spill")
+        try:
             os.makedirs(path, 0o700, exist_ok=True)
-            directories.append(LocalDirectory(path))
-            paths.append(path)
+        except OSError as error:
+            place = part or session.path
+            text = f"objects can not be spilled to {place}: {error.strerror}. Make it, or set ZRAY_SPILL_DIRECTORIES"
+            raise type(error)(error.errno, text) from None
+        directories.append(LocalDirectory(path))
+    paths = [directory.path for directory in directories]
+    session.note_directories([path for path in paths if "://" not in path])
     return directories, paths

@@ -8,9 +8,11 @@ views of the mapping, and are told when the last view of an object is gone.
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 import weakref
+import zlib
 from collections.abc import Callable
 from multiprocessing import shared_memory
 from typing import Any, cast
@@ -53,11 +55,13 @@ class Arena(shared_memory.SharedMemory):
                 module.resource_tracker = tracker
 
     def close(self) -> None:
-        """Unmap, unless somebody still has a view: then the mapping stays until the process ends."""
+        """Unmap, unless somebody still has a view: then the mapping goes with the last of them."""
         try:
             super().close()
-        except BufferError:
-            pass  # an array of the user's lives in it; the memory goes with the process
+        except BufferError:  # an array of the user's lives in it, and holds the mapping; nothing else needs to
+            me: Any = self
+            os.close(me._fd)
+            me._fd, me._buf, me._mmap = -1, None, None
 
     def unlink(self) -> None:
         """Remove the name; the memory goes with the last mapping."""
@@ -98,6 +102,51 @@ class Arena(shared_memory.SharedMemory):
         window = (ctypes.c_char * size).from_buffer(cast("memoryview", self.buf), offset)
         weakref.finalize(window, on_unused).atexit = False
         return memoryview(window).cast("B").toreadonly()
+
+
+def write_file(path: str, value: Serialized) -> int:
+    """Lay a value down in a file of its own; returns the checksum of the file.
+
+    Raises:
+        OSError: the disk is full, or the directory gone.
+    """
+    checksum = 0
+    end = 0
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, serialization.stored_size(value))  # a full disk is known before anything is copied
+        for start, part in serialization.stored_parts(value):
+            raw = memoryview(part).cast("B") if memoryview(part).nbytes else memoryview(b"")
+            checksum = zlib.crc32(raw, zlib.crc32(bytes(start - end), checksum))
+            done = 0
+            while done < raw.nbytes:
+                done += os.pwrite(fd, raw[done:], start + done)
+            end = start + raw.nbytes
+    finally:
+        os.close(fd)
+    return checksum
+
+
+def map_file(path: str, position: int, size: int, checksum: int, on_unused: Callable[[], None]) -> memoryview:
+    """Read-only view of an object in a file; ``on_unused`` is called when nothing refers to it any more.
+
+    Raises:
+        OSError: the file is gone.
+        ValueError: it is not what was written.
+    """
+    first = position // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        if os.fstat(fd).st_size < position + size:
+            raise ValueError(f"{path} was cut short")
+        window = mmap.mmap(fd, position - first + size, access=mmap.ACCESS_READ, offset=first)
+    finally:
+        os.close(fd)
+    view = memoryview(window)[position - first :]
+    if zlib.crc32(view) != checksum:
+        raise ValueError(f"{path} was changed by something other than zray")
+    weakref.finalize(window, on_unused).atexit = False
+    return view
 
 
 def shared_memory_free_bytes() -> int:

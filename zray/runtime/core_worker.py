@@ -6,6 +6,7 @@ put, get, wait. User threads never touch the brain: they append to the inbox (su
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import threading
@@ -24,23 +25,22 @@ from zray.core.owner import Owner, Waiter
 from zray.core.tasks import Task
 from zray.exceptions import (
     GetTimeoutError,
-    ObjectLostError,
-    ObjectStoreFullError,
     OwnerDiedError,
     RayError,
     RaySystemError,
 )
-from zray.io.storage import Arena
 from zray.object_ref import ObjectRef
 from zray.runtime.process import Process, log
+from zray.runtime.store_client import StoreClient
 
 
 class Request:
     """A question to another process, until its Reply comes."""
 
-    __slots__ = ("done", "ok", "signal", "value")
+    __slots__ = ("done", "ok", "signal", "then", "value")
 
-    def __init__(self) -> None:
+    def __init__(self, then: Callable[[bool, Any], None] | None = None) -> None:
+        self.then = then  # called in the loop with the answer
         self.done = False
         self.ok = False
         self.value: Any = None
@@ -78,9 +78,7 @@ class CoreWorker(Process):
         self.exported: dict[bytes, None] = {}
         self.checked: tuple[Any, ...] = ()  # marks the list that the last wait left over
         self.owner: Owner
-        self._arena: Arena | None = None
-        self._arena_name = ""
-        self._mapped: dict[bytes, list[int]] = {}  # objects pinned here: [offset, size, views]
+        self.store: StoreClient
         self._requests: dict[int, Request] = {}
         self._next_request = 1
         self._completions: queue.SimpleQueue[tuple[Future[Any], ObjectRef[Any]] | None] | None = None
@@ -97,7 +95,7 @@ class CoreWorker(Process):
         self.node_id = node["node_id"]
         self.agent = node["agent"]
         self.node_endpoint = node["endpoint"]
-        self._arena_name = node["store_name"]
+        self.store = StoreClient(self, node["store_name"])
         self.owner = Owner(self.address, job_id, self.node_id, self.agent, self.config)
         self.add_brain(self.owner, "owner")
         self.on_timers("leases", self.owner.on_timer)
@@ -142,6 +140,10 @@ class CoreWorker(Process):
             request.value = value
             _resolve(request)
 
+    def on_collect_garbage(self, now: float, peer: bytes, reason: str) -> None:
+        """The store is full: cycles in this process may hold references."""
+        gc.collect()
+
     def on_refuse(self, now: float, peer: bytes, reason: str) -> None:
         self.fail(RaySystemError(f"the cluster refused this process: {reason}"))
 
@@ -176,6 +178,16 @@ class CoreWorker(Process):
         if not request.ok:
             raise self.broken or RaySystemError(str(request.value))
         return request.value
+
+    def ask_then(self, then: Callable[[bool, Any], None], message: type, *fields: Any) -> None:
+        """In the loop: ask the agent, and call ``then`` with what it answers."""
+        self._ask(Request(then), self.agent, message, fields)
+
+    def count_down(self, waiter: Waiter) -> None:
+        """In the loop: one of the things a waiter waits for is there."""
+        waiter.remaining -= 1
+        if waiter.remaining <= 0:
+            _resolve(waiter)
 
     def tell(self, peer: bytes, message: tuple[Any, ...]) -> None:
         """Send a message that has no answer."""
@@ -249,28 +261,10 @@ class CoreWorker(Process):
             return (INLINE, value.pickle, contained) if contained else (INLINE, value.pickle)
         if value.size_bytes <= self.config.inline_bytes_max:
             return (INLINE, value.inline(), contained) if contained else (INLINE, value.inline())
-        size = self._store(object_id, value, owner)
+        size = self.store.write(object_id, value, owner)
         return (STORED, size, self.node_id, contained)
 
-    def _store(self, object_id: bytes, value: Serialized, owner: bytes) -> int:
-        size = serialization.stored_size(value)
-        self.loop.post((self._free_first,))
-        request = self.ask(self.agent, wire.CreateObject, object_id, size)
-        self.loop.wait(request)
-        if not request.ok:
-            raise self.broken or ObjectStoreFullError(str(request.value))
-        if request.value == "exists":
-            return size
-        offset, warm = request.value
-        try:
-            self._mapping().write(offset, value, warm=warm)
-        except BaseException:
-            self.tell(self.agent, wire.AbortObject(object_id))
-            raise
-        self.tell(self.agent, wire.SealObject(object_id, owner))
-        return size
-
-    def _free_first(self) -> None:
+    def free_first(self) -> None:
         """In the loop: what was released before a put is free, and warm, when the put asks for room."""
         self.owner.settle(time.monotonic())
         self.execute(self.owner)
@@ -386,62 +380,9 @@ class CoreWorker(Process):
             else:
                 raise _user_error(entry)
         if stored:
-            for (index, _), value in zip(stored, self.read([o for _, o in stored]), strict=True):
+            for (index, _), value in zip(stored, self.store.read([o for _, o in stored]), strict=True):
                 values[index] = value
         return values
-
-    def read(self, object_ids: list[bytes]) -> list[Any]:
-        """Values of objects that lie in this node's store, as views of it."""
-        waiter = Waiter(len(object_ids))
-        self.loop.post((self._pin, waiter, object_ids))
-        self.loop.wait(waiter)
-        values = []
-        for object_id in object_ids:
-            place = self._mapped.get(object_id)
-            if place is None:
-                raise self.broken or ObjectLostError(
-                    f"object {object_id.hex()} is not in the store of this node any more", object_id.hex()
-                )
-            unused = self._unused(object_id)
-            view = self._mapping().view(place[0], place[1], unused)
-            data, buffers = serialization.parse_stored(view)
-            values.append(serialization.deserialize_parts(data, buffers))
-        return values
-
-    def _unused(self, object_id: bytes) -> Callable[[], None]:
-        return lambda: self.loop.post((self._unpin, object_id))
-
-    def _pin(self, waiter: Waiter, object_ids: list[bytes]) -> None:
-        """In the loop: pin what is not pinned here yet; each view counts once."""
-        for object_id in object_ids:
-            place = self._mapped.get(object_id)
-            if place is not None:
-                place[2] += 1
-                _count_down(waiter)
-            else:
-                request = _PinRequest(self, waiter, object_id)
-                self._ask(request, self.agent, wire.PinObject, (object_id,))
-
-    def pinned(self, object_id: bytes, place: tuple[int, int]) -> None:
-        """In the loop: the agent pinned an object for this process."""
-        known = self._mapped.get(object_id)
-        if known is None:
-            self._mapped[object_id] = [place[0], place[1], 1]
-        else:  # two threads asked at once: one pin is enough
-            known[2] += 1
-            self.send(self.agent, wire.UnpinObjects([object_id]))
-
-    def _unpin(self, object_id: bytes) -> None:
-        place = self._mapped[object_id]
-        place[2] -= 1
-        if not place[2]:
-            del self._mapped[object_id]
-            self.send(self.agent, wire.UnpinObjects([object_id]))
-
-    def _mapping(self) -> Arena:
-        if self._arena is None:
-            self._arena = Arena(self._arena_name)
-        return self._arena
 
     # -- references (object_ref.Runtime) --------------------------------------------------------------------------
 
@@ -497,46 +438,21 @@ class CoreWorker(Process):
             self.loop.close()
         if self._completions is not None:
             self._completions.put(None)
-        if self._arena is not None:
-            self._arena.close()
-
-
-class _PinRequest(Request):
-    """A PinObject on its way; its Reply takes note of the place before it counts."""
-
-    __slots__ = ("_object_id", "_waiter", "_worker")
-
-    def __init__(self, worker: CoreWorker, waiter: Waiter, object_id: bytes) -> None:
-        super().__init__()
-        self._worker = worker
-        self._waiter = waiter
-        self._object_id = object_id
-
-    def resolve(self) -> None:
-        if self.ok:
-            self._worker.pinned(self._object_id, self.value)
-        _count_down(self._waiter)
-
-
-def _count_down(waiter: Waiter) -> None:
-    waiter.remaining -= 1
-    if waiter.remaining <= 0:
-        waiter.done = True
-        _resolve(waiter)
+        if self._brains:
+            self.store.close()
 
 
 def finish(waiter: Waiter) -> None:
     """In the loop: all that was posted before has been taken."""
-    waiter.remaining = 1
-    _count_down(waiter)
+    waiter.done = True
+    _resolve(waiter)
 
 
 def _resolve(waiter: Any) -> None:
     """Wake whoever waits for it."""
     waiter.done = True
-    if type(waiter) is _PinRequest:
-        waiter.resolve()
-        return
+    if type(waiter) is Request and waiter.then is not None:
+        waiter.then(waiter.ok, waiter.value)
     if waiter.signal is not None:
         try:
             waiter.signal.release()

@@ -13,6 +13,7 @@ from zray.core import effects as e
 from zray.core.agent import NodeAgent
 from zray.io.session import Session
 from zray.io.spawn import Zygote, describe_exit
+from zray.io.spill import SpillStorage, open_directories
 from zray.io.storage import Arena, shared_memory_free_bytes
 from zray.runtime.process import PidWatch, Process, log
 from zray.runtime.worker import WorkerSettings, run_worker
@@ -77,6 +78,7 @@ class Node:
         self._watches: dict[bytes, PidWatch] = {}
         self._resources = resources
         self._arena: Arena | None = None
+        self._spills: SpillStorage | None = None
         self._config = config
         self._process: Process
         self.agent: NodeAgent
@@ -93,9 +95,17 @@ class Node:
                 "the object store has only %d MB because /dev/shm is small; in a container use a larger --shm-size",
                 store_bytes >> 20,
             )
+        directories, paths = open_directories(self._config.spill_directories, self._session)
         self.agent = NodeAgent(
-            self.description["node_id"], self._resources, store_bytes, prestart, control, self._config
+            self.description["node_id"], self._resources, store_bytes, prestart, control, self._config, paths
         )
+        if self._arena is not None:
+            prefix = self.description["node_id"].hex()[:8]
+            self._spills = SpillStorage(directories, self._arena, prefix, process.loop.post)
+            process.on_effect(e.SPILL, self._spill)
+            process.on_effect(e.RESTORE, self._restore)
+            process.on_effect(e.DELETE_FILE, self._spills.delete)
+        process.on_effect(e.COLLECT, lambda: self.agent.collect(process.now()))
         process.add_brain(self.agent, "agent")
         process.add_local(self.description["agent"])
         process.on_timers("agent", self.agent.on_timer)
@@ -125,6 +135,8 @@ class Node:
     def close(self) -> None:
         """End the workers, and remove what they shared."""
         self.zygote.close()
+        if self._spills is not None:
+            self._spills.close()
         if self._arena is not None:
             self._arena.unlink()
             self._arena.close()
@@ -144,6 +156,20 @@ class Node:
             self._process.loop.remove_source(self.zygote)
             log.error("the zygote ended: this node can not go on")
             self._process.stop("the zygote ended")
+
+    def _spill(self, batch_id: int, directory: int, rows: list[tuple[int, int]]) -> None:
+        assert self._spills is not None
+        store = self.agent.store
+        now = self._process.now
+        self._spills.spill(
+            batch_id, directory, rows, store.on_spilled, lambda b, reason: store.on_spill_failed(now(), b, reason)
+        )
+
+    def _restore(self, object_id: bytes, path: str, position: int, size: int, checksum: int, offset: int) -> None:
+        assert self._spills is not None
+        store = self.agent.store
+        place = (path, position, size, checksum)
+        self._spills.restore(object_id, place, offset, store.on_restored, store.on_restore_failed)
 
     def _watch(self, peer: bytes, pid: int) -> None:
         if peer in self._watches:

@@ -251,7 +251,10 @@ class TaskExecutor(CoreWorker):
             args, kwargs = serialization.deserialize(payload)
             args = list(args)
         stored = [(where, object_id) for where, object_id, _, entry in slots if entry[0] == STORED]
-        values = dict(zip([w for w, _ in stored], self.read([o for _, o in stored]), strict=True)) if stored else {}
+        values: dict[Any, Any] = {}
+        if stored:
+            read = self.store.read([object_id for _, object_id in stored], urgent=False)
+            values = dict(zip([where for where, _ in stored], read, strict=True))
         for where, _, _, entry in slots:
             value = values[where] if entry[0] == STORED else serialization.deserialize(entry[1])
             if where == ARGUMENTS:

@@ -1,0 +1,167 @@
+"""StoreClient: how a driver or worker writes large objects to its node's store, and reads them.
+
+The bytes never travel through the agent: it only says where. Places that are pinned here are shared by all views in this
+process; the agent hears when the last of them is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from zray.base import serialization, wire
+from zray.base.serialization import Serialized
+from zray.core.owner import Waiter
+from zray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, RayError
+from zray.io.storage import Arena, map_file, write_file
+
+if TYPE_CHECKING:
+    from zray.runtime.core_worker import CoreWorker
+
+Place = tuple[Any, ...]  # (offset, size) in the arena, or (path, position, size, checksum) of a file
+
+
+class StoreClient:
+    """The store as one process sees it.
+
+    Args:
+        worker: the process.
+        arena_name: the node's shared memory.
+    """
+
+    def __init__(self, worker: CoreWorker, arena_name: str) -> None:
+        self._worker = worker
+        self._arena_name = arena_name
+        self._arena: Arena | None = None
+        self._places: dict[bytes, Place] = {}  # of the objects pinned here
+        self._views: dict[bytes, int] = {}  # ... and how many views of each there are
+        self._refusals: dict[bytes, str] = {}
+
+    def write(self, object_id: bytes, value: Serialized, owner: bytes) -> int:
+        """Make an object of a value; returns the bytes it takes.
+
+        Raises:
+            ObjectStoreFullError: there is no room for it in memory, and it can not live on disk.
+            OutOfDiskError: room could not be made because the disks are full.
+        """
+        worker = self._worker
+        size = serialization.stored_size(value)
+        worker.loop.post((worker.free_first,))
+        request = worker.ask(worker.agent, wire.CreateObject, object_id, size)
+        worker.loop.wait(request)
+        if not request.ok:
+            raise worker.broken or _refusal(request.value)
+        if request.value == "exists":
+            return size
+        place, warm = request.value
+        checksum = 0
+        try:
+            if isinstance(place, int):
+                self._mapping().write(place, value, warm=warm)
+            else:
+                checksum = write_file(place, value)
+        except OSError as error:
+            worker.tell(worker.agent, wire.AbortObject(object_id))
+            text = f"an object of {size} bytes fits neither into the object store nor on disk: {error.strerror} ({place})"
+            raise ObjectStoreFullError(text) from error
+        except BaseException:
+            worker.tell(worker.agent, wire.AbortObject(object_id))
+            raise
+        worker.tell(worker.agent, wire.SealObject(object_id, owner, checksum))
+        return size
+
+    def read(self, object_ids: list[bytes], *, urgent: bool = True) -> list[Any]:
+        """Values of objects, as views of where they lie.
+
+        Args:
+            object_ids: which.
+            urgent: whether somebody waits in ``get``; the arguments of tasks come second.
+
+        Raises:
+            ObjectLostError: one of them can not be read any more.
+        """
+        loop = self._worker.loop
+        wanted = list(dict.fromkeys(object_ids))
+        waiter = Waiter(len(wanted))
+        loop.post((self._pin, waiter, wanted, urgent))
+        loop.wait(waiter)
+        values: dict[bytes, Any] = {}
+        try:
+            for object_id in wanted:
+                place = self._places.get(object_id)
+                if place is None:
+                    raise self._worker.broken or self._lost(object_id)
+                view = self._view(object_id, place)
+                values[object_id] = None  # from here on the view gives the pin back
+                data, buffers = serialization.parse_stored(view)
+                values[object_id] = serialization.deserialize_parts(data, buffers)
+        finally:
+            for object_id in wanted:
+                if object_id not in values and object_id in self._places:
+                    loop.post((self._unpin, object_id))
+        return [values[object_id] for object_id in object_ids]
+
+    def close(self) -> None:
+        """Unmap the arena, unless the user still has views of it."""
+        if self._arena is not None:
+            self._arena.close()
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _view(self, object_id: bytes, place: Place) -> memoryview:
+        unused = self._unused(object_id)
+        if isinstance(place[0], int):
+            return self._mapping().view(place[0], place[1], unused)
+        try:
+            path, position, size, checksum = place
+            return map_file(path, position, size, checksum, unused)
+        except (OSError, ValueError) as error:
+            text = f"object {object_id.hex()} was moved to disk and can not be read back: {error}"
+            raise ObjectLostError(text, object_id.hex()) from error
+
+    def _unused(self, object_id: bytes) -> Callable[[], None]:
+        return lambda: self._worker.loop.post((self._unpin, object_id))
+
+    def _pin(self, waiter: Waiter, object_ids: list[bytes], urgent: bool) -> None:
+        """In the loop: pin what is not pinned here yet; each view counts once."""
+        for object_id in object_ids:
+            if object_id in self._places:
+                self._views[object_id] += 1
+                self._worker.count_down(waiter)
+            else:
+                self._worker.ask_then(self._pinned(waiter, object_id), wire.PinObject, object_id, urgent)
+
+    def _pinned(self, waiter: Waiter, object_id: bytes) -> Callable[[bool, Any], None]:
+        def answered(ok: bool, value: Any) -> None:
+            if not ok:
+                self._refusals[object_id] = value[1] if isinstance(value, tuple) else str(value)
+            elif object_id in self._places:  # two threads asked at once: one pin is enough
+                self._views[object_id] += 1
+                self._worker.send(self._worker.agent, wire.UnpinObjects([object_id]))
+            else:
+                self._places[object_id] = value
+                self._views[object_id] = 1
+            self._worker.count_down(waiter)
+
+        return answered
+
+    def _unpin(self, object_id: bytes) -> None:
+        self._views[object_id] -= 1
+        if not self._views[object_id]:
+            del self._views[object_id], self._places[object_id]
+            self._worker.send(self._worker.agent, wire.UnpinObjects([object_id]))
+
+    def _lost(self, object_id: bytes) -> ObjectLostError:
+        reason = self._refusals.pop(object_id, f"object {object_id.hex()} is not in the store of this node any more")
+        return ObjectLostError(reason, object_id.hex())
+
+    def _mapping(self) -> Arena:
+        if self._arena is None:
+            self._arena = Arena(self._arena_name)
+        return self._arena
+
+
+def _refusal(value: Any) -> RayError:
+    """The error of a refused CREATE: (kind, text)."""
+    kind, text = value
+    return OutOfDiskError(text) if kind == "disk" else ObjectStoreFullError(text)
