@@ -8,6 +8,7 @@ from zray.base.config import Config
 from zray.base.resources import ResourceSet
 from zray.base.wire import (
     DriverDied,
+    ExitWorker,
     Heartbeat,
     LeaseGranted,
     LeaseLost,
@@ -353,6 +354,20 @@ def test_idle_workers_are_ended_by_the_timer() -> None:
     grant = bench.lease()
     effects = bench.does("on_return_lease", DRIVER, grant.lease_id, now=5.0)
     assert (7.0, (REAP_TIMER,)) in timers(effects)
-    assert verbs(bench.does("on_timer", (REAP_TIMER,), now=7.0), KILL_WORKER) == [(grant.worker_id,)]
+    effects = bench.does("on_timer", (REAP_TIMER,), now=7.0)
+    assert [peer for peer, _ in sent(effects, ExitWorker)] == [grant.worker_id]
+
+
+def test_an_idle_worker_that_others_need_stays() -> None:
+    bench = Bench(cpus=1, workers_max=1)
+    grant = bench.lease()
+    bench.does("on_return_lease", DRIVER, grant.lease_id)
+    effects = bench.request(SECOND, OTHER_JOB)
+    assert [peer for peer, _ in sent(effects, ExitWorker)] == [grant.worker_id]
+    effects = bench.does("on_worker_stays", grant.worker_id, grant.worker_id, now=5.0)
+    assert sent(effects, ExitWorker) == []
+    [at] = [at for at, key in timers(effects) if key == (RELIEF_TIMER,)]
+    [(peer, _)] = sent(bench.does("on_timer", (RELIEF_TIMER,), now=at), LeaseRejected)
+    assert peer == SECOND, "no place will become free for the other job: better an error than to wait for ever"
 
 

@@ -496,6 +496,19 @@ def test_a_get_of_ones_own_object_that_is_gone_is_an_error_and_not_a_hang() -> N
     assert isinstance(bench.error(ghost), ObjectLostError) and A.hex() in str(bench.error(ghost))
 
 
+def test_a_process_is_needed_while_others_hold_what_it_owns_or_its_tasks_run() -> None:
+    bench = Bench()
+    borrowed = bench.adopt(A, FRIEND)
+    ref = bench.put(b"7")
+    assert not bench.owner.needed(), "what it holds itself is nobody else's business"
+    bench.owner.references.give(ref.binary(), ME, FRIEND[0])
+    assert bench.owner.needed()
+    bench.hears("refs", [(ref.binary(), FRIEND[0], -1)], peer=FRIEND[0])
+    assert not bench.owner.needed()
+    bench.call(borrowed)
+    assert bench.owner.needed()
+
+
 # -- deaths ---------------------------------------------------------------------------------------------------------
 
 

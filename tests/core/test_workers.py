@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zray.base.config import Config
+from zray.base.wire import ExitWorker
 from zray.core.effects import KILL_WORKER, START_WORKER
 from zray.core.workers import WorkerPool, WorkerState
 from zray.exceptions import InvariantError
 
-from .reading import drain, process, verbs
+from .reading import drain, process, sent, verbs
 
 J, K = b"job1", b"job2"
 
@@ -31,6 +32,9 @@ class Bench:
 
     def started(self) -> list[bytes]:
         return [e[0] for e in verbs(drain(self.out), START_WORKER)]
+
+    def asked(self) -> list[bytes]:
+        return [peer for peer, _ in sent(drain(self.out), ExitWorker)]
 
     def killed(self) -> list[bytes]:
         return [e[0] for e in verbs(drain(self.out), KILL_WORKER)]
@@ -114,14 +118,16 @@ def test_a_returned_worker_serves_the_next_lease_of_its_job() -> None:
     assert bench.does("on_returned", 1.0, worker)[0] == 2
 
 
-def test_at_the_limit_an_idle_worker_of_another_job_makes_room() -> None:
+def test_at_the_limit_an_idle_worker_of_another_job_is_asked_to_make_room() -> None:
     bench = Bench(workers_max=1)
     bench.does("lease", 1, J)
     [worker] = bench.started()
     bench.ready(worker)
     bench.does("on_returned", 1.0, worker)
     assert bench.does("lease", 2, K) is None
-    assert bench.killed() == [worker]
+    assert bench.asked() == [worker]
+    assert bench.does("lease", 3, J) is None, "nothing is lent to a worker that leaves"
+    assert bench.asked() == [], "one that leaves is enough for the moment"
     bench.does("on_exited", worker)
     assert len(bench.started()) == 1
 
@@ -135,7 +141,7 @@ def test_a_worker_that_is_returned_to_another_job_makes_room_for_the_lease_that_
     bench.does("lease", 1, J)
     assert bench.does("lease", 2, K) is None
     assert bench.does("on_returned", 1.0, worker) is None
-    assert bench.killed() == [worker]
+    assert bench.asked() == [worker]
     bench.does("on_exited", worker)
     [fresh] = bench.started()
     assert bench.ready(fresh)[0] == 2
@@ -198,9 +204,39 @@ def test_idle_workers_above_the_prestarted_number_are_ended_when_their_time_is_o
     for at, worker in zip((1.0, 2.0, 3.0), ids, strict=True):
         bench.does("on_returned", at, worker)
     assert bench.does("reap", 3.0) is True
-    assert bench.killed() == [ids[0]]
+    assert bench.asked() == [ids[0]]
     assert bench.does("reap", 9.0) is False
-    assert bench.killed() == [ids[1]], "one is kept"
+    assert bench.asked() == [ids[1]], "one is kept"
+
+
+def test_a_worker_that_owns_what_others_need_stays_and_is_asked_again_later() -> None:
+    bench = Bench(worker_idle_s=2.0)
+    bench.does("lease", 1, J)
+    [worker] = bench.started()
+    bench.ready(worker)
+    bench.does("on_returned", 1.0, worker)
+    bench.does("reap", 3.0)
+    assert bench.asked() == [worker]
+    assert bench.does("lease", 2, J) is None
+    assert bench.does("on_stays", 4.0, worker)[0] == 2, "it serves those who came meanwhile"
+    assert bench.does("on_stays", 4.0, worker) is None
+    bench.does("on_returned", 5.0, worker)
+    bench.does("reap", 6.0)
+    assert bench.asked() == []
+    bench.does("reap", 7.0)
+    assert bench.asked() == [worker]
+
+
+def test_a_worker_that_stays_is_not_asked_again_at_once_to_make_room() -> None:
+    bench = Bench(workers_max=1)
+    bench.does("lease", 1, J)
+    [worker] = bench.started()
+    bench.ready(worker)
+    bench.does("on_returned", 1.0, worker)
+    bench.does("lease", 2, K)
+    assert bench.asked() == [worker]
+    bench.does("on_stays", 2.0, worker)
+    assert bench.asked() == []
 
 
 def test_check_sees_a_pool_above_its_limit() -> None:
@@ -213,7 +249,7 @@ def test_check_sees_a_pool_above_its_limit() -> None:
 
 walks = st.lists(
     st.tuples(
-        st.sampled_from(["lease", "lease", "ready", "ready", "return", "exit", "cancel", "reap", "kill_job"]),
+        st.sampled_from(["lease", "lease", "ready", "ready", "return", "exit", "stays", "cancel", "reap", "kill_job"]),
         st.integers(0, 6),
         st.sampled_from([J, K]),
     ),
@@ -258,6 +294,8 @@ def test_random_walk_every_lease_gets_a_worker_in_the_end(prestart: int, room: i
         elif what == "return":
             if held.pop(worker.id, None) is not None:
                 serve(pool.on_returned(now, worker.id))
+        elif what == "stays":
+            serve(pool.on_stays(now, worker.id))
         elif what == "exit":
             held.pop(worker.id, None)
             pool.on_exited(worker.id)
@@ -273,7 +311,7 @@ def test_random_walk_every_lease_gets_a_worker_in_the_end(prestart: int, room: i
         for worker in list(pool.workers.values()):
             if worker.state is WorkerState.STARTING:
                 serve(pool.on_ready(now, worker.id, "", 1))
-            elif worker.state is WorkerState.ENDING:
+            elif worker.state in (WorkerState.ENDING, WorkerState.LEAVING):
                 pool.on_exited(worker.id)
                 pool.prestart()
             elif worker.id in held:

@@ -51,6 +51,11 @@ class Config:
     worker_idle_s: float = 2.0  # idle workers above the prestarted number are ended
     worker_start_timeout_s: float = 30.0
     worker_exit_grace_s: float = 0.5  # between the polite word and the signal
+    # memory of workers
+    memory_check_ms: float = 250.0
+    memory_fraction_max: float = 0.95  # above it workers are ended
+    memory_limit_bytes: int = 0  # what the workers of a node may use together; 0: what the machine or container has
+    oom_retries_max: int = 15  # of a task that was ended for want of memory, beside max_retries
     # loop and transport
     flush_ms: float = 1.0  # results wait no longer than this
     lazy_handover_ms: float = 5.0  # the loop thread leaves the loop this long to a thread that just used it

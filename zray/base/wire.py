@@ -270,6 +270,7 @@ class RequestLease(NamedTuple):
     job_id: bytes
     resources: dict[str, int]
     depth: int  # of the tasks waiting: the deepest go first
+    retriable: bool = True  # whether the tasks can be run again: those are ended first when memory is short
 
 
 @message(32, "owner", "agent")
@@ -296,6 +297,13 @@ class WorkerBlocked(NamedTuple):
 @message(35, "worker", "agent")
 class WorkerUnblocked(NamedTuple):
     """The worker's task goes on, and takes its CPU back."""
+
+    worker_id: bytes
+
+
+@message(45, "worker", "agent")
+class WorkerStays(NamedTuple):
+    """The worker was asked to end, and others need what it owns."""
 
     worker_id: bytes
 
@@ -406,6 +414,7 @@ class LeaseLost(NamedTuple):
 
     lease_id: int
     reason: str
+    out_of_memory: bool = False  # the agent ended the worker because the node was short of memory
 
 
 @message(54, "agent", "owner")
@@ -482,7 +491,7 @@ class ListEvents(NamedTuple):
     request_id: int
 
 
-@message(60, "agent", "owner")
+@message(60, "agent", "any")
 class CollectGarbage(NamedTuple):
     """The store is full: cycles of garbage may hold references."""
 
@@ -491,7 +500,7 @@ class CollectGarbage(NamedTuple):
 
 @message(72, "agent", "worker")
 class ExitWorker(NamedTuple):
-    """End, when the running task is done."""
+    """End, unless others need what this worker owns; then WorkerStays is the answer."""
 
     reason: str
 

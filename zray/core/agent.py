@@ -29,13 +29,15 @@ from zray.base.wire import (
     Reply,
     WorkerDied,
 )
-from zray.core.effects import HANG_UP, SEND, TIMER, WATCH, Effect
+from zray.core.effects import HANG_UP, KILL_WORKER, MEASURE, SEND, TIMER, WARN, WATCH, Effect
+from zray.core.memory import Candidate, choose_victims, report
 from zray.core.scheduler import GrantedLease, LeaseScheduler
 from zray.core.spilling import SPILL_TIMER
 from zray.core.store import CREATE_TIMER, ObjectStore
 from zray.core.workers import Worker, WorkerPool, WorkerState
 
 HEARTBEAT_TIMER = "agent.heartbeat"
+MEMORY_TIMER = "agent.memory"
 REAP_TIMER = "agent.reap"
 RELIEF_TIMER = "agent.relief"
 
@@ -58,7 +60,9 @@ class NodeAgent:
         "_config",
         "_control",
         "_dead",
+        "_ended_for_memory",
         "_heartbeat_set",
+        "_memory_watched",
         "_node_id",
         "_reap_set",
         "_relief_at",
@@ -85,6 +89,8 @@ class NodeAgent:
         self._config = config
         self._dead: dict[bytes, None] = {}
         self._collected = float("-inf")
+        self._ended_for_memory: dict[bytes, str] = {}  # workers on their way out, and the report
+        self._memory_watched = False
         self._heartbeat_set = False
         self._reap_set = False
         self._relief_at = 0.0  # when the node counts as exhausted; 0: it does not look like that
@@ -138,12 +144,18 @@ class NodeAgent:
         if worker is None:
             return
         lease = self.scheduler.by_worker.get(worker_id)
+        shortage = self._ended_for_memory.pop(worker_id, "")
         if lease is not None:
             self.scheduler.end(lease.id)
             if lease.request.owner in self.clients:
-                self.out.append((SEND, lease.request.owner, LeaseLost(lease.id, reason)))
+                lost = LeaseLost(lease.id, shortage or reason, bool(shortage))
+                self.out.append((SEND, lease.request.owner, lost))
         self._forget(now, worker_id, reason)
         self.pool.prestart()
+        self._advance(now)
+
+    def on_worker_stays(self, now: float, peer: bytes, worker_id: bytes) -> None:
+        self._serve(self.pool.on_stays(now, worker_id))
         self._advance(now)
 
     def on_worker_blocked(self, now: float, peer: bytes, worker_id: bytes) -> None:
@@ -158,14 +170,44 @@ class NodeAgent:
         rows = [(w.id, w.endpoint, w.pid, w.state.name) for w in self.pool.workers.values()]
         self.out.append((SEND, peer, Reply(request_id, True, rows)))
 
+    def on_memory_measured(self, now: float, used: int, limit: int, rss: dict[bytes, int]) -> None:
+        """How much memory is used, of how much; ``rss`` of each worker, where there is too little left."""
+        leases = [lease for lease in self.scheduler.leases.values() if lease.worker is not None]
+        if not leases:
+            self._memory_watched = False  # nobody runs anything: the next lease starts the watch again
+            return
+        self.out.append((TIMER, now + self._config.memory_check_ms / 1000, (MEMORY_TIMER,)))
+        excess = used - int(limit * self._config.memory_fraction_max)
+        if excess <= 0:
+            return
+        candidates = [
+            Candidate(lease.worker, rss.get(lease.worker, 0), lease.id, retriable=lease.request.retriable)
+            for lease in leases
+            if lease.worker is not None and lease.worker not in self._ended_for_memory
+        ]
+        pids = {worker.id: worker.pid for worker in self.pool.workers.values()}
+        text = report(used, limit, candidates, pids)
+        for victim in choose_victims(excess, candidates):
+            self._ended_for_memory[victim.worker_id] = f"{text}; pid {pids.get(victim.worker_id, 0)} was ended"
+            self.out.append((KILL_WORKER, victim.worker_id))
+            self.out.append((WARN, self._ended_for_memory[victim.worker_id]))
+
     # -- leases ---------------------------------------------------------------------------------------------------
 
     def on_request_lease(
-        self, now: float, peer: bytes, request_id: int, job_id: bytes, resources: dict[str, int], depth: int
+        self,
+        now: float,
+        peer: bytes,
+        request_id: int,
+        job_id: bytes,
+        resources: dict[str, int],
+        depth: int,
+        retriable: bool = True,
     ) -> None:
         if peer in self._dead:
             return
-        reason = self.scheduler.request(peer, request_id, job_id, ResourceSet(resources), depth)
+        demand = ResourceSet(resources)
+        reason = self.scheduler.request(peer, request_id, job_id, demand, depth, retriable=retriable)
         if reason:
             self.out.append((SEND, peer, LeaseRejected(request_id, "infeasible", reason)))
         else:
@@ -236,6 +278,8 @@ class NodeAgent:
             self._reap_set = False
             if self.pool.reap(now):
                 self._plan_reaping(now)
+        elif key[0] == MEMORY_TIMER:
+            self.out.append((MEASURE,))
         elif key[0] == RELIEF_TIMER and self._relief_at and now + 1e-6 >= self._relief_at:
             self._relief_at = 0.0
             self._refuse_exhausted()
@@ -267,7 +311,7 @@ class NodeAgent:
         """Whether every worker is taken by a task that waits for another, and no more may be started for those."""
         if not self.pool.full() or not (self.pool.waiting or self.scheduler.queue):
             return False
-        if any(w.state is not WorkerState.LEASED for w in self.pool.workers.values()):
+        if any(w.state is not WorkerState.LEASED and not w.needed for w in self.pool.workers.values()):
             return False
         return all(lease.blocked for lease in self.scheduler.by_worker.values())
 
@@ -294,6 +338,9 @@ class NodeAgent:
 
     def _assign(self, lease: GrantedLease, worker: Worker) -> None:
         self.scheduler.assign(lease.id, worker.id)
+        if not self._memory_watched:
+            self._memory_watched = True
+            self.out.append((MEASURE,))
         grant = LeaseGranted(lease.request.id, lease.id, worker.id, worker.endpoint, lease.gpu_ids)
         self.out.append((SEND, lease.request.owner, grant))
 

@@ -21,4 +21,5 @@ SPILL = 13  # (SPILL, batch_id, directory_index, [(offset, size), ...]): write t
 RESTORE = 14  # (RESTORE, object_id, path, position, size, checksum, offset): read them back
 DELETE_FILE = 15  # (DELETE_FILE, path)
 COLLECT = 16  # (COLLECT,): have every process of this node collect its garbage
+MEASURE = 17  # (MEASURE,): look at the memory of this machine and its workers, and call on_memory_measured
 STOP = 12  # (STOP, reason): this process has done its work

@@ -327,12 +327,13 @@ class NormalTaskSubmitter:
         spare = len(queue.leases) + len(queue.requests)
         missing = min(busy + len(queue.tasks) - spare, self._config.lease_requests_max - len(queue.requests))
         depth = queue.tasks[0].depth if queue.tasks else 0
+        retriable = not queue.tasks or queue.tasks[0].template.max_retries != 0
         for _ in range(missing):
             request_id = self._next_request
             self._next_request += 1
             queue.requests[request_id] = None
             self._requests[request_id] = queue
-            request = RequestLease(request_id, self.job_id, dict(queue.resources), depth)
+            request = RequestLease(request_id, self.job_id, dict(queue.resources), depth, retriable)
             self._out.append((SEND, self._agent, request))
 
     def _settle(self, now: float, queue: LeaseQueue) -> None:

@@ -43,6 +43,7 @@ from zray.core.tasks import Task, TaskManager
 from zray.exceptions import (
     InvariantError,
     ObjectLostError,
+    OutOfMemoryError,
     OwnerDiedError,
     TaskUnschedulableError,
     WorkerCrashedError,
@@ -214,6 +215,10 @@ class Owner:
         """
         return self.references.kept(borrowed)
 
+    def needed(self) -> bool:
+        """Whether others need this process: what it owns, and what it submitted, ends with it."""
+        return bool(self.references.borrowers or self.tasks.pending)
+
     def enter_job(self, job_id: bytes) -> None:
         """A worker was taken into a job: what it submits belongs to that."""
         self.leases.job_id = job_id
@@ -292,22 +297,26 @@ class Owner:
     def on_lease_reclaimed(self, now: float, peer: bytes, lease_id: int) -> None:
         self.leases.on_reclaimed(lease_id)
 
-    def on_lease_lost(self, now: float, peer: bytes, lease_id: int, reason: str) -> None:
+    def on_lease_lost(
+        self, now: float, peer: bytes, lease_id: int, reason: str, out_of_memory: bool = False
+    ) -> None:
         """The worker of a lease died: what it had is run again or fails."""
         tasks = self.leases.on_lost(lease_id)
         again = []
         for task in tasks:
             if task.id not in self.tasks.pending:
                 continue
-            if len(tasks) > 1 or self.tasks.may_retry(task):
+            if len(tasks) > 1 or self._may_run_again(task, out_of_memory):
                 again.append(task)
                 continue
-            text = (
-                f"the worker died while it ran {task.template.name}() (task {task.id.hex()}): {reason}. "
-                f"It was tried {task.template.max_retries + 1} time(s); max_retries allows more"
-            )
+            text = f"the worker died while it ran {task.template.name}() (task {task.id.hex()}): {reason}. "
+            if out_of_memory:
+                text += "Give the task num_cpus or memory that keeps others away, or have it use less"
+            else:
+                text += f"It was tried {task.template.max_retries + 1} time(s); max_retries allows more"
             self._sweep(task)
-            self._fail(now, task, error_entry(WorkerCrashedError(text)))
+            kind = OutOfMemoryError if out_of_memory else WorkerCrashedError
+            self._fail(now, task, error_entry(kind(text)))
         self.leases.requeue(again)
 
     def on_worker_died(self, now: float, peer: bytes, worker_id: bytes, reason: str) -> None:
@@ -386,6 +395,13 @@ class Owner:
         self.tasks.pending.pop(task.id, None)
         for object_id in task.returns:
             self._arrive(now, object_id, entry)
+
+    def _may_run_again(self, task: Task, out_of_memory: bool) -> bool:
+        """Charge the attempt that just ended: want of memory has a budget of its own."""
+        if not out_of_memory:
+            return self.tasks.may_retry(task)
+        task.oom_retries += 1
+        return task.template.max_retries != 0 and task.oom_retries <= self._config.oom_retries_max
 
     def _give_up(self, now: float, queue: LeaseQueue, reason: str) -> None:
         for task in self.leases.give_up(queue):

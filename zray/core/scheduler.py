@@ -22,10 +22,10 @@ from zray.exceptions import InvariantError
 class Request:
     """An owner wants a lease."""
 
-    __slots__ = ("demand", "depth", "id", "job_id", "owner", "sequence")
+    __slots__ = ("demand", "depth", "id", "job_id", "owner", "retriable", "sequence")
 
     def __init__(
-        self, owner: bytes, id: int, job_id: bytes, demand: ResourceSet, depth: int, sequence: int
+        self, owner: bytes, id: int, job_id: bytes, demand: ResourceSet, depth: int, sequence: int, retriable: bool
     ) -> None:
         self.owner = owner
         self.id = id
@@ -33,6 +33,7 @@ class Request:
         self.demand = demand
         self.depth = depth
         self.sequence = sequence
+        self.retriable = retriable
 
 
 class GrantedLease:
@@ -67,7 +68,16 @@ class LeaseScheduler:
         self._next_lease = 1
         self._sequence = 0
 
-    def request(self, owner: bytes, request_id: int, job_id: bytes, demand: ResourceSet, depth: int) -> str:
+    def request(
+        self,
+        owner: bytes,
+        request_id: int,
+        job_id: bytes,
+        demand: ResourceSet,
+        depth: int,
+        *,
+        retriable: bool = True,
+    ) -> str:
         """Queue a request. Returns why it can never be granted here, or nothing."""
         if not self.resources.could_ever_fit(demand):
             short = ", ".join(
@@ -76,7 +86,7 @@ class LeaseScheduler:
             )
             return f"it asks for {short}"
         self._sequence += 1
-        request = Request(owner, request_id, job_id, demand, depth, self._sequence)
+        request = Request(owner, request_id, job_id, demand, depth, self._sequence, retriable)
         self.queue[owner, request_id] = request
         return ""
 

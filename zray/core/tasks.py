@@ -62,6 +62,7 @@ class Task:
         "id",
         "missing",
         "nested",
+        "oom_retries",
         "payload",
         "retries_left",
         "returns",
@@ -90,6 +91,7 @@ class Task:
         self.missing = 0
         self.retries_left = template.max_retries
         self.suspect = False
+        self.oom_retries = 0  # how often it was ended for want of memory
 
     def tried_before(self) -> bool:
         """Whether this may not be the first attempt: unlimited ones are not counted."""

@@ -6,7 +6,10 @@ As many workers as the node has CPUs are started in the background when the node
 idle worker of its job, else one that no job has used yet (from then on it belongs to that job: modules a job
 imported stay loaded, so workers are never shared between jobs), else a new one is started. A worker is never lent to itself:
 what it submitted and did not wait for would come to it as to a stranger. Leases that wait for a worker
-queue here and are served as workers become ready, in order. Workers above the prestarted number that stay idle are ended.
+queue here and are served as workers become ready, in order.
+
+Workers above the prestarted number that stay idle, and idle ones in the way of another job when no more may be started, are
+*asked* to leave: a worker that owns what others need says that it stays, because its objects would end with it.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from __future__ import annotations
 from enum import Enum
 
 from zray.base.config import Config
-from zray.core.effects import KILL_WORKER, START_WORKER, Effect
+from zray.base.wire import ExitWorker
+from zray.core.effects import KILL_WORKER, SEND, START_WORKER, Effect
 from zray.core.lifecycle import Lifecycle
 from zray.exceptions import InvariantError
 
@@ -23,7 +27,8 @@ class WorkerState(Enum):
     STARTING = 1
     IDLE = 2
     LEASED = 3
-    ENDING = 4
+    LEAVING = 4
+    ENDING = 5
 
 
 WORKER_LIFECYCLE = Lifecycle(
@@ -32,12 +37,14 @@ WORKER_LIFECYCLE = Lifecycle(
         WorkerState.STARTING: "The process was forked and has not said yet that it is ready.",
         WorkerState.IDLE: "It waits for a lease.",
         WorkerState.LEASED: "It is lent to an owner, which pushes tasks to it.",
+        WorkerState.LEAVING: "It was asked to end unless somebody needs what it owns; nothing is lent to it meanwhile.",
         WorkerState.ENDING: "It was told to end; its exit has not been seen yet.",
     },
     {
         WorkerState.STARTING: {"ready": WorkerState.IDLE, "killed": WorkerState.ENDING},
-        WorkerState.IDLE: {"leased": WorkerState.LEASED, "killed": WorkerState.ENDING},
+        WorkerState.IDLE: {"leased": WorkerState.LEASED, "asked": WorkerState.LEAVING, "killed": WorkerState.ENDING},
         WorkerState.LEASED: {"returned": WorkerState.IDLE, "killed": WorkerState.ENDING},
+        WorkerState.LEAVING: {"stays": WorkerState.IDLE, "killed": WorkerState.ENDING},
         WorkerState.ENDING: {"killed": WorkerState.ENDING},
     },
 )
@@ -46,7 +53,7 @@ WORKER_LIFECYCLE = Lifecycle(
 class Worker:
     """One worker process."""
 
-    __slots__ = ("endpoint", "id", "idle_since", "job_id", "pid", "state")
+    __slots__ = ("endpoint", "id", "idle_since", "job_id", "needed", "pid", "state")
 
     def __init__(self, id: bytes) -> None:
         self.id = id
@@ -55,6 +62,7 @@ class Worker:
         self.endpoint = ""
         self.pid = 0
         self.idle_since = 0.0
+        self.needed = False  # it was asked to leave since its last lease, and stays
 
     def move(self, event: str) -> None:
         self.state = WORKER_LIFECYCLE.next(self.state, event)
@@ -124,6 +132,19 @@ class WorkerPool:
         if worker is None or worker.state is not WorkerState.LEASED:
             return None
         worker.move("returned")
+        worker.needed = False
+        return self._rest(now, worker)
+
+    def on_stays(self, now: float, worker_id: bytes) -> tuple[int, Worker] | None:
+        """A worker that was asked to leave owns what others need; returns the lease that gets it, if one waits."""
+        worker = self.workers.get(worker_id)
+        if worker is None or worker.state is not WorkerState.LEAVING:
+            return None
+        worker.move("stays")
+        worker.needed = True
+        return self._rest(now, worker)
+
+    def _rest(self, now: float, worker: Worker) -> tuple[int, Worker] | None:
         worker.idle_since = now
         served = self._serve(worker)
         if served is None:
@@ -151,15 +172,15 @@ class WorkerPool:
             del self.waiting[lease_id]
 
     def reap(self, now: float) -> bool:
-        """End idle workers above the number the node keeps; whether any is left that may be ended later."""
+        """Ask idle workers above the number the node keeps to leave; whether any is left to be asked later."""
         idle = [w for w in self.workers.values() if w.state is WorkerState.IDLE]
-        alive = sum(1 for w in self.workers.values() if w.state is not WorkerState.ENDING)
+        alive = sum(1 for w in self.workers.values() if w.state not in (WorkerState.LEAVING, WorkerState.ENDING))
         surplus = min(alive - self._prestart, len(idle))
         for worker in idle:
             if surplus <= 0:
                 return False
             if worker.idle_since + self._config.worker_idle_s <= now + 1e-6:
-                self.kill(worker)
+                self._ask(worker, "it was idle")
                 surplus -= 1
         return surplus > 0
 
@@ -186,7 +207,8 @@ class WorkerPool:
 
     def _start_missing(self) -> None:
         states = [w.state for w in self.workers.values()]
-        starting, ending = states.count(WorkerState.STARTING), states.count(WorkerState.ENDING)
+        starting = states.count(WorkerState.STARTING)
+        ending = states.count(WorkerState.ENDING) + states.count(WorkerState.LEAVING)
         for missing in range(len(self.waiting) - starting, 0, -1):
             if self.full():
                 if missing > ending:  # those that end already make room as well
@@ -195,11 +217,15 @@ class WorkerPool:
             self._start()
 
     def _evict(self) -> None:
-        """Make room by ending one idle worker of another job."""
+        """Make room: ask one idle worker, of another job, to leave."""
         for worker in self.workers.values():
-            if worker.state is WorkerState.IDLE:
-                self.kill(worker)
+            if worker.state is WorkerState.IDLE and not worker.needed:
+                self._ask(worker, "another job needs its place")
                 return
+
+    def _ask(self, worker: Worker, reason: str) -> None:
+        worker.move("asked")
+        self._out.append((SEND, worker.id, ExitWorker(reason)))
 
     def _start(self) -> None:
         worker_id = self._node_id[:6] + self._next.to_bytes(4, "big") + self._node_id[6:12]

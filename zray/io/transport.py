@@ -139,6 +139,7 @@ class Transport:
             del self._by_routing_id[accepted]
         link = self.links.pop(peer, None)
         if link is not None and link.routing_id is None and link not in self.links.values():
+            link.outbox.clear()  # it may be among those that the next flush looks at
             self._close(link.channel)
 
     # -- messages -------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from zray.base.resources import ResourceSet
 from zray.base.wire import Hello
 from zray.core import effects as e
 from zray.core.agent import NodeAgent
+from zray.io.memory import private_bytes, usage
 from zray.io.session import Session
 from zray.io.spawn import Zygote, describe_exit
 from zray.io.spill import SpillStorage, open_directories
@@ -105,6 +106,7 @@ class Node:
             process.on_effect(e.SPILL, self._spill)
             process.on_effect(e.RESTORE, self._restore)
             process.on_effect(e.DELETE_FILE, self._spills.delete)
+        process.on_effect(e.MEASURE, self._measure)
         process.on_effect(e.COLLECT, lambda: self.agent.collect(process.now()))
         process.add_brain(self.agent, "agent")
         process.add_local(self.description["agent"])
@@ -170,6 +172,18 @@ class Node:
         store = self.agent.store
         place = (path, position, size, checksum)
         self._spills.restore(object_id, place, offset, store.on_restored, store.on_restore_failed)
+
+    def _measure(self) -> None:
+        limit = self._config.memory_limit_bytes
+        if limit:
+            rss = {worker_id: private_bytes(pid) for worker_id, pid in self._pids.items()}
+            used = sum(rss.values())
+        else:
+            rss = {}
+            used, limit = usage()
+            if used > limit * self._config.memory_fraction_max:
+                rss = {worker_id: private_bytes(pid) for worker_id, pid in self._pids.items()}
+        self._process.loop.post((self.agent.on_memory_measured, self._process.now(), used, limit, rss))
 
     def _watch(self, peer: bytes, pid: int) -> None:
         if peer in self._watches:
