@@ -315,6 +315,7 @@ class CreateObject(NamedTuple):
     request_id: int
     object_id: bytes
     size_bytes: int
+    call_site: str = ""  # the line that put it, or the task that returned it
 
 
 @message(37, "owner", "agent")
@@ -354,6 +355,13 @@ class FreeObjects(NamedTuple):
     """No reference is left anywhere: forget the objects."""
 
     object_ids: list[bytes]
+
+
+@message(46, "owner", "agent")
+class ListObjects(NamedTuple):
+    """The reply: (id, size, state, owner, pins, path, call site) of each object of the node's store."""
+
+    request_id: int
 
 
 @message(43, "owner", "agent")
@@ -489,6 +497,13 @@ class ListEvents(NamedTuple):
     """The reply: (name, started_s, ended_s) of the tasks this worker ran lately, on the machine's monotonic clock."""
 
     request_id: int
+
+
+@message(61, "agent", "owner")
+class ObjectsSpilled(NamedTuple):
+    """Objects were written to disk: ``(object_id, address)`` each."""
+
+    rows: list[Any]
 
 
 @message(60, "agent", "any")

@@ -233,10 +233,13 @@ class NodeAgent:
     # -- objects --------------------------------------------------------------------------------------------------
 
     def on_create_object(
-        self, now: float, peer: bytes, request_id: int, object_id: bytes, size_bytes: int
+        self, now: float, peer: bytes, request_id: int, object_id: bytes, size_bytes: int, call_site: str = ""
     ) -> None:
         if peer not in self._dead:
-            self.store.create(now, peer, request_id, object_id, size_bytes)
+            self.store.create(now, peer, request_id, object_id, size_bytes, call_site)
+
+    def on_list_objects(self, now: float, peer: bytes, request_id: int) -> None:
+        self.out.append((SEND, peer, Reply(request_id, True, self.store.rows())))
 
     def on_seal_object(self, now: float, peer: bytes, object_id: bytes, owner: bytes, checksum: int = 0) -> None:
         self.store.seal(object_id, owner, checksum)

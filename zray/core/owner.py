@@ -36,6 +36,7 @@ from zray.base.wire import (
     FreeObjects,
     GetObject,
 )
+from zray.core.directory import ObjectDirectory
 from zray.core.effects import DIAL, HANG_UP, RESOLVE, SEND, TIMER, WARN, Effect
 from zray.core.leases import IDLE_TIMER, LeaseQueue, NormalTaskSubmitter
 from zray.core.references import ReferenceCounter
@@ -103,6 +104,7 @@ class Owner:
         "_remote_gets",
         "_watchers",
         "arrivals",
+        "directory",
         "failures",
         "fetching",
         "leases",
@@ -121,6 +123,7 @@ class Owner:
         self.memory: dict[bytes, Entry] = {}
         self.references = ReferenceCounter(me)
         self.tasks = TaskManager()
+        self.directory = ObjectDirectory()
         self.leases = NormalTaskSubmitter(job_id, agent, config, self.out, self._make_spec)
         self.fetching: dict[bytes, None] = {}  # borrowed objects asked for at their owners
         self._watchers: dict[bytes, list[Waiter]] = {}
@@ -330,6 +333,10 @@ class Owner:
         for object_id in [o for o, peers in self._remote_gets.items() if worker_id in peers]:
             self._remote_gets[object_id] = [p for p in self._remote_gets[object_id] if p != worker_id]
 
+    def on_objects_spilled(self, now: float, peer: bytes, rows: list[Any]) -> None:
+        """A node has written objects of ours to disk."""
+        self.directory.on_spilled([row for row in rows if row[0] in self.memory])
+
     def on_refs(self, now: float, peer: bytes, deltas: list[Any]) -> None:
         self.references.on_refs(deltas)
 
@@ -525,6 +532,7 @@ class Owner:
             entry = memory.pop(object_id, None)
             if entry is not None and entry[0] == STORED:
                 stored.append(object_id)
+                self.directory.forget(object_id)
         if stored:
             self.out.append((SEND, self._agent, FreeObjects(stored)))
 
@@ -546,6 +554,7 @@ class Owner:
         return {
             "objects": len(self.memory),
             "fetching": len(self.fetching),
+            **self.directory.statistics(),
             **self.tasks.statistics(),
             **self.leases.statistics(),
             **self.references.statistics(),

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from zray.base.config import Config
-from zray.base.wire import Reply
+from zray.base.wire import ObjectsSpilled, Reply
 from zray.core.arena import Arena
 from zray.core.effects import COLLECT, RESTORE, SEND, SPILL, TIMER, Effect
 from zray.core.lifecycle import Lifecycle
@@ -66,13 +66,14 @@ OBJECT_LIFECYCLE = Lifecycle(
 class StoredObject:
     """One object of the store."""
 
-    __slots__ = ("copy", "creator", "freed", "offset", "owner", "pins", "readers", "size", "state")
+    __slots__ = ("call_site", "copy", "creator", "freed", "offset", "owner", "pins", "readers", "size", "state")
 
     def __init__(self, offset: int, size: int, creator: bytes) -> None:
         self.offset = offset  # in the arena; -1 when it is not there
         self.size = size
         self.creator = creator
         self.owner = b""
+        self.call_site = ""
         self.state = ObjectState.WRITING
         self.freed = False
         self.copy: Copy | None = None
@@ -90,7 +91,7 @@ class StoredObject:
 class _Demand:
     """Somebody waits for room: for a new object, or (``request_id`` -1) for one to come back from disk."""
 
-    __slots__ = ("deadline", "object_id", "peer", "priority", "request_id", "size")
+    __slots__ = ("call_site", "deadline", "object_id", "peer", "priority", "request_id", "size")
 
     def __init__(
         self, priority: int, peer: bytes, request_id: int, object_id: bytes, size: int, deadline: float
@@ -101,6 +102,7 @@ class _Demand:
         self.object_id = object_id
         self.size = size
         self.deadline = deadline
+        self.call_site = ""
 
 
 class ObjectStore:
@@ -156,7 +158,9 @@ class ObjectStore:
 
     # -- clients --------------------------------------------------------------------------------------------------
 
-    def create(self, now: float, peer: bytes, request_id: int, object_id: bytes, size: int) -> None:
+    def create(
+        self, now: float, peer: bytes, request_id: int, object_id: bytes, size: int, call_site: str = ""
+    ) -> None:
         """A client wants room; the reply is (offset, warm), (path, False), or "exists" when the object is here already."""
         known = self.objects.get(object_id)
         if known is not None and known.sealed and not known.freed:
@@ -165,7 +169,7 @@ class ObjectStore:
         if known is not None or (size > self.arena.capacity and self.files.local() is None):
             self._refuse(peer, request_id, size)
             return
-        self._demand(now, _CREATE, peer, request_id, object_id, size)
+        self._demand(now, _CREATE, peer, request_id, object_id, size, call_site)
 
     def seal(self, object_id: bytes, owner: bytes, checksum: int = 0) -> None:
         """All bytes are written; ``checksum`` is of those written to a file."""
@@ -258,8 +262,14 @@ class ObjectStore:
             self.files.keep(path)
             self.spilling_bytes -= stored.size
             self.spilled_bytes += stored.size
+        owners: dict[bytes, list[tuple[bytes, str]]] = {}
         for object_id in object_ids:
-            self._settle(object_id, self.objects[object_id])
+            stored = self.objects[object_id]
+            if not stored.freed:
+                owners.setdefault(stored.owner, []).append((object_id, path))
+            self._settle(object_id, stored)
+        for owner, rows in owners.items():
+            self._out.append((SEND, owner, ObjectsSpilled(rows)))
         self._advance()
 
     def on_spill_failed(self, now: float, batch_id: int, reason: str) -> None:
@@ -307,9 +317,17 @@ class ObjectStore:
     # -- room -----------------------------------------------------------------------------------------------------
 
     def _demand(
-        self, now: float, priority: int, peer: bytes, request_id: int, object_id: bytes, size: int
+        self,
+        now: float,
+        priority: int,
+        peer: bytes,
+        request_id: int,
+        object_id: bytes,
+        size: int,
+        call_site: str = "",
     ) -> None:
         demand = _Demand(priority, peer, request_id, object_id, size, now + self._config.store_full_grace_s)
+        demand.call_site = call_site
         index = len(self._demands)
         while index and self._demands[index - 1].priority > priority:
             index -= 1
@@ -349,7 +367,8 @@ class ObjectStore:
 
     def _grant(self, demand: _Demand, place: tuple[int, bool]) -> None:
         if demand.request_id >= 0:
-            self.objects[demand.object_id] = StoredObject(place[0], demand.size, demand.peer)
+            stored = self.objects[demand.object_id] = StoredObject(place[0], demand.size, demand.peer)
+            stored.call_site = demand.call_site
             self._reply(demand.peer, demand.request_id, place)
             return
         stored = self.objects[demand.object_id]
@@ -373,6 +392,7 @@ class ObjectStore:
         if directory is None:
             return False
         stored = self.objects[demand.object_id] = StoredObject(-1, demand.size, demand.peer)
+        stored.call_site = demand.call_site
         path = f"{directory}/{demand.object_id.hex()}.object"
         stored.copy = Copy(path, 0, 0)
         self.files.keep(path)
@@ -382,6 +402,8 @@ class ObjectStore:
     def _spill(self, wanted: int) -> bool:
         """Start to write cold objects to disk until ``wanted`` bytes are on their way; whether any was started."""
         started = False
+        # A file for each small object would cost more than the bytes in it: whoever goes takes its neighbours along.
+        least = min(self._config.spill_file_bytes_max, self.arena.capacity // 8)
         while wanted > self.spilling_bytes and self._spillable and len(self._batches) < _BATCHES_MAX:
             directory = self.files.choose()
             if directory is None:
@@ -398,7 +420,7 @@ class ObjectStore:
                 chosen.append(object_id)
                 rows.append((stored.offset, stored.size))
                 total += stored.size
-                if total >= wanted - self.spilling_bytes:
+                if total >= max(wanted - self.spilling_bytes, least):
                     break
             self.spilling_bytes += total
             self._batches[self._next_batch] = (directory, chosen)
@@ -489,11 +511,29 @@ class ObjectStore:
             f"{statistics['capacity_bytes']} bytes are used by {len(self.objects)} objects ({pinned} bytes of them "
             "being read). Drop references that are not needed, or give init() more object_store_memory"
         )
+        largest = sorted(self.objects.values(), key=lambda o: -o.size)[:3]
+        if largest:
+            text += "; the largest: " + ", ".join(f"{o.size} bytes of {o.call_site or 'an unknown line'}" for o in largest)
         kind = "full"
         if self.files.exhausted() and size <= self.arena.capacity:
             kind = "disk"
             text += f". Objects can not be moved to disk: {self.files.reason}"
         self._out.append((SEND, peer, Reply(request_id, False, (kind, text))))
+
+    def rows(self) -> list[tuple[object, ...]]:
+        """(id, size, state, owner, pins, path, call site) of each object."""
+        return [
+            (
+                object_id,
+                stored.size,
+                stored.state.name,
+                stored.owner,
+                sum(stored.pins.values()),
+                stored.copy.path if stored.copy is not None else "",
+                stored.call_site,
+            )
+            for object_id, stored in self.objects.items()
+        ]
 
     # -- checks ---------------------------------------------------------------------------------------------------
 

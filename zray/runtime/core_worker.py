@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -263,6 +264,13 @@ class CoreWorker(Process):
             return (INLINE, value.inline(), contained) if contained else (INLINE, value.inline())
         size = self.store.write(object_id, value, owner)
         return (STORED, size, self.node_id, contained)
+
+    def call_site(self) -> str:
+        """The line of the user's program that is being run, as ``file:line``."""
+        frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("zray."):
+            frame = frame.f_back
+        return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
 
     def free_first(self) -> None:
         """In the loop: what was released before a put is free, and warm, when the put asks for room."""

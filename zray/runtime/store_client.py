@@ -47,7 +47,7 @@ class StoreClient:
         worker = self._worker
         size = serialization.stored_size(value)
         worker.loop.post((worker.free_first,))
-        request = worker.ask(worker.agent, wire.CreateObject, object_id, size)
+        request = worker.ask(worker.agent, wire.CreateObject, object_id, size, worker.call_site())
         worker.loop.wait(request)
         if not request.ok:
             raise worker.broken or _refusal(request.value)

@@ -395,6 +395,10 @@ class TaskExecutor(CoreWorker):
         self._functions[function_id] = function
         return function  # type: ignore[no-any-return]
 
+    def call_site(self) -> str:
+        site = super().call_site()
+        return f"{self.task_name}()" if site.startswith(("spawn.py:", "<string>:")) else f"{site} in {self.task_name}()"
+
     def gpu_ids(self) -> list[int]:
         """The GPUs of the running task."""
         return list(self.leases[self.lease_id][2])
