@@ -32,7 +32,7 @@ LEVELS: list[list[set[str]]] = [
     [{"base"}],
     [{"core"}, {"io"}, {"object_ref"}],
     [{"runtime"}],
-    [{"api", "actor", "remote_function", "options", "runtime_context", "timeline"}],
+    [{"api", "actor", "remote_function", "options", "runtime_context", "state", "timeline"}],
     [{"util"}, {"ops"}],
 ]
 CORE_BANS = {"zmq", "sqlite3", "threading", "asyncio", "os", "time", "random", "logging", "subprocess"}

@@ -332,6 +332,7 @@ class AbortObject(NamedTuple):
     """The bytes could not be written: the room is free again."""
 
     object_id: bytes
+    reason: str = ""  # why a file could not be written
 
 
 @message(39, "owner", "agent")

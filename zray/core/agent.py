@@ -242,10 +242,12 @@ class NodeAgent:
         self.out.append((SEND, peer, Reply(request_id, True, self.store.rows())))
 
     def on_seal_object(self, now: float, peer: bytes, object_id: bytes, owner: bytes, checksum: int = 0) -> None:
-        self.store.seal(object_id, owner, checksum)
+        if peer not in self._dead:  # another may be writing the same object by now
+            self.store.seal(object_id, owner, checksum)
 
-    def on_abort_object(self, now: float, peer: bytes, object_id: bytes) -> None:
-        self.store.abort(object_id)
+    def on_abort_object(self, now: float, peer: bytes, object_id: bytes, reason: str = "") -> None:
+        if peer not in self._dead:
+            self.store.abort(object_id, reason, now)
 
     def on_pin_object(
         self, now: float, peer: bytes, request_id: int, object_id: bytes, urgent: bool = True

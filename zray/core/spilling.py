@@ -53,10 +53,12 @@ class SpillFiles:
         return None
 
     def local(self) -> str | None:
-        """A directory of this machine's own, in which an object can be used where it lies."""
-        for index, directory in enumerate(self._directories):
-            if index not in self._resting and "://" not in directory:
-                return directory
+        """A directory of this machine's own, in which an object can be used where it lies, in turn too."""
+        for step in range(len(self._directories)):
+            index = (self._next + step) % len(self._directories)
+            if index not in self._resting and "://" not in self._directories[index]:
+                self._next = index + 1
+                return self._directories[index]
         return None
 
     def on_failed(self, now: float, index: int, reason: str) -> None:
@@ -65,6 +67,12 @@ class SpillFiles:
         if index not in self._resting:
             self._resting[index] = None
             self._out.append((TIMER, now + self._rest_s, (SPILL_TIMER, index)))
+
+    def avoid(self, now: float, path: str, reason: str) -> None:
+        """A client could not write ``path``: use another directory, if there is one. The object may just be too large."""
+        for index, directory in enumerate(self._directories):
+            if path.startswith(directory + "/") and len(self._directories) > 1:
+                self.on_failed(now, index, reason)
 
     def on_rested(self, index: int) -> None:
         """Try a directory again."""

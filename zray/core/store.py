@@ -21,14 +21,13 @@ the reason. When a demand has to wait at all, clients are asked to collect their
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
 
 from zray.base.config import Config
 from zray.base.wire import ObjectsSpilled, Reply
 from zray.core.arena import Arena
 from zray.core.effects import COLLECT, RESTORE, SEND, SPILL, TIMER, Effect
-from zray.core.lifecycle import Lifecycle
 from zray.core.spilling import SPILL_TIMER, Copy, SpillFiles
+from zray.core.stored_object import ObjectState, StoredObject
 from zray.exceptions import InvariantError
 
 CREATE_TIMER = "store.create"
@@ -36,62 +35,10 @@ _GET, _CREATE, _ARGUMENT = 0, 1, 2  # priorities of demands
 _BATCHES_MAX = 2  # spill files written at the same time
 
 
-class ObjectState(Enum):
-    WRITING = 1
-    IN_MEMORY = 2
-    SPILLING = 3
-    ON_DISK = 4
-    RESTORING = 5
-
-
-OBJECT_LIFECYCLE = Lifecycle(
-    "stored object",
-    {
-        ObjectState.WRITING: "Its creator has room and writes; nobody can read it yet.",
-        ObjectState.IN_MEMORY: "It is complete and lies in shared memory, perhaps with a copy on disk.",
-        ObjectState.SPILLING: "It lies in shared memory and is being written to disk.",
-        ObjectState.ON_DISK: "It lies on disk only.",
-        ObjectState.RESTORING: "It is being read back into shared memory.",
-    },
-    {
-        ObjectState.WRITING: {"sealed": ObjectState.IN_MEMORY, "sealed on disk": ObjectState.ON_DISK},
-        ObjectState.IN_MEMORY: {"chosen": ObjectState.SPILLING, "dropped": ObjectState.ON_DISK},
-        ObjectState.SPILLING: {"written": ObjectState.IN_MEMORY, "failed": ObjectState.IN_MEMORY},
-        ObjectState.ON_DISK: {"wanted": ObjectState.RESTORING},
-        ObjectState.RESTORING: {"restored": ObjectState.IN_MEMORY, "failed": ObjectState.ON_DISK},
-    },
-)
-
-
-class StoredObject:
-    """One object of the store."""
-
-    __slots__ = ("call_site", "copy", "creator", "freed", "offset", "owner", "pins", "readers", "size", "state")
-
-    def __init__(self, offset: int, size: int, creator: bytes) -> None:
-        self.offset = offset  # in the arena; -1 when it is not there
-        self.size = size
-        self.creator = creator
-        self.owner = b""
-        self.call_site = ""
-        self.state = ObjectState.WRITING
-        self.freed = False
-        self.copy: Copy | None = None
-        self.pins: dict[bytes, int] = {}
-        self.readers: list[tuple[bytes, int]] = []  # pins that wait until it is complete, or back in memory
-
-    @property
-    def sealed(self) -> bool:
-        return self.state is not ObjectState.WRITING
-
-    def move(self, event: str) -> None:
-        self.state = OBJECT_LIFECYCLE.next(self.state, event)
-
-
 class _Demand:
     """Somebody waits for room: for a new object, or (``request_id`` -1) for one to come back from disk."""
 
-    __slots__ = ("call_site", "deadline", "object_id", "peer", "priority", "request_id", "size")
+    __slots__ = ("call_site", "deadline", "object_id", "peer", "priority", "request_id", "seen", "size")
 
     def __init__(
         self, priority: int, peer: bytes, request_id: int, object_id: bytes, size: int, deadline: float
@@ -102,6 +49,7 @@ class _Demand:
         self.object_id = object_id
         self.size = size
         self.deadline = deadline
+        self.seen = 0  # how far the disk had come when the deadline was set
         self.call_site = ""
 
 
@@ -123,6 +71,7 @@ class ObjectStore:
         "_demands",
         "_droppable",
         "_droppable_bytes",
+        "_moved",
         "_next_batch",
         "_out",
         "_spillable",
@@ -153,6 +102,7 @@ class ObjectStore:
         self._spillable: dict[bytes, None] = {}  # in memory, unread, without a copy; the coldest first
         self._droppable: dict[bytes, None] = {}  # in memory, unread, with a copy; the coldest first
         self._droppable_bytes = 0
+        self._moved = 0  # how often something was written to disk or read back
         self._batches: dict[int, tuple[int, list[bytes]]] = {}  # being written: directory, objects
         self._next_batch = 1
 
@@ -165,11 +115,10 @@ class ObjectStore:
         known = self.objects.get(object_id)
         if known is not None and known.sealed and not known.freed:
             self._reply(peer, request_id, "exists")
-            return
-        if known is not None or (size > self.arena.capacity and self.files.local() is None):
+        elif known is not None or (size > self.arena.capacity and self.files.local() is None):
             self._refuse(peer, request_id, size)
-            return
-        self._demand(now, _CREATE, peer, request_id, object_id, size, call_site)
+        else:
+            self._demand(now, _CREATE, peer, request_id, object_id, size, call_site)
 
     def seal(self, object_id: bytes, owner: bytes, checksum: int = 0) -> None:
         """All bytes are written; ``checksum`` is of those written to a file."""
@@ -189,10 +138,12 @@ class ObjectStore:
             self._sort(object_id, stored)
             self._advance()
 
-    def abort(self, object_id: bytes) -> None:
-        """The creator could not write it."""
+    def abort(self, object_id: bytes, reason: str = "", now: float = 0.0) -> None:
+        """The creator could not write it; ``reason``: what the file system said."""
         stored = self.objects.get(object_id)
         if stored is not None and not stored.sealed:
+            if reason and stored.copy is not None:
+                self.files.avoid(now, stored.copy.path, reason)
             self._remove(object_id, stored)
             self._advance()
 
@@ -209,8 +160,9 @@ class ObjectStore:
             stored.readers.append((peer, request_id))
             if stored.state is ObjectState.ON_DISK:
                 priority = _GET if urgent else _ARGUMENT
-                if not any(d.object_id == object_id and d.priority <= priority for d in self._demands):
-                    self._demands = [d for d in self._demands if d.object_id != object_id]
+                known = [d for d in self._demands if d.object_id == object_id and d.request_id < 0]
+                if not any(d.priority <= priority for d in known):
+                    self._demands = [d for d in self._demands if d not in known]
                     self._demand(now, priority, b"", -1, object_id, stored.size)
 
     def unpin(self, peer: bytes, object_ids: list[bytes]) -> None:
@@ -236,10 +188,13 @@ class ObjectStore:
 
     def drop_client(self, peer: bytes) -> None:
         """A process is gone: its pins, what it was writing, what it owned."""
-        self._demands = [d for d in self._demands if d.peer != peer]
+        for stored in self.objects.values():
+            stored.readers = [reader for reader in stored.readers if reader[0] != peer]
+        self._demands = [
+            d for d in self._demands if (d.peer != peer if d.request_id >= 0 else self.objects[d.object_id].readers)
+        ]
         for object_id, stored in list(self.objects.items()):
             pinned = stored.pins.pop(peer, None)
-            stored.readers = [reader for reader in stored.readers if reader[0] != peer]
             if not stored.sealed:
                 if stored.creator == peer:
                     self._remove(object_id, stored)
@@ -255,6 +210,7 @@ class ObjectStore:
     def on_spilled(self, batch_id: int, path: str, places: list[tuple[int, int]]) -> None:
         """A file is written; ``places`` are position and checksum of each of its objects."""
         _, object_ids = self._batches.pop(batch_id)
+        self._moved += 1
         for object_id, (position, checksum) in zip(object_ids, places, strict=True):
             stored = self.objects[object_id]
             stored.move("written")
@@ -287,6 +243,7 @@ class ObjectStore:
         """An object is back in memory."""
         stored = self.objects[object_id]
         stored.move("restored")
+        self._moved += 1
         self._serve_readers(object_id, stored)
         self._settle(object_id, stored)
         self._advance()
@@ -309,9 +266,14 @@ class ObjectStore:
             self.files.on_rested(key[1])  # type: ignore[arg-type]
         else:
             late = [d for d in self._demands if d.deadline <= now + 1e-6]
-            self._demands = [d for d in self._demands if d.deadline > now + 1e-6]
             for demand in late:
-                self._give_up(demand)
+                if demand.seen != self._moved:  # room is being made: a slow disk is no reason to refuse anybody
+                    demand.seen = self._moved
+                    demand.deadline = now + self._config.store_full_grace_s
+                    self._out.append((TIMER, demand.deadline, (CREATE_TIMER,)))
+                else:
+                    self._demands.remove(demand)
+                    self._give_up(demand)
         self._advance()
 
     # -- room -----------------------------------------------------------------------------------------------------
@@ -328,6 +290,7 @@ class ObjectStore:
     ) -> None:
         demand = _Demand(priority, peer, request_id, object_id, size, now + self._config.store_full_grace_s)
         demand.call_site = call_site
+        demand.seen = self._moved
         index = len(self._demands)
         while index and self._demands[index - 1].priority > priority:
             index -= 1
@@ -354,8 +317,8 @@ class ObjectStore:
             del self._demands[0]
         threshold = int(self.arena.capacity * self._config.spill_threshold)
         excess = self.arena.used_bytes - self._droppable_bytes - threshold
-        if excess > self.spilling_bytes and self._spillable:
-            self._spill(excess)
+        if excess > self.spilling_bytes and self._spillable and self._spill(excess):
+            self._out.append((COLLECT,))
 
     def _allocate(self, size: int) -> tuple[int, bool] | None:
         place = self.arena.allocate(size)
@@ -367,6 +330,10 @@ class ObjectStore:
 
     def _grant(self, demand: _Demand, place: tuple[int, bool]) -> None:
         if demand.request_id >= 0:
+            if demand.object_id in self.objects:  # another was asked for the same, and was first
+                self.arena.free(place[0], warm=place[1])
+                self._answer_second(demand)
+                return
             stored = self.objects[demand.object_id] = StoredObject(place[0], demand.size, demand.peer)
             stored.call_site = demand.call_site
             self._reply(demand.peer, demand.request_id, place)
@@ -388,9 +355,13 @@ class ObjectStore:
                 return False
             self._serve_readers(demand.object_id, stored)
             return True
+        if demand.object_id in self.objects:
+            self._answer_second(demand)
+            return True
         directory = self.files.local()
         if directory is None:
             return False
+        self._out.append((COLLECT,))  # what fills the store may be garbage
         stored = self.objects[demand.object_id] = StoredObject(-1, demand.size, demand.peer)
         stored.call_site = demand.call_site
         path = f"{directory}/{demand.object_id.hex()}.object"
@@ -398,6 +369,14 @@ class ObjectStore:
         self.files.keep(path)
         self._reply(demand.peer, demand.request_id, (path, False))
         return True
+
+    def _answer_second(self, demand: _Demand) -> None:
+        """Two asked for room for the same object, and the other got it."""
+        stored = self.objects[demand.object_id]
+        if stored.sealed and not stored.freed:
+            self._reply(demand.peer, demand.request_id, "exists")
+        else:
+            self._refuse(demand.peer, demand.request_id, demand.size)
 
     def _spill(self, wanted: int) -> bool:
         """Start to write cold objects to disk until ``wanted`` bytes are on their way; whether any was started."""
@@ -515,7 +494,7 @@ class ObjectStore:
         if largest:
             text += "; the largest: " + ", ".join(f"{o.size} bytes of {o.call_site or 'an unknown line'}" for o in largest)
         kind = "full"
-        if self.files.exhausted() and size <= self.arena.capacity:
+        if self.files.exhausted():
             kind = "disk"
             text += f". Objects can not be moved to disk: {self.files.reason}"
         self._out.append((SEND, peer, Reply(request_id, False, (kind, text))))

@@ -112,6 +112,7 @@ def write_file(path: str, value: Serialized) -> int:
     """
     checksum = 0
     end = 0
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)  # again, in case somebody cleaned up
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         os.posix_fallocate(fd, 0, serialization.stored_size(value))  # a full disk is known before anything is copied

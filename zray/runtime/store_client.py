@@ -6,6 +6,7 @@ process; the agent hears when the last of them is gone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,6 @@ class StoreClient:
         self._arena: Arena | None = None
         self._places: dict[bytes, Place] = {}  # of the objects pinned here
         self._views: dict[bytes, int] = {}  # ... and how many views of each there are
-        self._refusals: dict[bytes, str] = {}
 
     def write(self, object_id: bytes, value: Serialized, owner: bytes) -> int:
         """Make an object of a value; returns the bytes it takes.
@@ -47,28 +47,33 @@ class StoreClient:
         worker = self._worker
         size = serialization.stored_size(value)
         worker.loop.post((worker.free_first,))
-        request = worker.ask(worker.agent, wire.CreateObject, object_id, size, worker.call_site())
-        worker.loop.wait(request)
-        if not request.ok:
-            raise worker.broken or _refusal(request.value)
-        if request.value == "exists":
-            return size
-        place, warm = request.value
-        checksum = 0
-        try:
-            if isinstance(place, int):
-                self._mapping().write(place, value, warm=warm)
+        tried: list[str] = []
+        while True:
+            request = worker.ask(worker.agent, wire.CreateObject, object_id, size, worker.call_site())
+            worker.loop.wait(request)
+            if not request.ok:
+                raise worker.broken or _refusal(request.value)
+            if request.value == "exists":
+                return size
+            place, warm = request.value
+            checksum = 0
+            try:
+                if isinstance(place, int):
+                    self._mapping().write(place, value, warm=warm)
+                else:
+                    checksum = write_file(place, value)
+            except OSError as error:
+                worker.tell(worker.agent, wire.AbortObject(object_id, f"{error.strerror} ({place})"))
+                if os.path.dirname(str(place)) in tried:
+                    text = f"an object of {size} bytes fits neither into the object store nor on disk: {error.strerror}"
+                    raise OutOfDiskError(f"{text} ({place})") from error
+                tried.append(os.path.dirname(str(place)))  # another directory may have room
+            except BaseException:
+                worker.tell(worker.agent, wire.AbortObject(object_id))
+                raise
             else:
-                checksum = write_file(place, value)
-        except OSError as error:
-            worker.tell(worker.agent, wire.AbortObject(object_id))
-            text = f"an object of {size} bytes fits neither into the object store nor on disk: {error.strerror} ({place})"
-            raise ObjectStoreFullError(text) from error
-        except BaseException:
-            worker.tell(worker.agent, wire.AbortObject(object_id))
-            raise
-        worker.tell(worker.agent, wire.SealObject(object_id, owner, checksum))
-        return size
+                worker.tell(worker.agent, wire.SealObject(object_id, owner, checksum))
+                return size
 
     def read(self, object_ids: list[bytes], *, urgent: bool = True) -> list[Any]:
         """Values of objects, as views of where they lie.
@@ -79,25 +84,27 @@ class StoreClient:
 
         Raises:
             ObjectLostError: one of them can not be read any more.
+            ObjectStoreFullError: one of them lies in a storage elsewhere, and there is no room for it here.
         """
         loop = self._worker.loop
         wanted = list(dict.fromkeys(object_ids))
         waiter = Waiter(len(wanted))
-        loop.post((self._pin, waiter, wanted, urgent))
+        refusals: dict[bytes, Any] = {}
+        loop.post((self._pin, waiter, wanted, urgent, refusals))
         loop.wait(waiter)
         values: dict[bytes, Any] = {}
         try:
             for object_id in wanted:
-                place = self._places.get(object_id)
+                place = self._places.get(object_id) if object_id not in refusals else None
                 if place is None:
-                    raise self._worker.broken or self._lost(object_id)
+                    raise self._worker.broken or _unreadable(object_id, refusals.get(object_id))
                 view = self._view(object_id, place)
                 values[object_id] = None  # from here on the view gives the pin back
                 data, buffers = serialization.parse_stored(view)
                 values[object_id] = serialization.deserialize_parts(data, buffers)
         finally:
             for object_id in wanted:
-                if object_id not in values and object_id in self._places:
+                if object_id not in values and object_id not in refusals and object_id in self._places:
                     loop.post((self._unpin, object_id))
         return [values[object_id] for object_id in object_ids]
 
@@ -122,19 +129,21 @@ class StoreClient:
     def _unused(self, object_id: bytes) -> Callable[[], None]:
         return lambda: self._worker.loop.post((self._unpin, object_id))
 
-    def _pin(self, waiter: Waiter, object_ids: list[bytes], urgent: bool) -> None:
+    def _pin(self, waiter: Waiter, object_ids: list[bytes], urgent: bool, refusals: dict[bytes, Any]) -> None:
         """In the loop: pin what is not pinned here yet; each view counts once."""
         for object_id in object_ids:
             if object_id in self._places:
                 self._views[object_id] += 1
                 self._worker.count_down(waiter)
             else:
-                self._worker.ask_then(self._pinned(waiter, object_id), wire.PinObject, object_id, urgent)
+                self._worker.ask_then(self._pinned(waiter, object_id, refusals), wire.PinObject, object_id, urgent)
 
-    def _pinned(self, waiter: Waiter, object_id: bytes) -> Callable[[bool, Any], None]:
+    def _pinned(
+        self, waiter: Waiter, object_id: bytes, refusals: dict[bytes, Any]
+    ) -> Callable[[bool, Any], None]:
         def answered(ok: bool, value: Any) -> None:
             if not ok:
-                self._refusals[object_id] = value[1] if isinstance(value, tuple) else str(value)
+                refusals[object_id] = value
             elif object_id in self._places:  # two threads asked at once: one pin is enough
                 self._views[object_id] += 1
                 self._worker.send(self._worker.agent, wire.UnpinObjects([object_id]))
@@ -151,14 +160,18 @@ class StoreClient:
             del self._views[object_id], self._places[object_id]
             self._worker.send(self._worker.agent, wire.UnpinObjects([object_id]))
 
-    def _lost(self, object_id: bytes) -> ObjectLostError:
-        reason = self._refusals.pop(object_id, f"object {object_id.hex()} is not in the store of this node any more")
-        return ObjectLostError(reason, object_id.hex())
-
     def _mapping(self) -> Arena:
         if self._arena is None:
             self._arena = Arena(self._arena_name)
         return self._arena
+
+
+def _unreadable(object_id: bytes, refusal: Any) -> RayError:
+    """The error of a refused PIN: (kind, text)."""
+    if isinstance(refusal, tuple) and refusal[0] != "lost":
+        return _refusal(refusal)
+    text = refusal[1] if refusal else f"object {object_id.hex()} is not in the store of this node any more"
+    return ObjectLostError(text, object_id.hex())
 
 
 def _refusal(value: Any) -> RayError:
