@@ -358,6 +358,18 @@ def test_idle_workers_are_ended_by_the_timer() -> None:
     assert [peer for peer, _ in sent(effects, ExitWorker)] == [grant.worker_id]
 
 
+def test_an_idle_worker_that_holds_leases_is_not_asked_to_leave() -> None:
+    """What it lent would be taken for the work of a dead owner, and ended with all it owns."""
+    bench = Bench(worker_idle_s=2.0)
+    grant = bench.lease()
+    child = bench.lease(grant.worker_id)
+    bench.does("on_return_lease", DRIVER, grant.lease_id)
+    assert sent(bench.does("on_timer", (REAP_TIMER,), now=9.0), ExitWorker) == []
+    bench.does("on_return_lease", grant.worker_id, child.lease_id, now=10.0)
+    effects = bench.does("on_timer", (REAP_TIMER,), now=19.0)
+    assert [peer for peer, _ in sent(effects, ExitWorker)] == [grant.worker_id, child.worker_id]
+
+
 def test_an_idle_worker_that_others_need_stays() -> None:
     bench = Bench(cpus=1, workers_max=1)
     grant = bench.lease()

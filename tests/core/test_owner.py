@@ -25,6 +25,7 @@ from zray.base.wire import (
     ReturnLease,
 )
 from zray.core.effects import DIAL, HANG_UP, RESOLVE, WARN
+from zray.core.leases import IDLE_TIMER
 from zray.core.owner import INFEASIBLE_TIMER, Owner, Waiter, contained_in, error_entry
 from zray.core.tasks import Task, TaskTemplate
 from zray.exceptions import (
@@ -505,8 +506,13 @@ def test_a_process_is_needed_while_others_hold_what_it_owns_or_its_tasks_run() -
     assert bench.owner.needed()
     bench.hears("refs", [(ref.binary(), FRIEND[0], -1)], peer=FRIEND[0])
     assert not bench.owner.needed()
-    bench.call(borrowed)
+    refs, effects = bench.call(nested=(borrowed,))
     assert bench.owner.needed()
+    lease, _ = bench.grant(effects)
+    bench.done(lease, refs[0], (INLINE, b"0"))
+    assert bench.owner.needed(), "the node would end the worker that is lent to it, and all that one owns"
+    bench.does("on_timer", (IDLE_TIMER,), now=9.0)
+    assert not bench.owner.needed()
 
 
 # -- deaths ---------------------------------------------------------------------------------------------------------

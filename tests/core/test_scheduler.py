@@ -165,6 +165,7 @@ def test_a_dead_owner_loses_its_requests_and_its_leases_are_named() -> None:
     ask(s, 2, owner=P)
     ask(s, 3, owner=Q)
     granted(s)
+    assert s.holds(P) and s.holds(Q) and not s.holds(process("r"))
     assert [lease.id for lease in s.drop_owner(P)] == [1]
     s.end(1)
     assert granted(s) == [3]

@@ -365,6 +365,13 @@ class ListObjects(NamedTuple):
     request_id: int
 
 
+@message(49, "owner", "agent")
+class NodeStatistics(NamedTuple):
+    """The reply: the agent's numbers by name: clients, leases, workers, its store and arena."""
+
+    request_id: int
+
+
 @message(43, "owner", "agent")
 class ListWorkers(NamedTuple):
     """The reply: (worker id, endpoint, pid, state) of each worker of the node."""
@@ -500,7 +507,7 @@ class ListEvents(NamedTuple):
     request_id: int
 
 
-@message(61, "agent", "owner")
+@message(61, "agent", "owner", rows=2)
 class ObjectsSpilled(NamedTuple):
     """Objects were written to disk: ``(object_id, address)`` each."""
 

@@ -98,7 +98,7 @@ class NodeAgent:
         self.out: list[Effect] = []
         self.clients: dict[bytes, str] = {}  # processes of this node: id -> role
         self.scheduler = LeaseScheduler(total)
-        self.pool = WorkerPool(prestart, node_id, config, self.out)
+        self.pool = WorkerPool(prestart, node_id, config, self.out, self.scheduler.holds)
         self.store = ObjectStore(store_bytes, config, self.out, self._dead.__contains__, directories)
 
     def start(self, now: float) -> None:
@@ -241,6 +241,9 @@ class NodeAgent:
     def on_list_objects(self, now: float, peer: bytes, request_id: int) -> None:
         self.out.append((SEND, peer, Reply(request_id, True, self.store.rows())))
 
+    def on_node_statistics(self, now: float, peer: bytes, request_id: int) -> None:
+        self.out.append((SEND, peer, Reply(request_id, True, self.statistics())))
+
     def on_seal_object(self, now: float, peer: bytes, object_id: bytes, owner: bytes, checksum: int = 0) -> None:
         if peer not in self._dead:  # another may be writing the same object by now
             self.store.seal(object_id, owner, checksum)
@@ -316,8 +319,10 @@ class NodeAgent:
         """Whether every worker is taken by a task that waits for another, and no more may be started for those."""
         if not self.pool.full() or not (self.pool.waiting or self.scheduler.queue):
             return False
-        if any(w.state is not WorkerState.LEASED and not w.needed for w in self.pool.workers.values()):
-            return False
+        for worker in self.pool.workers.values():
+            stays = worker.state is WorkerState.IDLE and (worker.needed or self.scheduler.holds(worker.id))
+            if worker.state is not WorkerState.LEASED and not stays:
+                return False
         return all(lease.blocked for lease in self.scheduler.by_worker.values())
 
     def _refuse_exhausted(self) -> None:

@@ -246,7 +246,7 @@ class NormalTaskSubmitter:
         idle_left = False
         for queue in self.queues.values():
             if queue.tasks:  # they are pushed in a moment, and may leave leases idle for which nobody else sets a timer
-                idle_left = idle_left or bool(queue.leases)
+                idle_left = idle_left or any(lease.idle_since is not None for lease in queue.leases.values())
                 continue
             for lease in list(queue.leases.values()):
                 if lease.idle_since is not None and lease.idle_since <= limit + 1e-6:

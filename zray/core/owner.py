@@ -219,8 +219,8 @@ class Owner:
         return self.references.kept(borrowed)
 
     def needed(self) -> bool:
-        """Whether others need this process: what it owns, and what it submitted, ends with it."""
-        return bool(self.references.borrowers or self.tasks.pending)
+        """Whether others need this process: what it owns and what it submitted ends with it, and so do workers lent to it."""
+        return bool(self.references.borrowers or self.tasks.pending or self.leases.leases)
 
     def enter_job(self, job_id: bytes) -> None:
         """A worker was taken into a job: what it submits belongs to that."""

@@ -176,6 +176,11 @@ class LeaseScheduler:
                 break
         return wanted
 
+    def holds(self, owner: bytes) -> bool:
+        """Whether an owner has leases, or asks for some."""
+        held = any(lease.request.owner == owner for lease in self.leases.values())
+        return held or any(asking == owner for asking, _ in self.queue)
+
     def drop_owner(self, owner: bytes) -> list[GrantedLease]:
         """An owner is gone: forget its requests. Returns the leases it held."""
         for key in [k for k in self.queue if k[0] == owner]:

@@ -52,6 +52,10 @@ class SpillFiles:
                 return index
         return None
 
+    def has_local(self) -> bool:
+        """Whether ``local`` would find one."""
+        return any("://" not in path and index not in self._resting for index, path in enumerate(self._directories))
+
     def local(self) -> str | None:
         """A directory of this machine's own, in which an object can be used where it lies, in turn too."""
         for step in range(len(self._directories)):

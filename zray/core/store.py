@@ -115,7 +115,7 @@ class ObjectStore:
         known = self.objects.get(object_id)
         if known is not None and known.sealed and not known.freed:
             self._reply(peer, request_id, "exists")
-        elif known is not None or (size > self.arena.capacity and self.files.local() is None):
+        elif known is not None or (size > self.arena.capacity and not self.files.has_local()):
             self._refuse(peer, request_id, size)
         else:
             self._demand(now, _CREATE, peer, request_id, object_id, size, call_site)

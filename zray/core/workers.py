@@ -14,6 +14,7 @@ Workers above the prestarted number that stay idle, and idle ones in the way of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 
 from zray.base.config import Config
@@ -76,11 +77,20 @@ class WorkerPool:
         node_id: starts the worker ids this pool makes, so that they are unique in the cluster.
         config: limits.
         out: where effects go.
+        holds_leases: whether a worker holds leases itself, as an owner: then it can not leave.
     """
 
-    __slots__ = ("_config", "_next", "_node_id", "_out", "_prestart", "waiting", "workers")
+    __slots__ = ("_config", "_holds_leases", "_next", "_node_id", "_out", "_prestart", "waiting", "workers")
 
-    def __init__(self, prestart: int, node_id: bytes, config: Config, out: list[Effect]) -> None:
+    def __init__(
+        self,
+        prestart: int,
+        node_id: bytes,
+        config: Config,
+        out: list[Effect],
+        holds_leases: Callable[[bytes], bool] = lambda worker_id: False,
+    ) -> None:
+        self._holds_leases = holds_leases
         self._prestart = prestart
         self._node_id = node_id
         self._config = config
@@ -179,7 +189,8 @@ class WorkerPool:
         for worker in idle:
             if surplus <= 0:
                 return False
-            if worker.idle_since + self._config.worker_idle_s <= now + 1e-6:
+            rested = worker.idle_since + self._config.worker_idle_s <= now + 1e-6
+            if rested and not self._holds_leases(worker.id):
                 self._ask(worker, "it was idle")
                 surplus -= 1
         return surplus > 0
@@ -219,7 +230,7 @@ class WorkerPool:
     def _evict(self) -> None:
         """Make room: ask one idle worker, of another job, to leave."""
         for worker in self.workers.values():
-            if worker.state is WorkerState.IDLE and not worker.needed:
+            if worker.state is WorkerState.IDLE and not worker.needed and not self._holds_leases(worker.id):
                 self._ask(worker, "another job needs its place")
                 return
 

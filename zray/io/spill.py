@@ -107,9 +107,14 @@ class FsspecDirectory:
     def write(self, name: str, parts: list[memoryview]) -> str:
         self._files.makedirs(self._root, exist_ok=True)
         path = f"{self._root}/{name}"
-        with self._files.open(path, "wb") as file:
-            for part in parts:
-                file.write(part)
+        try:
+            with self._files.open(path, "wb") as file:
+                for part in parts:
+                    file.write(part)
+        except Exception:
+            with contextlib.suppress(Exception):  # half a file is of no use, and its room is
+                self._files.rm_file(path)
+            raise
         return f"{self.path}/{name}"
 
     def read(self, path: str, position: int, target: memoryview) -> int:
@@ -246,9 +251,9 @@ def open_directories(setting: str, session: Session) -> tuple[list[Directory], l
     """
     directories: list[Directory] = []
     name = session.arena_name()
-    for part in setting.split(",") if "://" in setting else setting.split(os.pathsep):
+    for part in [p.strip() for p in setting.split(",")] if "://" in setting else setting.split(os.pathsep):
         if "://" in part:
-            directories.append(FsspecDirectory(part.strip(), name))
+            directories.append(FsspecDirectory(part, name))
             continue
         path = os.path.join(os.path.abspath(part), name) if part else os.path.join(session.path, "spill")
         try:

@@ -26,6 +26,7 @@ class Driver(CoreWorker):
     def __init__(self, config: Config, endpoint: str, cluster: bytes) -> None:
         super().__init__("driver", bytes(WorkerID.from_random()), endpoint, cluster, config)
         self.head: EmbeddedHead | None = None
+        self._watch: PidWatch | None = None  # of the head
         self.nodes: list[dict[str, Any]] = []
         self._previous_handler: Any = None
 
@@ -67,7 +68,7 @@ class Driver(CoreWorker):
             text = f"the head process (pid {head.pid}) ended: {tail[0]}. Call zray.shutdown() and zray.init() to start anew"
             self.fail(NodeDiedError(text))
 
-        watch = PidWatch(head.pid, ended)
+        watch = self._watch = PidWatch(head.pid, ended)
         self.loop.post((self.loop.add_source, watch))
 
     def shutdown(self) -> None:
@@ -78,6 +79,8 @@ class Driver(CoreWorker):
                 self.loop.wait(request, self.config.worker_exit_grace_s + 2.0)
         self._release_interrupts()
         self.close()
+        if self._watch is not None:
+            self._watch.close()
         if self.head is not None:
             self.head.stop(5.0)
 

@@ -10,7 +10,6 @@ import os
 import select
 import subprocess
 import sys
-from typing import BinaryIO
 
 import zray
 from zray.base.config import Config
@@ -79,7 +78,7 @@ class EmbeddedHead:
             os.close(ready_write)
             self.session.release()
         self._ready = ready_read
-        self._log: BinaryIO | None = None
+        self._log_fd = -1
         self.pid = self._process.pid
 
     def wait_ready(self) -> None:
@@ -97,21 +96,18 @@ class EmbeddedHead:
             tail = self.log_tail()
             self.stop(0.0)
             raise RuntimeError(f"the head process could not start: {answer or 'it ended at once'}\n{tail}")
-        self._log = open(self.session.log_path("head"), "rb")  # open, for its last words outlive its directory
+        self._log_fd = os.open(self.session.log_path("head"), os.O_RDONLY)  # its last words outlive its directory
 
     def log_tail(self) -> str:
         """The last lines of the head's log."""
-        try:
-            file = self._log or open(self.session.log_path("head"), "rb")
-        except FileNotFoundError:
-            return ""
-        try:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - _LOG_TAIL_BYTES))
-            return file.read().decode(errors="replace")
-        finally:
-            if file is not self._log:
-                file.close()
+        if self._log_fd < 0:
+            try:
+                with open(self.session.log_path("head"), "rb") as file:
+                    return file.read()[-_LOG_TAIL_BYTES:].decode(errors="replace")
+            except FileNotFoundError:
+                return ""
+        size = os.fstat(self._log_fd).st_size
+        return os.pread(self._log_fd, _LOG_TAIL_BYTES, max(0, size - _LOG_TAIL_BYTES)).decode(errors="replace")
 
     def stop(self, grace_s: float) -> None:
         """Wait for the head to end by itself, then end it; nothing of it remains."""
@@ -120,7 +116,7 @@ class EmbeddedHead:
         except subprocess.TimeoutExpired:
             self._process.kill()  # its zygote and workers follow
             self._process.wait()
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        if self._log_fd >= 0:
+            os.close(self._log_fd)
+            self._log_fd = -1
         self.session.remove()

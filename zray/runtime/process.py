@@ -30,7 +30,9 @@ class PidWatch:
         self._on_ended()
 
     def close(self) -> None:
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 class Process:

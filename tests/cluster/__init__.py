@@ -1,0 +1,1 @@
+"""Tests with real processes, through the public API."""

@@ -1,0 +1,84 @@
+"""Serializers of one's own, and the search for what does not pickle."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import zray as ray
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+class Holder:
+    """Has a lock, which does not pickle."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.lock = threading.Lock()
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    ray.util.register_serializer(Holder, serializer=lambda h: h.value, deserializer=Holder)
+    yield
+    ray.util.deregister_serializer(Holder)
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_registered_serializer_is_used_for_arguments_results_and_objects() -> None:
+    @ray.remote
+    def same(holder: Any) -> Any:
+        assert holder.lock.acquire(False)
+        return holder.value
+
+    assert ray.get(same.remote(Holder(1))) == 1
+    assert ray.get(same.remote(ray.put(Holder([2])))) == [2]
+    assert ray.get(ray.put([Holder(3)]))[0].value == 3
+
+
+def test_without_it_the_class_does_not_pickle_again() -> None:
+    ray.util.register_serializer(Holder, serializer=lambda h: h.value, deserializer=Holder)
+    ray.util.deregister_serializer(Holder)
+    ray.util.deregister_serializer(Holder)
+    with pytest.raises(TypeError, match="lock"):
+        ray.put(Holder(1))
+
+
+@pytest.mark.usefixtures("registered")
+def test_references_inside_a_registered_class_are_kept() -> None:
+    outer = ray.put(Holder(ray.put("inner")))
+    assert ray.get(ray.get(outer).value) == "inner"
+
+
+def test_inspect_serializability_finds_the_member() -> None:
+    lock = threading.Lock()
+
+    def f() -> bool:
+        return lock.locked()
+
+    for value, member in ((Holder(1), "lock"), ({"a": [1, lock]}, "[1]"), (f, "lock")):
+        out = io.StringIO()
+        good, found = ray.util.inspect_serializability(value, name="the value", print_file=out)
+        assert not good
+        assert {name for name, _ in found} == {member}
+        assert "the value" in out.getvalue()
+        assert "lock" in out.getvalue()
+
+
+def test_inspect_serializability_of_what_pickles() -> None:
+    out = io.StringIO()
+    assert ray.util.inspect_serializability([1, 2], name="numbers", print_file=out) == (True, set())
+    assert "numbers" in out.getvalue()
+
+
+def test_inspect_serializability_of_something_that_contains_itself() -> None:
+    loop: dict[str, Any] = {"lock": threading.Lock()}
+    loop["self"] = loop
+    good, found = ray.util.inspect_serializability(loop, print_file=io.StringIO())
+    assert not good
+    assert "lock" in {name for name, _ in found}

@@ -1,0 +1,140 @@
+"""The leak check: a test that leaves something behind fails.
+
+Looked at: descriptors and threads of this process, its child processes, shared memory of zray's, and session directories. A
+test that starts without a cluster must leave everything as it found it. In a module whose cluster all of its tests share,
+descriptors are compared for the module as a whole, since connections to new workers stay open; the rest for each test too.
+"""
+
+from __future__ import annotations
+
+import gc
+import glob
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from zray import object_ref
+
+_SETTLE_S = 5.0  # a thread that was told to end, or a process that was killed, has this long to be gone
+
+
+def pytest_configure(config: Any) -> None:
+    """The sessions of the tests lie apart from those of other programs of this user."""
+    config.zray_home = os.environ["ZRAY_TMPDIR"] = tempfile.mkdtemp(prefix="zt-", dir="/tmp")
+
+
+def pytest_unconfigure(config: Any) -> None:
+    shutil.rmtree(config.zray_home, ignore_errors=True)
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            continue  # the descriptor of the listing itself
+    return found
+
+
+def _threads() -> dict[str, str]:
+    return {str(thread.ident): thread.name for thread in threading.enumerate()}
+
+
+def _children() -> dict[str, str]:
+    """Child processes of this one, zombies too."""
+    me = os.getpid()
+    found = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as file:
+                    head, _, tail = file.read().rpartition(")")
+            except OSError:
+                continue  # it ended meanwhile
+            if int(tail.split()[1]) == me:
+                found[name] = head.partition("(")[2]
+    return found
+
+
+def _shared_memory() -> dict[str, str]:
+    """Segments, but not those of living sessions elsewhere, which have nothing to do with these tests."""
+    mine = f"zray-{os.getuid()}"
+    names = [name for name in os.listdir("/dev/shm") if name.startswith("zray-")]
+    elsewhere = {
+        os.path.basename(path)
+        for path in glob.glob(f"{tempfile.gettempdir()}/{mine}/s-*") + glob.glob(f"/tmp/*/{mine}/s-*")
+        if not path.startswith(os.environ["ZRAY_TMPDIR"])
+    }
+    return {name: "/dev/shm" for name in names if name.removeprefix(f"{mine}-") not in elsewhere}
+
+
+def _sessions() -> dict[str, str]:
+    base = os.path.join(os.environ["ZRAY_TMPDIR"], f"zray-{os.getuid()}")
+    try:
+        return dict.fromkeys(os.listdir(base), base)
+    except FileNotFoundError:
+        return {}
+
+
+_LOOKS = {
+    "threads": _threads,
+    "child processes": _children,
+    "shared memory": _shared_memory,
+    "session directories": _sessions,
+    "descriptors": _descriptors,
+}
+
+
+def _snapshot(*, descriptors: bool) -> dict[str, dict[str, str]]:
+    return {what: look() for what, look in _LOOKS.items() if descriptors or what != "descriptors"}
+
+
+def _difference(before: dict[str, dict[str, str]]) -> list[str]:
+    after = _snapshot(descriptors="descriptors" in before)
+    return [
+        f"{what}: {name} ({after[what][name]})"
+        for what in before
+        for name in sorted(set(after[what]) - set(before[what]))
+    ]
+
+
+def _check(before: dict[str, dict[str, str]], where: str) -> None:
+    """Fail if there is something now that was not there before, and that does not go away."""
+    deadline = time.monotonic() + _SETTLE_S
+    left = _difference(before)
+    if left:
+        gc.collect()
+    while left and time.monotonic() < deadline:
+        left = _difference(before)
+        time.sleep(0.01)
+    if left:
+        pytest.fail(f"{where} left behind: " + "; ".join(left))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_leak_in_module(request: Any) -> Iterator[None]:
+    """The tests of a module together leave nothing behind, the cluster they share included."""
+    before = _snapshot(descriptors=True)
+    yield
+    _check(before, f"the tests of {request.node.name}")
+
+
+@pytest.fixture(autouse=True)
+def no_leak(request: Any, no_leak_in_module: None) -> Iterator[None]:
+    """A test leaves nothing behind."""
+    connected = object_ref.connected
+    before = _snapshot(descriptors=connected is None)
+    yield
+    if object_ref.connected is not connected and connected is None:
+        import zray
+
+        zray.shutdown()
+        pytest.fail("the test left a cluster running")
+    _check(before, "the test")

@@ -1,0 +1,1 @@
+"""The real brains in a simulated world: virtual time, links that delay and reorder, processes that die."""

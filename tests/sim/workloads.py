@@ -1,0 +1,178 @@
+"""Workloads: what drivers and tasks do. Every choice of a task follows from its plan, so that a second attempt does the same."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from zray.exceptions import ObjectStoreFullError
+from zray.object_ref import ObjectRef
+
+from .checkers import TaskFailure
+
+if TYPE_CHECKING:
+    from .bodies import DriverBody, OwnerBody, Steps, WorkerBody
+
+DEPTH_MAX = 3
+
+
+@dataclass
+class Arguments:
+    """What a task is given: its name, the seed of its choices, and references."""
+
+    tag: str
+    plan: int
+    raises: bool
+    refs: list[ObjectRef[Any]] = field(default_factory=list)
+
+
+def value_of(tag: str, refs: list[ObjectRef[Any]], rng: random.Random) -> tuple[Any, ...]:
+    """A value that says what it is, has references inside, and is now and then large."""
+    pad = rng.choice([0, 0, 0, 150, 600, 5000, 20_000])
+    return ("value", tag, refs, bytes(pad))
+
+
+def pick(rng: random.Random, refs: list[ObjectRef[Any]], most: int) -> list[ObjectRef[Any]]:
+    return [rng.choice(refs) for _ in range(rng.randint(0, most))] if refs else []
+
+
+def submit(body: OwnerBody, rng: random.Random, tag: str, refs: list[ObjectRef[Any]], depth: int) -> list[ObjectRef[Any]]:
+    """Submit a task with some of ``refs`` nested in its arguments and some of them in their places."""
+    raises = rng.random() < 0.04
+    function = rng.choice([b"fast-function---", b"slow-function---", b"mixed-function--"])
+    demand = rng.choice([{"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 0.5}, {}])
+    if depth == 1 and rng.random() < 0.02:
+        demand = {"GPU": 1.0}
+    if raises:
+        body.judge.raising[tag] = None
+    arguments = Arguments(tag, rng.getrandbits(30), raises, pick(rng, refs, 2))
+    return body.call(
+        tag,
+        arguments,
+        pick(rng, refs, 1),
+        function=function,
+        demand=demand,
+        retries=rng.choice([0, 1, 3, 3, -1]),
+        returns=rng.choice([1, 1, 1, 2]),
+        depth=depth,
+    )
+
+
+def burst(body: OwnerBody, rng: random.Random, tag: str, depth: int) -> list[ObjectRef[Any]]:
+    """Many small tasks of one kind, so that they are pushed ahead of each other."""
+    found = []
+    for number in range(rng.randint(3, 12)):
+        arguments = Arguments(f"{tag}.{number}", rng.getrandbits(30) | 1, False)
+        found += body.call(
+            arguments.tag,
+            arguments,
+            [],
+            function=b"fast-function---",
+            demand={"CPU": 1.0},
+            retries=3,
+            returns=1,
+            depth=depth,
+        )
+    return found
+
+
+def run_time_s(body: WorkerBody, arguments: Arguments) -> float:
+    """Mostly as its function promises; surprises are what hand-backs are for."""
+    rng = body.world.rng
+    if rng.random() < 0.1:
+        return rng.uniform(0.001, 0.05)
+    return rng.choice([0.00001, 0.00005, 0.0003, 0.002])
+
+
+def run_task(body: WorkerBody, arguments: Arguments, num_returns: int, depth: int) -> Steps:
+    """What a task does; its values."""
+    rng = random.Random(arguments.plan)
+    mine = list(arguments.refs)
+    arguments.refs.clear()
+    made: list[ObjectRef[Any]] = []
+    yield ("sleep", run_time_s(body, arguments))
+    if arguments.raises:
+        raise TaskFailure(arguments.tag)
+    for step in range(rng.choice([0, 0, 1, 2, 3]) if depth <= DEPTH_MAX else 0):
+        tag = f"{arguments.tag}.{step}"
+        what = rng.choice(["nest", "nest", "leave", "put", "get", "keep", "recall", "drop", "burst", "sleep"])
+        if what == "nest":
+            children = submit(body, rng, tag, mine + made, depth + 1)
+            yield from get_or_raise(body, children)
+            made += children
+            del children
+        elif what == "leave":  # nobody waits here for the child; its reference may be returned, or dropped
+            made += submit(body, rng, tag, mine + made, depth + 1)
+        elif what == "burst" and depth < DEPTH_MAX:
+            children = burst(body, rng, tag, depth + 1)
+            yield from get_or_raise(body, children)
+            del children
+        elif what == "put":
+            inside = pick(rng, mine + made, 2)
+            ref = yield from body.put(tag, value_of(tag, inside, rng))
+            made.append(ref)
+            del inside, ref
+        elif what == "get" and mine:
+            yield from get_or_raise(body, [rng.choice(mine)])
+        elif what == "keep" and mine and body.cluster.may_keep:
+            body.kept.append(rng.choice(mine))  # the process holds it longer than the task
+        elif what == "recall" and body.kept:
+            # It may be this very task's own result, or wait for it: so nobody waits for ever.
+            yield from body.get([body.world.rng.choice(body.kept)], timeout_s=0.01)
+        elif what == "drop":
+            body.kept.clear()
+        elif what == "sleep":
+            yield ("sleep", run_time_s(body, arguments))
+    values = []
+    for number in range(num_returns):
+        values.append(value_of(f"{arguments.tag}/{number}", pick(rng, mine + made, 2), rng))
+    return values
+
+
+def get_or_raise(body: OwnerBody, refs: list[ObjectRef[Any]]) -> Steps:
+    """The values of ``refs``; the first error among them is raised, as ``get`` does it."""
+    outcomes = yield from body.get(refs)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return outcomes
+
+
+def script(body: DriverBody) -> Steps:
+    """What a driver does."""
+    rng = random.Random(body.world.rng.getrandbits(60))
+    held: list[ObjectRef[Any]] = []
+    for step in range(rng.randint(4, 14)):
+        tag = f"{body.name}.{step}"
+        what = rng.choice(["call", "call", "call", "burst", "put", "get", "get", "open", "timeout", "drop", "sleep"])
+        if what == "call":
+            held += submit(body, rng, tag, held, 1)
+        elif what == "burst":
+            held += burst(body, rng, tag, 1)
+        elif what == "put":
+            try:
+                ref = yield from body.put(tag, value_of(tag, pick(rng, held, 2), rng))
+            except ObjectStoreFullError:
+                assert body.judge.small_store
+            else:
+                held.append(ref)
+                del ref
+        elif what == "get":
+            yield from body.get(pick(rng, held, 3))
+        elif what == "open" and held:  # the references inside a value go on as the driver's own
+            outcomes = yield from body.get([rng.choice(held)])
+            held += [ref for outcome in outcomes if isinstance(outcome, tuple) for ref in outcome[2]]
+            del outcomes
+        elif what == "timeout" and held:
+            yield from body.get([rng.choice(held)], timeout_s=rng.choice([0.0, 0.001, 0.01]))
+        elif what == "drop" and held:
+            rng.shuffle(held)
+            del held[rng.randrange(len(held)) :]
+        elif what == "sleep":
+            yield ("sleep", rng.choice([0.001, 0.02, 0.2]))
+    yield from body.get(held)
+    if rng.random() < 0.5:
+        yield ("sleep", rng.choice([0.01, 3.0]))
+        yield from body.get(held)
+    held.clear()
