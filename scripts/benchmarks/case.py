@@ -99,6 +99,13 @@ CASES = (
     Case("get_refs", "objects:get_refs", (
         Metric("get_refs", "get of an object holding 10k refs", "/s", _ray(3.0)),
     ), CLUSTERS),
+    Case("spill", "disk:spill", (
+        Metric("spill", "put of four times the store", "GB/s"),
+        Metric("restore", "get of what is on disk", "GB/s"),
+        Metric("file_copy", "plain copy of files on that disk", "GB/s"),
+        Metric("spill_of_copy", "put through the disk / plain copy", "x", (Bound(0.6),)),
+        Metric("restore_of_copy", "get from disk / plain copy", "x", (Bound(0.6),)),
+    ), (SUBJECT,), alone=True, limit_s=240.0),
     Case("tasks_sync", "calls:tasks_sync", (
         Metric("tasks_sync", "tasks sync", "/s", _ray(8.0)),
         _less("driver_us_sync", "tasks sync: driver's CPU for each", "us"),

@@ -289,3 +289,24 @@ def test_a_worker_killed_while_it_reads_and_writes_leaves_nothing() -> None:
         with pytest.raises(ray.exceptions.WorkerCrashedError):
             ray.get(die.remote(refs[0], size))
     assert all(right(ray.get(ref), 0) for ref in refs)
+
+
+def test_what_was_read_before_and_whose_owner_was_killed_says_so() -> None:
+    @ray.remote
+    def own() -> Any:
+        return os.getpid(), [ray.put(np.ones(2 * MB, dtype=np.uint8))]
+
+    pid, [ref] = ray.get(own.remote())
+    array = ray.get(ref)
+    os.kill(pid, 9)
+
+    def lost() -> bool:
+        try:
+            ray.get(ref)
+        except ray.exceptions.OwnerDiedError:
+            return True
+        return False
+
+    eventually(lost, "the news of the death")
+    others = [put(0, 4 * MB) for _ in range(12)]
+    assert right(array, 1) and right(ray.get(others[0]), 0, 4 * MB), "who reads it can go on"

@@ -36,7 +36,7 @@ def idle(cluster: Cluster) -> bool:
 
 def live(world: World, cluster: Cluster) -> None:
     """Faults, then healing, then rest."""
-    workers = world.rng.choice([0, 0, 1, 2, 5])
+    workers = world.rng.choice([0, 0, 1, 3, 10])
     faults = Faults(cluster, workers, driver=world.rng.random() < 0.25)
     for driver in cluster.drivers:
         driver.run(script)

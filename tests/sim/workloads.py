@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from .bodies import DriverBody, OwnerBody, Steps, WorkerBody
 
 DEPTH_MAX = 3
+TASK_STEPS = ["nest", "nest", "leave", "put", "put", "get", "get", "open", "open", "keep", "keep"]
+TASK_STEPS += ["recall", "recall", "drop", "burst", "sleep"]
+DRIVER_STEPS = ["call", "call", "call", "call", "burst", "put", "put", "get", "open", "timeout", "drop", "sleep"]
 
 
 @dataclass
@@ -96,7 +99,7 @@ def run_task(body: WorkerBody, arguments: Arguments, num_returns: int, depth: in
         raise TaskFailure(arguments.tag)
     for step in range(rng.choice([0, 0, 1, 2, 3]) if depth <= DEPTH_MAX else 0):
         tag = f"{arguments.tag}.{step}"
-        what = rng.choice(["nest", "nest", "leave", "put", "get", "keep", "recall", "drop", "burst", "sleep"])
+        what = rng.choice(TASK_STEPS)
         if what == "nest":
             children = submit(body, rng, tag, mine + made, depth + 1)
             yield from get_or_raise(body, children)
@@ -115,6 +118,10 @@ def run_task(body: WorkerBody, arguments: Arguments, num_returns: int, depth: in
             del inside, ref
         elif what == "get" and mine:
             yield from get_or_raise(body, [rng.choice(mine)])
+        elif what == "open" and mine:  # the references inside a value go on as the task's own
+            outcomes = yield from get_or_raise(body, [rng.choice(mine)])
+            mine += outcomes[0][2]
+            del outcomes
         elif what == "keep" and mine and body.cluster.may_keep:
             body.kept.append(rng.choice(mine))  # the process holds it longer than the task
         elif what == "recall" and body.kept:
@@ -143,9 +150,9 @@ def script(body: DriverBody) -> Steps:
     """What a driver does."""
     rng = random.Random(body.world.rng.getrandbits(60))
     held: list[ObjectRef[Any]] = []
-    for step in range(rng.randint(4, 14)):
+    for step in range(rng.randint(4, 24)):
         tag = f"{body.name}.{step}"
-        what = rng.choice(["call", "call", "call", "burst", "put", "get", "get", "open", "timeout", "drop", "sleep"])
+        what = rng.choice(DRIVER_STEPS)
         if what == "call":
             held += submit(body, rng, tag, held, 1)
         elif what == "burst":

@@ -328,8 +328,11 @@ class Owner:
         self._asked.pop(worker_id, None)
         self.out.append((HANG_UP, worker_id))
         for object_id in self.references.on_process_died(worker_id):
+            known = self.memory.get(object_id)
             if object_id in self.fetching:
                 self._arrive(now, object_id, self._owner_died(object_id, worker_id))
+            elif known is not None and known[0] == STORED:  # the store has dropped it
+                self.memory[object_id] = self._owner_died(object_id, worker_id)
         for object_id in [o for o, peers in self._remote_gets.items() if worker_id in peers]:
             self._remote_gets[object_id] = [p for p in self._remote_gets[object_id] if p != worker_id]
 

@@ -12,21 +12,23 @@ import contextlib
 import os
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from zray.io.session import Session
 from zray.io.storage import Arena
 
 _THREADS = 2
+_PIECE_BYTES = 256 << 10
 
 
 class Directory(Protocol):
     """Where spill files are made: all that another kind of storage has to do."""
 
     path: str
+    read_bytes: int  # how much one call of ``read`` should ask for
 
-    def write(self, name: str, parts: list[memoryview]) -> str:
+    def write(self, name: str, parts: Iterable[memoryview]) -> str:
         """Make a file of ``parts`` and return its path."""
 
     def read(self, path: str, position: int, target: memoryview) -> int:
@@ -46,10 +48,12 @@ class LocalDirectory:
         path: the directory that is made, for this session alone.
     """
 
+    read_bytes = 1 << 20  # what is checked while it is in the processor's cache still is checked sooner
+
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def write(self, name: str, parts: list[memoryview]) -> str:
+    def write(self, name: str, parts: Iterable[memoryview]) -> str:
         os.makedirs(self.path, 0o700, exist_ok=True)  # again, in case somebody cleaned up
         path = os.path.join(self.path, name)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -94,6 +98,8 @@ class FsspecDirectory:
         name: of the part that is this session's own.
     """
 
+    read_bytes = 64 << 20  # each is a request over the network, perhaps
+
     def __init__(self, address: str, name: str) -> None:
         try:
             import fsspec
@@ -104,7 +110,7 @@ class FsspecDirectory:
         self._root: str
         self._files, self._root = fsspec.core.url_to_fs(self.path)
 
-    def write(self, name: str, parts: list[memoryview]) -> str:
+    def write(self, name: str, parts: Iterable[memoryview]) -> str:
         self._files.makedirs(self._root, exist_ok=True)
         path = f"{self._root}/{name}"
         try:
@@ -165,14 +171,9 @@ class SpillStorage:
 
         def work() -> None:
             try:
-                views = [self._window(offset, size) for offset, size in rows]
-                name = f"{self._prefix}-{batch_id}.spill"
-                path = self._directories[directory].write(name, views)
-                places = []
-                position = 0
-                for view in views:
-                    places.append((position, zlib.crc32(view)))
-                    position += view.nbytes
+                places: list[tuple[int, int]] = []
+                pieces = _pieces([self._window(offset, size) for offset, size in rows], places)
+                path = self._directories[directory].write(f"{self._prefix}-{batch_id}.spill", pieces)
             except Exception as error:
                 self._post((on_failed, batch_id, f"{type(error).__name__}: {error}"))
             else:
@@ -194,8 +195,16 @@ class SpillStorage:
         def work() -> None:
             try:
                 view = self._window(offset, size)
-                count = self._of(path).read(path, position, view)
-                if count != size or zlib.crc32(view) != checksum:
+                directory = self._of(path)
+                count = found = 0
+                while count < size:
+                    piece = view[count : count + directory.read_bytes]
+                    got = directory.read(path, position + count, piece)
+                    found = zlib.crc32(piece[:got], found)
+                    count += got
+                    if got < piece.nbytes:
+                        break
+                if count != size or found != checksum:
                     raise ValueError(f"{count} of {size} bytes and not the checksum that was written")
             except Exception as error:
                 reason = (
@@ -241,6 +250,19 @@ class SpillStorage:
             if path.startswith(directory.path + "/"):
                 return directory
         raise FileNotFoundError(path)
+
+
+def _pieces(views: list[memoryview], places: list[tuple[int, int]]) -> Iterator[memoryview]:
+    """``views`` in pieces small enough to be in the processor's cache still when they are written after their checksum."""
+    position = 0
+    for view in views:
+        checksum = 0
+        for start in range(0, view.nbytes, _PIECE_BYTES):
+            piece = view[start : start + _PIECE_BYTES]
+            checksum = zlib.crc32(piece, checksum)
+            yield piece
+        places.append((position, checksum))
+        position += view.nbytes
 
 
 def open_directories(setting: str, session: Session) -> tuple[list[Directory], list[str]]:

@@ -26,6 +26,7 @@ from zray.core.owner import Owner, Waiter
 from zray.core.tasks import Task
 from zray.exceptions import (
     GetTimeoutError,
+    ObjectLostError,
     OwnerDiedError,
     RayError,
     RaySystemError,
@@ -388,7 +389,15 @@ class CoreWorker(Process):
             else:
                 raise _user_error(entry)
         if stored:
-            for (index, _), value in zip(stored, self.store.read([o for _, o in stored]), strict=True):
+            try:
+                read = self.store.read([object_id for _, object_id in stored])
+            except ObjectLostError:
+                for _, object_id in stored:  # the news of the owner's death may have come meanwhile
+                    entry = memory.get(object_id)
+                    if entry is not None and entry[0] == ERROR:
+                        raise _user_error(entry) from None
+                raise
+            for (index, _), value in zip(stored, read, strict=True):
                 values[index] = value
         return values
 
