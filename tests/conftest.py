@@ -64,9 +64,9 @@ def _children() -> dict[str, str]:
 
 
 def _shared_memory() -> dict[str, str]:
-    """Segments, but not those of living sessions elsewhere, which have nothing to do with these tests."""
+    """Segments of sessions and of this process, but not those of sessions elsewhere that have nothing to do with these tests."""
     mine = f"zray-{os.getuid()}"
-    names = [name for name in os.listdir("/dev/shm") if name.startswith("zray-")]
+    names = [n for n in os.listdir("/dev/shm") if n.startswith((f"{mine}-s-", f"zray-test-{os.getpid()}"))]
     elsewhere = {
         os.path.basename(path)
         for path in glob.glob(f"{tempfile.gettempdir()}/{mine}/s-*") + glob.glob(f"/tmp/*/{mine}/s-*")

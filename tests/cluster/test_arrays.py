@@ -68,9 +68,7 @@ def test_the_array_that_was_put_can_be_changed_without_changing_the_object() -> 
 
 def test_an_array_stays_valid_after_its_reference_is_gone() -> None:
     """Its place must not be given to another object while a view lives."""
-    views = []
-    for i in range(20):
-        views.append(ray.get(ray.put(np.full(LARGE, i))))
+    views = [ray.get(ray.put(np.full(LARGE, i))) for i in range(20)]
     gc.collect()
     for i in range(20):
         ray.put(np.full(LARGE, 100 + i))

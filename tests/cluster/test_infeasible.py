@@ -1,4 +1,4 @@
-"""Demands that no node can ever fit fail after a while, with a reason; nesting without an end fails too."""
+"""Demands that no node can ever fit fail after a while, with a reason; so do nesting without an end and huge arguments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zray.exceptions import RayError, TaskUnschedulableError
 
 @pytest.fixture(autouse=True, scope="module")
 def short_patience(no_leak_in_module: None) -> Iterator[None]:
-    limits = {"infeasible_grace_s": 0.1, "workers_max": 8, "task_depth_max": 30}
+    limits = {"infeasible_grace_s": 0.1, "workers_max": 8, "task_depth_max": 30, "args_bytes_max": 1 << 20}
     with ray.init(num_cpus=2, resources={"special": 1}, object_store_memory=1 << 24, _system_config=limits):
         yield
 
@@ -131,3 +131,13 @@ def test_more_parents_than_workers_wait_for_their_children() -> None:
         return sum(ray.get([child.remote(i) for i in range(x)]))
 
     assert ray.get([parent.remote(4) for _ in range(20)], timeout=30) == [6] * 20
+
+
+def test_arguments_larger_than_the_limit_are_refused_at_submit() -> None:
+    @ray.remote
+    def size(data: bytes) -> int:
+        return len(data)
+
+    with pytest.raises(ValueError, match=r"size\(\)[\s\S]*ZRAY_ARGS_BYTES_MAX[\s\S]*pass a path"):
+        size.remote(bytes(2 << 20))
+    assert ray.get(size.remote(ray.put(bytes(2 << 20)))) == 2 << 20

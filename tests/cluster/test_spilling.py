@@ -310,3 +310,18 @@ def test_what_was_read_before_and_whose_owner_was_killed_says_so() -> None:
     eventually(lost, "the news of the death")
     others = [put(0, 4 * MB) for _ in range(12)]
     assert right(array, 1) and right(ray.get(others[0]), 0, 4 * MB), "who reads it can go on"
+
+
+def test_an_interrupted_get_gives_its_pins_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker: Any = object_ref.connected
+    refs = [put(i) for i in range(24)]
+    with monkeypatch.context() as patch:
+
+        def interrupted(waiter: Any, timeout_s: float | None = None) -> bool:
+            raise KeyboardInterrupt
+
+        patch.setattr(worker.loop, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ray.get(refs)
+    eventually(lambda: not any(row[4] for row in objects()), "the end of all pins")
+    assert all(right(ray.get(ref), i) for i, ref in enumerate(refs))

@@ -343,3 +343,23 @@ def test_a_program_that_never_shuts_down_leaves_nothing(script: Any) -> None:
     assert program.finish()[::2] == (0, "")
     assert not os.path.exists(session)
     assert_nothing_remains(session)
+
+
+def test_the_last_words_of_a_head_that_fails_reach_the_driver(script: Any) -> None:
+    """Its log is removed with the session, but not before the driver has read it."""
+    program = script(
+        """
+        import sqlite3
+        context = start()
+        broken = sqlite3.connect(context.session_dir + "/gcs.sqlite", isolation_level=None)
+        broken.execute("DROP TABLE functions")
+        broken.close()
+        try:
+            for i in range(10**6):
+                ray.get(ray.remote(lambda i=i: i).remote())  # each is a function of its own, to be saved
+        except ray.exceptions.NodeDiedError as error:
+            say("error", error)
+        """
+    )
+    assert "no such table" in program.until("error")
+    assert program.finish()[::2] == (0, "")

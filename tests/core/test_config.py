@@ -14,7 +14,9 @@ def test_the_environment_changes_only_what_it_names() -> None:
     assert changed == dataclasses.replace(Config(), max_retries=7)
 
 
-@pytest.mark.parametrize(("name", "text", "value"), [("lease_idle_ms", "2.5", 2.5), ("infeasible", "wait", "wait"), ("workers_max", "3", 3)])
+@pytest.mark.parametrize(
+    ("name", "text", "value"), [("lease_idle_ms", "2.5", 2.5), ("infeasible", "wait", "wait"), ("workers_max", "3", 3)]
+)
 def test_each_value_gets_the_kind_of_its_default(name: str, text: str, value: object) -> None:
     assert getattr(Config.from_environment({"ZRAY_" + name.upper(): text}), name) == value
 

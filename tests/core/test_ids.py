@@ -21,7 +21,9 @@ from zray.base.ids import (
 )
 
 
-@pytest.mark.parametrize(("kind", "size"), [(JobID, 4), (NodeID, 16), (WorkerID, 16), (TaskID, 16), (ActorID, 12), (ObjectID, 20)])
+@pytest.mark.parametrize(
+    ("kind", "size"), [(JobID, 4), (NodeID, 16), (WorkerID, 16), (TaskID, 16), (ActorID, 12), (ObjectID, 20)]
+)
 def test_every_kind_has_its_fixed_width(kind: type, size: int) -> None:
     assert len(kind.from_random()) == size
     with pytest.raises(ValueError, match=f"{size} bytes, not {size + 1}"):

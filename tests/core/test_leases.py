@@ -28,7 +28,9 @@ class Bench:
     def __init__(self, **limits: Any) -> None:
         self.out: list[Any] = []
         self.config = Config(**{"lease_idle_ms": 100.0, "lease_requests_max": 4, **limits})
-        self.leases = NormalTaskSubmitter(JOB, AGENT, self.config, self.out, lambda task: (task.id, b"", None, (), 1, 1, "", None))
+        self.leases = NormalTaskSubmitter(
+            JOB, AGENT, self.config, self.out, lambda task: (task.id, b"", None, (), 1, 1, "", None)
+        )
         self.templates: dict[Any, TaskTemplate] = {}
         self.count = 0
 
@@ -91,7 +93,8 @@ def test_a_task_asks_for_a_lease_and_is_pushed_when_it_is_granted() -> None:
     effects = bench.effects()
     assert verbs(effects, DIAL) == [(process("w7"), "sim://w7")]
     assert sent(effects, OpenLease) == [(process("w7"), OpenLease(7, JOB, {"CPU": 10_000}))]
-    assert [(peer, m.lease_id, [spec[0] for spec in m.specs]) for peer, m in sent(effects, Push)] == [(process("w7"), 7, [task.id])]
+    [(peer, push)] = sent(effects, Push)
+    assert (peer, push.lease_id, [spec[0] for spec in push.specs]) == (process("w7"), 7, [task.id])
 
 
 def test_no_more_leases_are_asked_for_than_tasks_and_only_a_few_at_a_time() -> None:
@@ -304,7 +307,7 @@ def test_the_tasks_of_a_lost_lease_come_back_and_several_of_them_are_suspects() 
     assert bench.does("on_lost", 1) == tasks
     assert all(t.suspect for t in tasks)
     bench.does("requeue", tasks)
-    [request] = [r for r in bench.leases.queues[ONE].requests][:1]
+    [request] = list(bench.leases.queues[ONE].requests)[:1]
     bench.effects()
     bench.granted(request, 2)
     assert bench.pushed() == [(2, [tasks[0].id])], "a suspect runs alone"
@@ -327,7 +330,7 @@ def test_a_task_that_must_not_be_retried_is_never_queued_with_others() -> None:
     after = bench.submit(2)
     effects = bench.effects()
     assert len(sent(effects, Push)) == 1, "it does not go behind a task in flight, and nothing passes it"
-    bench.done(1, [t for t in bench.leases.leases[1].inflight.values()])
+    bench.done(1, list(bench.leases.leases[1].inflight.values()))
     assert bench.pushed() == [(1, [lonely.id])], "and nothing goes behind it"
     bench.done(1, [lonely])
     assert bench.pushed() == [(1, [t.id for t in after])]

@@ -3,121 +3,31 @@
 from __future__ import annotations
 
 import pickle
-from typing import Any
 
 import pytest
 
-from zray.base.config import Config
-from zray.base.ids import TaskIDs, return_id
-from zray.base.resources import ResourceSet
 from zray.base.wire import (
     ERROR,
     INLINE,
     STORED,
-    Address,
-    CheckProcess,
     FreeObjects,
-    GetObject,
-    ObjectValue,
     Push,
     Refs,
     RequestLease,
     ReturnLease,
 )
-from zray.core.effects import DIAL, HANG_UP, RESOLVE, WARN
-from zray.core.leases import IDLE_TIMER
-from zray.core.owner import INFEASIBLE_TIMER, Owner, Waiter, contained_in, error_entry
-from zray.core.tasks import Task, TaskTemplate
+from zray.core.effects import DIAL, RESOLVE, WARN
+from zray.core.owner import INFEASIBLE_TIMER, Waiter, contained_in, error_entry
 from zray.exceptions import (
     InvariantError,
     ObjectLostError,
-    OwnerDiedError,
     TaskUnschedulableError,
     WorkerCrashedError,
 )
 from zray.object_ref import ObjectRef
 
-from .reading import AGENT, address, drain, process, sent, timers, verbs
-
-ME, FRIEND, WORKER = address("me"), address("friend"), address("worker")
-NODE = process("node")
-A, B, C = (bytes([n]) * 20 for n in (1, 2, 3))
-ONE = ResourceSet.of({"CPU": 1})
-
-
-class Bench:
-    """An owner, the references its user holds, and a turn of the loop after each event."""
-
-    def __init__(self, **limits: Any) -> None:
-        self.owner = Owner(ME, b"job1", NODE, AGENT, Config(**limits))
-        self.inbox: list[bytes] = []
-        self.ids = TaskIDs(ME[0])
-        self.leases = 0
-
-    def turn(self, now: float = 0.0) -> list[Any]:
-        while True:
-            while self.inbox:
-                self.owner.references.release(self.inbox.pop(0))
-            self.owner.settle(now)
-            if not self.inbox:
-                break
-        self.owner.check()
-        return drain(self.owner.out)
-
-    def does(self, event: str, *args: Any, now: float = 0.0) -> list[Any]:
-        getattr(self.owner, event)(now, *args)
-        return self.turn(now)
-
-    def hears(self, event: str, *fields: Any, peer: bytes = AGENT, now: float = 0.0) -> list[Any]:
-        return self.does("on_" + event, peer, *fields, now=now)
-
-    def ref(self, object_id: bytes, owner: Address = ME) -> ObjectRef[Any]:
-        return ObjectRef(object_id, owner, self.inbox.append)
-
-    def adopt(self, object_id: bytes, owner: Address) -> ObjectRef[Any]:
-        self.owner.adopt(object_id, owner)
-        return self.ref(object_id, owner)
-
-    def put(self, payload: bytes, contained: Any = ()) -> ObjectRef[Any]:
-        object_id = self.ids() + bytes(4)
-        self.owner.put(object_id, (INLINE, payload, contained) if contained else (INLINE, payload))
-        return self.ref(object_id)
-
-    def call(
-        self, *args: Any, nested: Any = (), retries: int = 3, returns: int = 1, demand: ResourceSet = ONE
-    ) -> tuple[list[ObjectRef[Any]], list[Any]]:
-        """Call a task; the references to its results and the effects."""
-        task_id = self.ids()
-        template = TaskTemplate(b"f" * 16, "fun", demand, returns, retries, True, None)
-        ids = tuple(return_id(task_id, n + 1) for n in range(returns))
-        task = Task(task_id, template, b"p", tuple(enumerate(args)), tuple(nested), ids, 1)
-        refs = [self.ref(i) for i in ids]
-        self.owner.submit(0.0, task)
-        del task
-        return refs, self.turn()
-
-    def grant(self, effects: list[Any]) -> tuple[int, list[Any]]:
-        """The agent grants the one request among the effects."""
-        [(_, request)] = sent(effects, RequestLease)
-        self.leases += 1
-        return self.leases, self.hears("lease_granted", request.request_id, self.leases, WORKER[0], WORKER[1])
-
-    def done(self, lease_id: int, ref: ObjectRef[Any], *entries: Any, borrowed: Any = ()) -> list[Any]:
-        items = [(ref.binary()[:16], list(entries), 10, list(borrowed))]
-        return self.hears("done", lease_id, items, peer=WORKER[0])
-
-    def error(self, ref: ObjectRef[Any]) -> BaseException:
-        kind, payload = self.owner.memory[ref.binary()][:2]
-        assert kind == ERROR
-        error = pickle.loads(payload)
-        assert isinstance(error, BaseException)
-        return error
-
-    def at_rest(self) -> bool:
-        owner = self.owner
-        numbers = owner.statistics()
-        return not any(numbers[name] for name in ("objects", "fetching", "pending", "counted", "borrowed", "lent"))
-
+from .owner_bench import FRIEND, ME, NODE, WORKER, A, B, Bench
+from .reading import AGENT, sent, timers, verbs
 
 # -- values of one's own --------------------------------------------------------------------------------------------
 
@@ -242,7 +152,7 @@ def test_a_task_waits_for_its_arguments_and_carries_their_entries() -> None:
     lease, _ = bench.grant(effects)
     second, effects = bench.call(first[0], bench.put(b"7"))
     assert effects == []
-    put_id = list(bench.owner.memory)[0]
+    put_id = next(iter(bench.owner.memory))
     bench.done(lease, first[0], (INLINE, b"1"))
     pushed = bench.owner.leases.leases[lease].inflight
     assert list(pushed) == [second[0].binary()[:16]]
@@ -388,205 +298,6 @@ def test_what_a_task_kept_is_named_and_counts_as_registered() -> None:
     assert sent(bench.turn(), Refs) == [(FRIEND[0], Refs([(A, ME[0], -1)]))]
 
 
-# -- objects of others ----------------------------------------------------------------------------------------------
-
-
-def borrowed_value(bench: Bench, entry: Any) -> ObjectRef[Any]:
-    ref = bench.adopt(A, FRIEND)
-    waiter = Waiter(1)
-    bench.owner.watch(waiter, [ref])
-    assert sent(bench.turn(), GetObject) == [(FRIEND[0], GetObject(A))]
-    assert verbs(bench.hears("object_value", A, entry, peer=FRIEND[0]), RESOLVE) == [(waiter,)]
-    return ref
-
-
-def test_a_borrowed_value_is_asked_for_once_and_kept_while_a_reference_lives() -> None:
-    bench = Bench()
-    ref = borrowed_value(bench, (INLINE, b"9"))
-    bench.owner.watch(Waiter(1), [ref])
-    assert len(verbs(effects := bench.turn(), RESOLVE)) == 1 and sent(effects, GetObject) == []
-    del ref
-    bench.turn()
-    assert bench.at_rest()
-
-
-def test_a_stored_value_of_another_is_never_freed_by_a_borrower() -> None:
-    bench = Bench()
-    ref = borrowed_value(bench, (STORED, 5, NODE, ()))
-    del ref
-    assert sent(bench.turn(), FreeObjects) == []
-    ref = bench.adopt(A, FRIEND)
-    bench.owner.watch(Waiter(1), [ref])
-    del ref
-    bench.owner.references.release(bench.inbox.pop())
-    effects = bench.hears("object_value", A, (STORED, 5, NODE, ()), peer=FRIEND[0])
-    assert sent(effects, FreeObjects) == [], "not even when the answer meets a reference that was just dropped"
-
-
-def test_a_reference_that_comes_back_after_a_wait_was_given_up_is_asked_for_again() -> None:
-    bench = Bench()
-    ref = bench.adopt(A, FRIEND)
-    waiter = Waiter(1)
-    bench.owner.watch(waiter, [ref])
-    waiter.done = True  # the get timed out
-    del ref
-    bench.turn()
-    again = bench.adopt(A, FRIEND)
-    bench.owner.watch(Waiter(1), [again])
-    assert len(sent(bench.turn(), GetObject)) == 1
-
-
-def test_an_answer_that_nobody_waits_for_gives_its_registrations_back() -> None:
-    bench = Bench()
-    effects = bench.hears("object_value", A, (INLINE, b"", ((B, FRIEND),)), peer=FRIEND[0])
-    assert sent(effects, Refs) == [(FRIEND[0], Refs([(B, ME[0], -1)]))]
-
-
-def test_a_reference_dropped_and_adopted_again_in_one_turn_is_asked_for_again() -> None:
-    """The entry belonged to the reference that is gone: what it contained is not held any more."""
-    bench = Bench()
-    ref = borrowed_value(bench, (INLINE, b"9", ((B, FRIEND),)))
-    del ref
-    bench.owner.references.release(bench.inbox.pop())
-    again = bench.adopt(A, FRIEND)  # before the loop has drawn the consequences
-    waiter = Waiter(1)
-    bench.owner.watch(waiter, [again])
-    effects = bench.turn()
-    assert sent(effects, GetObject) == [(FRIEND[0], GetObject(A))] and verbs(effects, RESOLVE) == []
-    assert verbs(bench.hears("object_value", A, (INLINE, b"9"), peer=FRIEND[0]), RESOLVE) == [(waiter,)]
-
-
-def test_a_borrower_is_answered_at_once_or_when_the_value_arrives_or_that_it_is_lost() -> None:
-    bench = Bench()
-    inner = bench.put(b"inner")
-    outer = bench.put(b"outer", ((inner.binary(), ME),))
-    bench.owner.references.give(outer.binary(), ME, FRIEND[0])
-    [(peer, value)] = sent(bench.hears("get_object", outer.binary(), peer=FRIEND[0]), ObjectValue)
-    assert peer == FRIEND[0] and value.entry == (INLINE, b"outer", ((inner.binary(), ME),))
-    assert bench.owner.references.borrowers[inner.binary()] == {FRIEND[0]: 1}, "the answer registers its receiver"
-
-    refs, effects = bench.call()
-    lease, _ = bench.grant(effects)
-    assert bench.hears("get_object", refs[0].binary(), peer=FRIEND[0]) == []
-    effects = bench.done(lease, refs[0], (INLINE, b"late"))
-    assert sent(effects, ObjectValue) == [(FRIEND[0], ObjectValue(refs[0].binary(), (INLINE, b"late")))]
-
-    [(_, value)] = sent(bench.hears("get_object", C, peer=FRIEND[0]), ObjectValue)
-    assert value.entry[0] == ERROR and isinstance(pickle.loads(value.entry[1]), ObjectLostError)
-
-
-def test_a_borrower_that_waits_for_a_result_nobody_keeps_is_told() -> None:
-    bench = Bench()
-    refs, effects = bench.call()
-    lease, _ = bench.grant(effects)
-    bench.hears("get_object", refs[0].binary(), peer=FRIEND[0])
-    ghost = ObjectRef(refs[0].binary(), ME, [].append)
-    refs.clear()
-    bench.turn()
-    [(peer, value)] = sent(bench.done(lease, ghost, (INLINE, b"late")), ObjectValue)
-    assert peer == FRIEND[0] and value.entry[0] == ERROR
-    assert bench.owner._remote_gets == {}
-
-
-def test_a_get_of_ones_own_object_that_is_gone_is_an_error_and_not_a_hang() -> None:
-    bench = Bench()
-    ghost = bench.adopt(A, ME)
-    waiter = Waiter(1)
-    bench.owner.watch(waiter, [ghost])
-    assert verbs(bench.turn(), RESOLVE) == [(waiter,)]
-    assert isinstance(bench.error(ghost), ObjectLostError) and A.hex() in str(bench.error(ghost))
-
-
-def test_a_process_is_needed_while_others_hold_what_it_owns_or_its_tasks_run() -> None:
-    bench = Bench()
-    borrowed = bench.adopt(A, FRIEND)
-    ref = bench.put(b"7")
-    assert not bench.owner.needed(), "what it holds itself is nobody else's business"
-    bench.owner.references.give(ref.binary(), ME, FRIEND[0])
-    assert bench.owner.needed()
-    bench.hears("refs", [(ref.binary(), FRIEND[0], -1)], peer=FRIEND[0])
-    assert not bench.owner.needed()
-    refs, effects = bench.call(nested=(borrowed,))
-    assert bench.owner.needed()
-    lease, _ = bench.grant(effects)
-    bench.done(lease, refs[0], (INLINE, b"0"))
-    assert bench.owner.needed(), "the node would end the worker that is lent to it, and all that one owns"
-    bench.does("on_timer", (IDLE_TIMER,), now=9.0)
-    assert not bench.owner.needed()
-
-
-# -- deaths ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_death_of_an_owner_resolves_those_who_wait_for_its_objects() -> None:
-    bench = Bench()
-    ref = bench.adopt(A, FRIEND)
-    waiter = Waiter(1)
-    bench.owner.watch(waiter, [ref])
-    bench.turn()
-    assert verbs(bench.hears("worker_died", FRIEND[0], "it was killed"), RESOLVE) == [(waiter,)]
-    assert isinstance(bench.error(ref), OwnerDiedError) and "it was killed" in str(bench.error(ref))
-    effects = bench.hears("object_value", A, (INLINE, b"late", ((B, WORKER),)), peer=FRIEND[0])
-    assert isinstance(bench.error(ref), OwnerDiedError)
-    assert sent(effects, Refs) == [(WORKER[0], Refs([(B, ME[0], -1)]))]
-
-
-def test_the_agent_is_asked_once_whether_an_owner_is_still_there() -> None:
-    """It may have ended before this process came: then nobody told it, and nobody would ever answer."""
-    bench = Bench()
-    refs = [bench.adopt(o, FRIEND) for o in (A, B)]
-    bench.owner.watch(Waiter(2), refs)
-    effects = bench.turn()
-    assert sent(effects, CheckProcess) == [(AGENT, CheckProcess(FRIEND[0]))]
-    effects = bench.hears("worker_died", FRIEND[0], "it ended earlier")
-    assert verbs(effects, HANG_UP) == [(FRIEND[0],)]
-    assert all(isinstance(bench.error(ref), OwnerDiedError) for ref in refs)
-
-
-def test_an_object_of_a_dead_owner_is_never_asked_for() -> None:
-    bench = Bench()
-    bench.hears("worker_died", FRIEND[0], "gone")
-    ref = bench.adopt(A, FRIEND)
-    bench.owner.watch(waiter := Waiter(1), [ref])
-    effects = bench.turn()
-    assert sent(effects, GetObject) == [] and verbs(effects, RESOLVE) == [(waiter,)]
-    refs, effects = bench.call(ref)
-    assert isinstance(bench.error(refs[0]), OwnerDiedError) and sent(effects, RequestLease) == []
-
-
-def test_a_value_that_was_here_before_its_owner_died_stays() -> None:
-    bench = Bench()
-    ref = borrowed_value(bench, (INLINE, b"9"))
-    bench.hears("worker_died", FRIEND[0], "gone")
-    assert bench.owner.memory[ref.binary()] == (INLINE, b"9")
-
-
-def test_nothing_is_said_to_the_dead_and_nothing_kept_for_them() -> None:
-    bench = Bench()
-    ref = bench.put(b"7")
-    bench.owner.references.give(ref.binary(), ME, FRIEND[0])
-    theirs = bench.adopt(B, FRIEND)
-    bench.owner.references.received(B)
-    bench.hears("worker_died", FRIEND[0], "gone")
-    bench.hears("refs", [(ref.binary(), FRIEND[0], 1)], peer=WORKER[0])
-    assert bench.owner.references.borrowers == {}
-    del ref, theirs
-    assert sent(bench.turn(), Refs) == [] and bench.at_rest()
-
-
-def test_a_result_whose_worker_is_known_to_be_dead_registers_nobody() -> None:
-    bench = Bench()
-    mine = bench.put(b"7")
-    refs, effects = bench.call(nested=(mine,))
-    lease, _ = bench.grant(effects)
-    bench.hears("worker_died", WORKER[0], "gone")
-    bench.done(lease, refs[0], (INLINE, b"1"), borrowed=[(mine.binary(), ME)])
-    refs.clear()
-    del mine
-    bench.turn()
-    assert bench.at_rest()
-
-
 # -- no room on any node --------------------------------------------------------------------------------------------
 
 
@@ -601,7 +312,7 @@ def test_an_infeasible_task_warns_once_and_fails_after_its_grace() -> None:
     assert at == 3.0 and key[0] == INFEASIBLE_TIMER
     bench.does("on_timer", key, now=3.0)
     assert isinstance(bench.error(refs[0]), TaskUnschedulableError)
-    again, effects = bench.call()
+    _again, effects = bench.call()
     assert len(sent(effects, RequestLease)) == 1, "the next one asks again"
 
 

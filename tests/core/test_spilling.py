@@ -25,7 +25,7 @@ def test_directories_are_used_in_turn() -> None:
 
 def test_without_directories_there_is_none_to_choose() -> None:
     spills, _ = files()
-    assert spills.choose() is None and spills.local() is None and not spills.exhausted()
+    assert spills.choose() is None and spills.local() is None and not spills.has_local()
 
 
 def test_a_directory_that_failed_rests_until_its_timer() -> None:
@@ -42,11 +42,11 @@ def test_a_directory_that_failed_rests_until_its_timer() -> None:
 def test_when_all_failed_there_is_none_and_the_reason_is_known() -> None:
     spills, _ = files("/a", "s3://b")
     spills.on_failed(0.0, 0, "first")
-    assert not spills.exhausted()
+    assert spills.choose() == 1
     spills.on_failed(0.0, 1, "second")
-    assert spills.exhausted() and spills.choose() is None and spills.reason == "second"
+    assert spills.choose() is None and spills.reason == "second"
     spills.on_rested(1)
-    assert spills.choose() == 1 and not spills.exhausted()
+    assert spills.choose() == 1
 
 
 def test_only_directories_of_this_machine_serve_for_objects_used_on_disk() -> None:

@@ -2,112 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from zray.base.config import Config
-from zray.base.wire import Reply
 from zray.core.arena import PAGE
-from zray.core.effects import COLLECT, DELETE_FILE, RESTORE, SPILL
+from zray.core.effects import COLLECT, DELETE_FILE
 from zray.core.spilling import SPILL_TIMER
-from zray.core.store import CREATE_TIMER, ObjectState, ObjectStore
+from zray.core.store import CREATE_TIMER, ObjectState
 from zray.exceptions import InvariantError
 
-from .reading import drain, process, sent, timers, verbs
-
-CLIENT, OTHER, OWNER = process("client"), process("other"), process("owner")
-A, B, C, D, E, F = (bytes([n]) * 20 for n in range(1, 7))
-
-
-class Bench:
-    """A store with directories, and the disk: spills and restores are answered when the test says so."""
-
-    def __init__(
-        self,
-        pages: int = 4,
-        directories: tuple[str, ...] = ("/d0",),
-        threshold: float = 1.0,
-        file_pages: int = 100,
-        grace_s: float = 10.0,
-    ) -> None:
-        self.dead: dict[bytes, None] = {}
-        self.out: list[Any] = []
-        config = Config(
-            store_full_grace_s=grace_s, spill_threshold=threshold, spill_file_bytes_max=file_pages * PAGE, spill_rest_s=2.0
-        )
-        self.directories = directories
-        self.store = ObjectStore(pages * PAGE, config, self.out, self.dead.__contains__, list(directories))
-        self.requests = 0
-        self.spills: list[tuple[int, int, list[tuple[int, int]]]] = []  # under way
-        self.restores: list[Any] = []  # under way
-        self.files: dict[str, None] = {}  # on disk
-        self.last: list[Any] = []
-
-    def does(self, event: str, *args: Any, **kwargs: Any) -> list[Any]:
-        getattr(self.store, event)(*args, **kwargs)
-        self.store.check()
-        effects = drain(self.out)
-        self.spills += verbs(effects, SPILL)
-        self.restores += verbs(effects, RESTORE)
-        for (path,) in verbs(effects, DELETE_FILE):
-            self.files.pop(path, None)
-        self.last = effects
-        return effects
-
-    def create(self, object_id: bytes, pages: int = 1, peer: bytes = CLIENT, now: float = 0.0) -> list[Any]:
-        self.requests += 1
-        return self.does("create", now, peer, self.requests, object_id, pages * PAGE)
-
-    def sealed(self, object_id: bytes, pages: int = 1, owner: bytes = OWNER) -> None:
-        assert [a[2] for a in answers(self.create(object_id, pages))] == [True]
-        self.does("seal", object_id, owner)
-
-    def pin(self, object_id: bytes, peer: bytes = OTHER, *, urgent: bool = True, now: float = 0.0) -> list[Any]:
-        self.requests += 1
-        return self.does("pin", peer, self.requests, object_id, now=now, urgent=urgent)
-
-    def written(self) -> list[Any]:
-        """The oldest spill succeeds."""
-        batch_id, directory, rows = self.spills.pop(0)
-        path = f"{self.directories[directory]}/{batch_id}.spill"
-        self.files[path] = None
-        places, position = [], 0
-        for _, size in rows:
-            places.append((position, 1000 + position))
-            position += size
-        return self.does("on_spilled", batch_id, path, places)
-
-    def not_written(self, reason: str = "no space", now: float = 0.0) -> list[Any]:
-        """The oldest spill fails."""
-        return self.does("on_spill_failed", now, self.spills.pop(0)[0], reason)
-
-    def restored(self) -> list[Any]:
-        return self.does("on_restored", self.restores.pop(0)[0])
-
-    def not_restored(self, reason: str = "gone") -> list[Any]:
-        return self.does("on_restore_failed", self.restores.pop(0)[0], reason)
-
-    def state(self, object_id: bytes) -> str:
-        return self.store.objects[object_id].state.name
-
-    def on_disk(self, *object_ids: bytes) -> None:
-        """Make these of one page each, and have them on disk only."""
-        for object_id in object_ids:
-            self.sealed(object_id)
-        filler = bytes([200]) * 20
-        self.create(filler, self.store.arena.capacity // PAGE)
-        while self.spills:
-            self.written()
-        self.does("abort", filler)
-        assert {self.state(o) for o in object_ids} == {"ON_DISK"}
-
-
-def answers(effects: list[Any]) -> list[tuple[bytes, int, bool, Any]]:
-    return [(peer, reply.request_id, reply.ok, reply.value) for peer, reply in sent(effects, Reply)]
-
+from .reading import timers, verbs
+from .store_bench import CLIENT, OTHER, OWNER, A, B, Bench, C, D, E, F, answers
 
 # -- to disk --------------------------------------------------------------------------------------------------------
 
@@ -361,7 +265,7 @@ def test_an_argument_becomes_urgent_when_somebody_gets_it() -> None:
     bench = Bench(pages=1, directories=("memory://x",))
     bench.on_disk(A)
     bench.on_disk(B)
-    argument, create, get = full_with_waiting(bench)
+    argument, *_ = full_with_waiting(bench)
     bench.pin(A)
     assert bench.store.statistics()["creations_waiting"] == 3
     bench.does("free", [C])
@@ -636,80 +540,14 @@ def test_check_finds_what_does_not_add_up() -> None:
         bench.store.check()
 
 
-# -- random walk ----------------------------------------------------------------------------------------------------
-
-EVENTS = ["create", "create", "seal", "seal", "abort", "pin", "pin", "unpin", "free", "die", "time"]
-EVENTS += ["written", "written", "not_written", "restored", "restored", "not_restored", "rested"]
-steps = st.lists(
-    st.tuples(st.sampled_from(EVENTS), st.integers(0, 5), st.integers(0, 2), st.integers(1, 7)), max_size=90
-)
-
-
-@given(steps, st.sampled_from([("/d0",), ("/d0", "/d1"), ("memory://x",), ("memory://x", "/d1")]), st.sampled_from([0.5, 1.0]))
-@settings(max_examples=400)
-def test_random_walk_everybody_is_answered_once_and_everything_comes_back(
-    walk: list[tuple[str, int, int, int]], directories: tuple[str, ...], threshold: float
-) -> None:
-    bench = Bench(6, directories, threshold, file_pages=2, grace_s=3.0)
-    peers = [process(f"peer{n}") for n in range(3)]
-    owners = [OWNER, peers[0], peers[1]]
-    asked: dict[int, bytes] = {}
-    now = 0.0
-
-    def hear(effects: list[Any]) -> None:
-        for receiver, request_id, _, _ in answers(effects):
-            assert asked.pop(request_id) == receiver, "every request is answered once, to the one who asked"
-
-    for what, number, who, amount in walk:
-        object_id, peer = bytes([number]) * 20, peers[who]
-        if what == "time":
-            now += amount
-            hear(bench.does("on_timer", now))
-        elif what == "die":
-            bench.dead[peer] = None
-            hear(bench.does("drop_client", peer))
-        elif what == "rested":
-            hear(bench.does("on_timer", now, (SPILL_TIMER, number % len(directories))))
-        elif what in ("written", "not_written"):
-            if bench.spills:
-                bench.spills.insert(0, bench.spills.pop(number % len(bench.spills)))
-                hear(getattr(bench, what)())
-        elif what in ("restored", "not_restored"):
-            if bench.restores:
-                bench.restores.insert(0, bench.restores.pop(number % len(bench.restores)))
-                hear(getattr(bench, what)())
-        elif peer in bench.dead:
-            continue
-        elif what == "create":
-            asked[bench.requests + 1] = peer
-            hear(bench.create(object_id, amount, peer, now))
-        elif what == "pin":
-            asked[bench.requests + 1] = peer
-            hear(bench.pin(object_id, peer, urgent=amount > 3, now=now))
-        elif what == "unpin":
-            hear(bench.does("unpin", peer, [object_id]))
-        else:
-            argument = {"seal": (object_id, owners[who], amount), "abort": (object_id,), "free": ([object_id],)}[what]
-            hear(bench.does(what, *argument))
-
-    while bench.spills or bench.restores:
-        hear(bench.written() if bench.spills else bench.restored())
-    for number in range(6):
-        hear(bench.does("abort", bytes([number]) * 20))
-    for _ in range(9):  # a demand is not late as long as the disk works for it
-        while bench.spills or bench.restores:
-            hear(bench.written() if bench.spills else bench.restored())
-        now += 100
-        hear(bench.does("on_timer", now))
-        for number in range(6):
-            hear(bench.does("abort", bytes([number]) * 20))
-    assert all(peer in bench.dead for peer in asked.values()), "nobody is left without an answer"
-    for peer in [*peers, OWNER]:
-        bench.dead[peer] = None
-        bench.does("drop_client", peer)
-    bench.does("free", [bytes([n]) * 20 for n in range(6)])
-    while bench.spills or bench.restores:
-        bench.written() if bench.spills else bench.restored()
-    assert bench.store.objects == {} and bench.store.arena.used_bytes == 0
-    assert bench.store.files.live == {} and bench.files == {}
-    assert bench.store.spilling_bytes == 0 and bench.store.statistics()["creations_waiting"] == 0
+def test_while_a_directory_is_tried_again_the_reason_is_the_disk_still() -> None:
+    bench = Bench(pages=1)
+    bench.sealed(A)
+    bench.create(B)
+    bench.not_written("no space", now=1.0)
+    bench.does("on_timer", 3.0, (SPILL_TIMER, 0))
+    [(_, _, ok, (kind, _))] = answers(bench.does("on_timer", 10.0, (CREATE_TIMER,)))
+    assert not ok and kind == "disk"
+    bench.written()
+    [(_, _, ok, (kind, _))] = answers(bench.does("create", 11.0, CLIENT, 99, C, PAGE)) or [(0, 0, False, ("full", ""))]
+    assert ok or kind == "full"

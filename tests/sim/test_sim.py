@@ -11,7 +11,7 @@ import pytest
 
 from .simulation import simulate
 
-SEEDS = 160
+SEEDS = 200
 CHUNK = 20
 
 

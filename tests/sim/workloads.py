@@ -131,10 +131,7 @@ def run_task(body: WorkerBody, arguments: Arguments, num_returns: int, depth: in
             body.kept.clear()
         elif what == "sleep":
             yield ("sleep", run_time_s(body, arguments))
-    values = []
-    for number in range(num_returns):
-        values.append(value_of(f"{arguments.tag}/{number}", pick(rng, mine + made, 2), rng))
-    return values
+    return [value_of(f"{arguments.tag}/{n}", pick(rng, mine + made, 2), rng) for n in range(num_returns)]
 
 
 def get_or_raise(body: OwnerBody, refs: list[ObjectRef[Any]]) -> Steps:

@@ -41,7 +41,7 @@ class SpillFiles:
         self._next = 0
         self._resting: dict[int, None] = {}
         self.live: dict[str, int] = {}  # how many objects of each file are needed
-        self.reason = ""  # why the last directory failed
+        self.reason = ""  # why the last attempt to write a file failed, if it did
 
     def choose(self) -> int | None:
         """The directory whose turn it is."""
@@ -81,10 +81,6 @@ class SpillFiles:
     def on_rested(self, index: int) -> None:
         """Try a directory again."""
         self._resting.pop(index, None)
-
-    def exhausted(self) -> bool:
-        """Whether there are directories and all of them failed."""
-        return bool(self._directories) and len(self._resting) == len(self._directories)
 
     def keep(self, path: str) -> None:
         """One more object in a file is needed."""

@@ -211,6 +211,7 @@ class ObjectStore:
         """A file is written; ``places`` are position and checksum of each of its objects."""
         _, object_ids = self._batches.pop(batch_id)
         self._moved += 1
+        self.files.reason = ""
         for object_id, (position, checksum) in zip(object_ids, places, strict=True):
             stored = self.objects[object_id]
             stored.move("written")
@@ -494,7 +495,7 @@ class ObjectStore:
         if largest:
             text += "; the largest: " + ", ".join(f"{o.size} bytes of {o.call_site or 'an unknown line'}" for o in largest)
         kind = "full"
-        if self.files.exhausted():
+        if self.files.reason:
             kind = "disk"
             text += f". Objects can not be moved to disk: {self.files.reason}"
         self._out.append((SEND, peer, Reply(request_id, False, (kind, text))))

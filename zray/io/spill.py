@@ -118,7 +118,7 @@ class FsspecDirectory:
                 for part in parts:
                     file.write(part)
         except Exception:
-            with contextlib.suppress(Exception):  # half a file is of no use, and its room is
+            with contextlib.suppress(OSError):  # half a file is of no use, and its room is
                 self._files.rm_file(path)
             raise
         return f"{self.path}/{name}"

@@ -19,6 +19,8 @@ from zray.io.storage import Arena, shared_memory_free_bytes
 from zray.runtime.process import PidWatch, Process, log
 from zray.runtime.worker import WorkerSettings, run_worker
 
+_EXIT_TIMER = "node.exited"
+_LAST_WORDS_S = 0.05
 _SMALL_STORE = 75 << 20
 
 
@@ -112,6 +114,7 @@ class Node:
         process.add_local(self.description["agent"])
         process.on_timers("agent", self.agent.on_timer)
         process.on_timers("store", self.agent.on_timer)
+        process.on_timers("node", lambda now, key: self.agent.on_worker_exited(now, key[1], key[2]))
         process.on_effect(e.START_WORKER, self.zygote.start)
         process.on_effect(e.KILL_WORKER, self.zygote.kill)
         process.on_effect(e.WATCH, self._watch)
@@ -151,7 +154,10 @@ class Node:
             pid = self._pids.pop(event[1], 0)
             reason = describe_exit(event[2])
             log.info("worker %s (pid %d) %s", event[1][6:10].hex(), pid, reason)
-            self.agent.on_worker_exited(now, event[1], f"pid {pid} {reason}")
+            if event[2] == 0:  # it ended in good order: what it said last may still be on its way
+                self._process.loop.add_timer(now + _LAST_WORDS_S, (_EXIT_TIMER, event[1], f"pid {pid} {reason}"))
+            else:
+                self.agent.on_worker_exited(now, event[1], f"pid {pid} {reason}")
         elif event[0] == "started":
             self._pids[event[1]] = event[2]
         else:

@@ -91,7 +91,11 @@ class StoreClient:
         waiter = Waiter(len(wanted))
         refusals: dict[bytes, Any] = {}
         loop.post((self._pin, waiter, wanted, urgent, refusals))
-        loop.wait(waiter)
+        try:
+            loop.wait(waiter)
+        except BaseException:  # Ctrl-C: the pins that were asked for come nevertheless
+            loop.post((self._abandon, waiter, wanted, refusals))
+            raise
         values: dict[bytes, Any] = {}
         try:
             for object_id in wanted:
@@ -153,6 +157,19 @@ class StoreClient:
             self._worker.count_down(waiter)
 
         return answered
+
+    def _abandon(self, waiter: Waiter, object_ids: list[bytes], refusals: dict[bytes, Any]) -> None:
+        """In the loop: nobody takes what was pinned; give it back when all of it is here."""
+
+        def give_back() -> None:
+            for object_id in object_ids:
+                if object_id not in refusals:
+                    self._unpin(object_id)
+
+        if waiter.remaining > 0:
+            waiter.callback = give_back
+        else:
+            give_back()
 
     def _unpin(self, object_id: bytes) -> None:
         self._views[object_id] -= 1

@@ -118,6 +118,10 @@ class TaskExecutor(CoreWorker):
             self._wake_main()
 
     def on_exit_worker(self, now: float, peer: bytes, reason: str) -> None:
+        """The node has no use for this worker: it ends, unless others need what it owns."""
+        if self.owner.needed() or self._queue or self._running_since:
+            self.send(peer, wire.WorkerStays(self.me))
+            return
         self._leaving = True
         self._wake_main()
 
@@ -268,7 +272,7 @@ class TaskExecutor(CoreWorker):
     def _entries(self, peer: bytes, task_id: bytes, result: Any, num_returns: int, name: str) -> tuple[Entry, ...]:
         """What the owner will know of the results."""
         if num_returns == 1:
-            return (self._result(peer, return_id(task_id, 1), result),)
+            return self._given(peer, (self._result(peer, return_id(task_id, 1), result),))
         if num_returns == 0:
             return ()
         try:
@@ -278,15 +282,18 @@ class TaskExecutor(CoreWorker):
         if values is None or len(values) != num_returns:
             got = f"{len(values)} values" if values is not None else f"a {type(result).__name__}"
             raise ValueError(f"{name}() has num_returns={num_returns} but returned {got}: return that many in a tuple")
-        return tuple(self._result(peer, return_id(task_id, i + 1), value) for i, value in enumerate(values))
+        entries = tuple(self._result(peer, return_id(task_id, i + 1), value) for i, value in enumerate(values))
+        return self._given(peer, entries)
 
     def _result(self, peer: bytes, object_id: bytes, value: Any) -> Entry:
-        entry = self.entry(object_id, serialization.serialize(value), peer)
-        if len(entry) > 2:
-            contained = entry[-1]
-            if contained:  # registered before the value, and with it the last reference here, goes
-                self.loop.post((self._give, contained, peer))
-        return entry
+        return self.entry(object_id, serialization.serialize(value), peer)
+
+    def _given(self, peer: bytes, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+        """Register the owner-to-be for the references inside the results, now that all of them have been made."""
+        for entry in entries:
+            if len(entry) > 2 and entry[-1]:  # before the values, and with them the last references here, go
+                self.loop.post((self._give, entry[-1], peer))
+        return entries
 
     def _give(self, contained: wire.Contained, receiver: bytes) -> None:
         for object_id, owner in contained:
