@@ -97,11 +97,13 @@ def test_a_get_in_a_thread_while_the_main_thread_waits(tmp_path: Any) -> None:
 def test_a_timeout_in_a_thread_while_another_waits_longer(tmp_path: Any) -> None:
     ref = held(tmp_path / "open", "value")
 
+    too_early = threading.Barrier(3)
+
     def work(index: int) -> Any:
         if index % 2:
             with pytest.raises(GetTimeoutError):
                 ray.get(ref, timeout=0.02)
-            if index == 1:
+            if too_early.wait() == 0:
                 (tmp_path / "open").touch()
         return ray.get(ref)
 
