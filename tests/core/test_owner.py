@@ -115,6 +115,10 @@ def test_when_the_cluster_is_gone_nobody_waits_any_more() -> None:
     bench.owner.listen(listener, bench.owner.arrivals, 0)
     bench.owner.abandon()
     assert verbs(bench.turn(), RESOLVE) == [(watcher,), (listener,)]
+    late, later = Waiter(1), Waiter(1)  # they asked before they could know
+    bench.owner.watch(late, refs)
+    bench.owner.listen(later, bench.owner.arrivals, 0)
+    assert verbs(bench.turn(), RESOLVE) == [(late,), (later,)]
 
 
 # -- tasks ----------------------------------------------------------------------------------------------------------

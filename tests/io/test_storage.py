@@ -178,10 +178,10 @@ try:
         arena.write(i << 20, value, warm=False)
         written += 1
 except ObjectStoreFullError as error:
-    print("refused after", 0 < written < 32, "--shm-size" in str(error))
+    print("refused after", 0 < written < 32, "--shm-size" in str(error), flush=True)
 size = serialization.stored_size(value)
 parts = serialization.parse_stored(arena.view(0, size, lambda: None))
-print("intact", serialization.deserialize_parts(*parts) == bytes(1 << 19))
+print("intact", serialization.deserialize_parts(*parts) == bytes(1 << 19), flush=True)
 os.unlink("/dev/shm/zray-full")
 os._exit(0)
 """
