@@ -33,7 +33,7 @@ LEVELS: list[list[set[str]]] = [
     [{"core"}, {"io"}, {"object_ref"}],
     [{"runtime"}],
     [{"api", "actor", "remote_function", "options", "runtime_context", "state", "timeline"}],
-    [{"util"}, {"ops"}],
+    [{"util"}, {"ops"}, {"experimental"}],
 ]
 CORE_BANS = {"zmq", "sqlite3", "threading", "asyncio", "os", "time", "random", "logging", "subprocess"}
 ONLY_IN = {

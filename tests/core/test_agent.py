@@ -383,3 +383,19 @@ def test_an_idle_worker_that_others_need_stays() -> None:
     assert peer == SECOND, "no place will become free for the other job: better an error than to wait for ever"
 
 
+
+
+def test_a_worker_that_does_not_start_in_time_is_ended_and_another_started() -> None:
+    bench = Bench()
+    [(worker,)] = verbs(bench.request(), START_WORKER)
+    assert verbs(bench.does("on_worker_late", worker, now=30.0), KILL_WORKER) == [(worker,)]
+    effects = bench.does("on_worker_exited", worker, "killed", now=30.1)
+    assert len(verbs(effects, START_WORKER)) == 1
+    bench.started(effects)
+    assert (DRIVER, 1) in bench.granted
+
+
+def test_a_worker_that_has_started_is_not_late() -> None:
+    bench = Bench()
+    worker = bench.lease().worker_id
+    assert verbs(bench.does("on_worker_late", worker, now=30.0), KILL_WORKER) == []

@@ -49,7 +49,7 @@ class Config:
     workers_max: int = 512  # processes on one node, blocked ones included
     exhausted_grace_ms: float = 100.0  # all workers wait for others for so long: then tasks are refused
     worker_idle_s: float = 2.0  # idle workers above the prestarted number are ended
-    worker_start_timeout_s: float = 30.0
+    worker_start_timeout_s: float = 30.0  # a worker that has not said hello by then is ended
     worker_exit_grace_s: float = 0.5  # between the polite word and the signal
     # memory of workers
     memory_check_ms: float = 250.0

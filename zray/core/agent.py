@@ -138,6 +138,13 @@ class NodeAgent:
         self._serve(self.pool.on_ready(now, worker_id, endpoint, pid))
         self._advance(now)
 
+    def on_worker_late(self, now: float, worker_id: bytes) -> None:
+        """A worker has had all the time it may take to start: one that hangs is ended, and another started for it."""
+        worker = self.pool.workers.get(worker_id)
+        if worker is not None and worker.state is WorkerState.STARTING:
+            self.out.append((WARN, f"worker {worker_id.hex()} did not start in time and is ended"))
+            self.pool.kill(worker)
+
     def on_worker_exited(self, now: float, worker_id: bytes, reason: str) -> None:
         """The body saw a worker process end."""
         worker = self.pool.on_exited(worker_id)

@@ -94,6 +94,7 @@ class Owner:
     """
 
     __slots__ = (
+        "_abandoned",
         "_agent",
         "_asked",
         "_config",
@@ -118,6 +119,7 @@ class Owner:
         self._me = me[0]
         self._node_id = node_id
         self._agent = agent
+        self._abandoned = False
         self._config = config
         self.out: list[Effect] = []
         self.memory: dict[bytes, Entry] = {}
@@ -167,6 +169,10 @@ class Owner:
             entry = memory.get(object_id)
             if entry is not None:
                 self._count_down(waiter, entry)
+            elif self._abandoned:
+                if not waiter.done:
+                    waiter.done = True
+                    self.out.append((RESOLVE, waiter))
             else:
                 watchers = self._watchers.get(object_id)
                 if watchers is None:
@@ -184,7 +190,7 @@ class Owner:
         fail fast is told of the first error after the ``failures``-th too.
         """
         waiter.remaining -= self.arrivals - since
-        if waiter.remaining <= 0 or (waiter.fail_fast and self.failures != failures):
+        if waiter.remaining <= 0 or (waiter.fail_fast and self.failures != failures) or self._abandoned:
             waiter.done = True
             self.out.append((RESOLVE, waiter))
         else:
@@ -196,7 +202,8 @@ class Owner:
             self._seek(ref.binary(), ref.owner)
 
     def abandon(self) -> None:
-        """The cluster is gone: nothing will arrive any more, so nobody shall wait."""
+        """The cluster is gone: nothing will arrive any more, so nobody shall wait, now or later."""
+        self._abandoned = True
         for watchers in [*self._watchers.values(), self._listeners]:
             for waiter in watchers:
                 if not waiter.done:

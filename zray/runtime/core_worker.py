@@ -318,6 +318,8 @@ class CoreWorker(Process):
             self.loop.post((owner.listen, waiter, arrivals, failures))
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not self._block(waiter, left):
+                if self.broken is not None:
+                    raise self.broken  # nobody turns the loop any more
                 return [ref for ref in missing if ref._id not in memory]
 
     def wait(
@@ -355,6 +357,8 @@ class CoreWorker(Process):
             arrivals = self.owner.arrivals
             ready = _first_ready(refs, memory, num_returns)
             if not in_time:
+                if self.broken is not None:
+                    raise self.broken
                 break
         return ready
 

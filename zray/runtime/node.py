@@ -20,6 +20,7 @@ from zray.runtime.process import PidWatch, Process, log
 from zray.runtime.worker import WorkerSettings, run_worker
 
 _EXIT_TIMER = "node.exited"
+_LATE_TIMER = "node.late"
 _LAST_WORDS_S = 0.05
 _SMALL_STORE = 75 << 20
 
@@ -114,8 +115,8 @@ class Node:
         process.add_local(self.description["agent"])
         process.on_timers("agent", self.agent.on_timer)
         process.on_timers("store", self.agent.on_timer)
-        process.on_timers("node", lambda now, key: self.agent.on_worker_exited(now, key[1], key[2]))
-        process.on_effect(e.START_WORKER, self.zygote.start)
+        process.on_timers("node", self._on_node_timer)
+        process.on_effect(e.START_WORKER, self._start_worker)
         process.on_effect(e.KILL_WORKER, self.zygote.kill)
         process.on_effect(e.WATCH, self._watch)
         process.loop.add_source(self.zygote)
@@ -147,6 +148,17 @@ class Node:
             self._arena.close()
         for watch in self._watches.values():
             watch.close()
+
+    def _start_worker(self, worker_id: bytes) -> None:
+        self.zygote.start(worker_id)
+        at = self._process.now() + self._config.worker_start_timeout_s
+        self._process.loop.add_timer(at, (_LATE_TIMER, worker_id))
+
+    def _on_node_timer(self, now: float, key: tuple[Any, ...]) -> None:
+        if key[0] == _LATE_TIMER:
+            self.agent.on_worker_late(now, key[1])
+        else:
+            self.agent.on_worker_exited(now, key[1], key[2])
 
     def _on_zygote(self, event: tuple[Any, ...]) -> None:
         now = self._process.now()
