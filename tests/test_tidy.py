@@ -214,6 +214,7 @@ def handlers() -> dict[str, list[type]]:
     from zray.core.agent import NodeAgent
     from zray.core.gcs import Gcs
     from zray.core.owner import Owner
+    from zray.runtime.client import Client
     from zray.runtime.core_worker import CoreWorker
     from zray.runtime.worker import TaskExecutor
 
@@ -222,7 +223,7 @@ def handlers() -> dict[str, list[type]]:
         "agent": [NodeAgent],
         "owner": [Owner, CoreWorker],
         "worker": [TaskExecutor],
-        "any": [CoreWorker],
+        "any": [Client, CoreWorker],
     }
 
 

@@ -38,6 +38,7 @@ class Node:
                     return event
             left = deadline - time.monotonic()
             assert left > 0, f"no {kind}; there were {self.events}"
+            assert ("lost",) not in self.events, "the zygote ended"
             select.select([self.zygote], [], [], left)
             self.zygote.on_readable()
 
@@ -209,6 +210,8 @@ def test_a_node_that_is_killed_takes_zygote_and_workers_with_it(tmp_path: Any) -
 
 
 def test_interrupts_are_not_for_the_zygote(node: Node) -> None:
+    node.zygote.start(b"first")
+    node.until("exited", b"first")  # it has been through its beginning
     for _ in range(3):
         os.kill(node.zygote.pid, signal.SIGINT)
     node.zygote.start(b"good")

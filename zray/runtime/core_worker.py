@@ -32,24 +32,12 @@ from zray.exceptions import (
     RaySystemError,
 )
 from zray.object_ref import ObjectRef
-from zray.runtime.process import Process, log
+from zray.runtime.client import Client, resolve
+from zray.runtime.process import log
 from zray.runtime.store_client import StoreClient
 
 
-class Request:
-    """A question to another process, until its Reply comes."""
-
-    __slots__ = ("done", "ok", "signal", "then", "value")
-
-    def __init__(self, then: Callable[[bool, Any], None] | None = None) -> None:
-        self.then = then  # called in the loop with the answer
-        self.done = False
-        self.ok = False
-        self.value: Any = None
-        self.signal: Any = None
-
-
-class CoreWorker(Process):
+class CoreWorker(Client):
     """The runtime of one driver or worker.
 
     Args:
@@ -68,25 +56,21 @@ class CoreWorker(Process):
         self.config = config
         self.job_id = b""
         self.node_id = b""
-        self.agent = b""
         self.node_endpoint = ""
         self.namespace = ""
         self.env_vars: dict[str, str] = {}
         self.depth = 0
         self.blocking: Callable[[bool], None] | None = None  # told when the main thread starts and ends to wait
-        self.broken: RayError | None = None
         self.task_ids = TaskIDs(me)
         self.release: Callable[[bytes], None] = self.loop.post  # what an ObjectRef calls when it dies
         self.exported: dict[bytes, None] = {}
         self.checked: tuple[Any, ...] = ()  # marks the list that the last wait left over
         self.owner: Owner
         self.store: StoreClient
-        self._requests: dict[int, Request] = {}
-        self._next_request = 1
         self._completions: queue.SimpleQueue[tuple[Future[Any], ObjectRef[Any]] | None] | None = None
         self._main = threading.main_thread().ident
         self._pid = os.getpid()
-        self.on_effect(e.RESOLVE, _resolve)
+        self.on_effect(e.RESOLVE, resolve)
         self.on_effect(e.WARN, lambda text: log.warning("%s", text))
         self.add_handlers(self, "owner", "any")
         self.loop.on_inbox = self._on_early_inbox
@@ -97,7 +81,7 @@ class CoreWorker(Process):
         self.node_id = node["node_id"]
         self.agent = node["agent"]
         self.node_endpoint = node["endpoint"]
-        self.store = StoreClient(self, node["store_name"])
+        self.store = StoreClient(self, node["store_name"], self.free_first, self.call_site)
         self.owner = Owner(self.address, job_id, self.node_id, self.agent, self.config)
         self.add_brain(self.owner, "owner")
         self.on_timers("leases", self.owner.on_timer)
@@ -134,14 +118,6 @@ class CoreWorker(Process):
             self.owner.settle(now)
         super().settle(now)
 
-    def on_reply(self, now: float, peer: bytes, request_id: int, ok: bool, value: Any) -> None:
-        """An answer came."""
-        request = self._requests.pop(request_id, None)
-        if request is not None:
-            request.ok = ok
-            request.value = value
-            _resolve(request)
-
     def on_collect_garbage(self, now: float, peer: bytes, reason: str) -> None:
         """The store is full: cycles in this process may hold references."""
         gc.collect()
@@ -151,59 +127,10 @@ class CoreWorker(Process):
 
     def fail(self, error: RayError) -> None:
         """Nothing can be done any more: everybody who waits is told, and everybody who comes."""
-        if self.broken is not None:
-            return
-        self.broken = error
-        for request in self._requests.values():
-            request.value = str(error)
-            _resolve(request)
-        self._requests.clear()
-        if self._brains:
-            self.owner.abandon()
-
-    # -- questions ------------------------------------------------------------------------------------------------
-
-    def ask(self, peer: bytes, message: type, *fields: Any) -> Request:
-        """Send a message whose first field is a request id; its Reply will resolve what is returned."""
-        request = Request()
-        self.loop.post((self._ask, request, peer, message, fields))
-        return request
-
-    def call(self, peer: bytes, message: type, *fields: Any) -> Any:
-        """Ask and wait for the answer.
-
-        Raises:
-            RaySystemError: the answer is an error, or there is nobody to answer.
-        """
-        request = self.ask(peer, message, *fields)
-        self.loop.wait(request)
-        if not request.ok:
-            raise self.broken or RaySystemError(str(request.value))
-        return request.value
-
-    def ask_then(self, then: Callable[[bool, Any], None], message: type, *fields: Any) -> None:
-        """In the loop: ask the agent, and call ``then`` with what it answers."""
-        self._ask(Request(then), self.agent, message, fields)
-
-    def count_down(self, waiter: Waiter) -> None:
-        """In the loop: one of the things a waiter waits for is there."""
-        waiter.remaining -= 1
-        if waiter.remaining <= 0:
-            _resolve(waiter)
-
-    def tell(self, peer: bytes, message: tuple[Any, ...]) -> None:
-        """Send a message that has no answer."""
-        self.loop.post((self.send, peer, message))
-
-    def _ask(self, request: Request, peer: bytes, message: type, fields: tuple[Any, ...]) -> None:
-        if self.broken is not None:
-            request.value = str(self.broken)
-            _resolve(request)
-            return
-        request_id = self._next_request
-        self._next_request += 1
-        self._requests[request_id] = request
-        self.send(peer, message(request_id, *fields))
+        if self.broken is None:
+            super().fail(error)
+            if self._brains:
+                self.owner.abandon()
 
     # -- tasks ----------------------------------------------------------------------------------------------------
 
@@ -461,27 +388,6 @@ class CoreWorker(Process):
             self._completions.put(None)
         if self._brains:
             self.store.close()
-
-
-def finish(waiter: Waiter) -> None:
-    """In the loop: all that was posted before has been taken."""
-    waiter.done = True
-    _resolve(waiter)
-
-
-def _resolve(waiter: Any) -> None:
-    """Wake whoever waits for it."""
-    waiter.done = True
-    if type(waiter) is Request and waiter.then is not None:
-        waiter.then(waiter.ok, waiter.value)
-    if waiter.signal is not None:
-        try:
-            waiter.signal.release()
-        except RuntimeError:
-            pass  # it is awake already
-    if type(waiter) is Waiter and waiter.callback is not None:
-        callback, waiter.callback = waiter.callback, None
-        callback()
 
 
 def _first_ready(refs: list[ObjectRef[Any]], memory: dict[bytes, Entry], limit: int) -> list[int]:

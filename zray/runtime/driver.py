@@ -15,7 +15,8 @@ from zray.base.ids import WorkerID
 from zray.base.wire import CONTROL
 from zray.core.owner import Waiter
 from zray.exceptions import NodeDiedError, RaySystemError
-from zray.runtime.core_worker import CoreWorker, finish
+from zray.runtime.client import finish
+from zray.runtime.core_worker import CoreWorker
 from zray.runtime.embedded import EmbeddedHead
 from zray.runtime.process import PidWatch
 

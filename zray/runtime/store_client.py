@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zray.base import serialization, wire
 from zray.base.serialization import Serialized
 from zray.core.owner import Waiter
 from zray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, RayError
 from zray.io.storage import Arena, map_file, write_file
-
-if TYPE_CHECKING:
-    from zray.runtime.core_worker import CoreWorker
+from zray.runtime.client import Client
 
 Place = tuple[Any, ...]  # (offset, size) in the arena, or (path, position, size, checksum) of a file
 
@@ -28,10 +26,16 @@ class StoreClient:
     Args:
         worker: the process.
         arena_name: the node's shared memory.
+        free_first: called in the loop before room is asked for, so that what was released before is free then.
+        call_site: the line of the user's program that is being run.
     """
 
-    def __init__(self, worker: CoreWorker, arena_name: str) -> None:
+    def __init__(
+        self, worker: Client, arena_name: str, free_first: Callable[[], None], call_site: Callable[[], str]
+    ) -> None:
         self._worker = worker
+        self._free_first = free_first
+        self._call_site = call_site
         self._arena_name = arena_name
         self._arena: Arena | None = None
         self._places: dict[bytes, Place] = {}  # of the objects pinned here
@@ -46,10 +50,10 @@ class StoreClient:
         """
         worker = self._worker
         size = serialization.stored_size(value)
-        worker.loop.post((worker.free_first,))
+        worker.loop.post((self._free_first,))
         tried: list[str] = []
         while True:
-            request = worker.ask(worker.agent, wire.CreateObject, object_id, size, worker.call_site())
+            request = worker.ask(worker.agent, wire.CreateObject, object_id, size, self._call_site())
             worker.loop.wait(request)
             if not request.ok:
                 raise worker.broken or _refusal(request.value)

@@ -1,0 +1,117 @@
+"""Client: a process that asks others questions and waits for the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from zray.core.owner import Waiter
+from zray.exceptions import RayError, RaySystemError
+from zray.runtime.process import Process
+
+
+class Request:
+    """A question to another process, until its Reply comes."""
+
+    __slots__ = ("done", "ok", "signal", "then", "value")
+
+    def __init__(self, then: Callable[[bool, Any], None] | None = None) -> None:
+        self.then = then  # called in the loop with the answer
+        self.done = False
+        self.ok = False
+        self.value: Any = None
+        self.signal: Any = None
+
+
+class Client(Process):
+    """What drivers and workers have in common with anybody who asks the node agent or the control something."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.agent = b""  # of the node this process lives on
+        self.broken: RayError | None = None  # why nothing can be done any more
+        self._requests: dict[int, Request] = {}
+        self._next_request = 1
+
+    # -- the loop's calls -----------------------------------------------------------------------------------------
+
+    def on_reply(self, now: float, peer: bytes, request_id: int, ok: bool, value: Any) -> None:
+        """An answer came."""
+        request = self._requests.pop(request_id, None)
+        if request is not None:
+            request.ok = ok
+            request.value = value
+            resolve(request)
+
+    def fail(self, error: RayError) -> None:
+        """Nobody will answer any more: everybody who waits is told, and everybody who comes."""
+        self.broken = error
+        for request in self._requests.values():
+            request.value = str(error)
+            resolve(request)
+        self._requests.clear()
+
+    # -- questions ------------------------------------------------------------------------------------------------
+
+    def ask(self, peer: bytes, message: type, *fields: Any) -> Request:
+        """Send a message whose first field is a request id; its Reply will resolve what is returned."""
+        request = Request()
+        self.loop.post((self._ask, request, peer, message, fields))
+        return request
+
+    def call(self, peer: bytes, message: type, *fields: Any) -> Any:
+        """Ask and wait for the answer.
+
+        Raises:
+            RaySystemError: the answer is an error, or there is nobody to answer.
+        """
+        request = self.ask(peer, message, *fields)
+        self.loop.wait(request)
+        if not request.ok:
+            raise self.broken or RaySystemError(str(request.value))
+        return request.value
+
+    def ask_then(self, then: Callable[[bool, Any], None], message: type, *fields: Any) -> None:
+        """In the loop: ask the agent, and call ``then`` with what it answers."""
+        self._ask(Request(then), self.agent, message, fields)
+
+    def count_down(self, waiter: Waiter) -> None:
+        """In the loop: one of the things a waiter waits for is there."""
+        waiter.remaining -= 1
+        if waiter.remaining <= 0:
+            resolve(waiter)
+
+    def tell(self, peer: bytes, message: tuple[Any, ...]) -> None:
+        """Send a message that has no answer."""
+        self.loop.post((self.send, peer, message))
+
+    def _ask(self, request: Request, peer: bytes, message: type, fields: tuple[Any, ...]) -> None:
+        if self.broken is not None:
+            request.value = str(self.broken)
+            resolve(request)
+            return
+        request_id = self._next_request
+        self._next_request += 1
+        self._requests[request_id] = request
+        self.send(peer, message(request_id, *fields))
+
+
+def finish(waiter: Waiter) -> None:
+    """In the loop: all that was posted before has been taken."""
+    waiter.done = True
+    resolve(waiter)
+
+
+def resolve(waiter: Any) -> None:
+    """Wake whoever waits for it."""
+    waiter.done = True
+    if type(waiter) is Request and waiter.then is not None:
+        waiter.then(waiter.ok, waiter.value)
+    if waiter.signal is not None:
+        try:
+            waiter.signal.release()
+        except RuntimeError:
+            pass  # it is awake already
+    if type(waiter) is Waiter and waiter.callback is not None:
+        callback, waiter.callback = waiter.callback, None
+        callback()
