@@ -174,15 +174,19 @@ class RemoteFunction(Generic[P, R]):
     ) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]:
         """Arguments as ``(payload, slots, nested references)``."""
         slots: list[tuple[Any, ObjectRef[Any]]] = []
-        for index, value in enumerate(args):
-            if type(value) is ObjectRef:
-                slots.append((index, value))
-        for name, value in kwargs.items():
-            if type(value) is ObjectRef:
-                slots.append((name, value))
+        large = False
+        for where, value in [*enumerate(args), *kwargs.items()] if kwargs else enumerate(args):
+            kind = type(value)
+            if kind is ObjectRef:
+                slots.append((where, value))
+            elif kind is bytes or kind is bytearray:
+                large = True
         if slots:
             args = tuple(None if type(value) is ObjectRef else value for value in args)
             kwargs = {name: None if type(value) is ObjectRef else value for name, value in kwargs.items()}
+        if large:
+            args = tuple(serialization.out_of_band(value) for value in args)
+            kwargs = {name: serialization.out_of_band(value) for name, value in kwargs.items()}
         try:
             value = serialization.serialize((args, kwargs))
         except TypeError as error:
@@ -198,7 +202,6 @@ class RemoteFunction(Generic[P, R]):
                 )
             return None, ((ARGUMENTS, worker.put_serialized(value)), *slots), nested
         return value.inline(), tuple(slots), nested
-
 
     def _blame(self, error: TypeError, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TypeError:
         """The error of the one argument that does not pickle."""

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 Payload = bytes | tuple[bytes, ...]  # the inline form: a pickle, or a pickle and its buffers
 
 _ALIGNMENT = 64
+_BOXED_BYTES = 1 << 16
 _MAIN = b"__main__"
 _PLAIN = frozenset({int, float, bool, type(None), complex})
 
@@ -76,6 +77,11 @@ class _BytesBox:
         return type(self.value), (PickleBuffer(self.value),)
 
 
+def out_of_band(value: Any) -> Any:
+    """Large ``bytes`` in a form that is not copied into the pickle; anything else as it is."""
+    return _BytesBox(value) if type(value) in (bytes, bytearray) and len(value) > _BOXED_BYTES else value
+
+
 def serialize(value: Any) -> Serialized:
     """Pickle a value.
 
@@ -87,8 +93,7 @@ def serialize(value: Any) -> Serialized:
     """
     if type(value) in _PLAIN:
         return Serialized(pickle.dumps(value, 5), [], [])
-    if type(value) in (bytes, bytearray) and len(value) > 1 << 16:
-        value = _BytesBox(value)
+    value = out_of_band(value)
     buffers: list[PickleBuffer] = []
     outer = _captured.refs
     refs: list[Any] = []

@@ -9,6 +9,8 @@ from zray.core.owner import Waiter
 from zray.exceptions import RayError, RaySystemError
 from zray.runtime.process import Process
 
+_DRAIN_S = 1.0
+
 
 class Request:
     """A question to another process, until its Reply comes."""
@@ -84,6 +86,12 @@ class Client(Process):
     def tell(self, peer: bytes, message: tuple[Any, ...]) -> None:
         """Send a message that has no answer."""
         self.loop.post((self.send, peer, message))
+
+    def drain(self) -> None:
+        """Have the loop take and send all that was posted so far: the last thing before ``close``."""
+        waiter = Waiter(1)
+        self.loop.post((finish, waiter))
+        self.loop.wait(waiter, _DRAIN_S)
 
     def _ask(self, request: Request, peer: bytes, message: type, fields: tuple[Any, ...]) -> None:
         if self.broken is not None:

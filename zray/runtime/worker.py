@@ -346,7 +346,7 @@ class TaskExecutor(CoreWorker):
         self._flush()
         self._leaving = True
         self.loop.post((self._hand_back,))
-        self.loop.turn_if_free()
+        self.drain()
         self.close(linger_ms=1000)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -443,4 +443,5 @@ def run_worker(settings: WorkerSettings, worker_id: bytes) -> None:
     executor.loop.run_in_thread("zray-loop", on_error)
     executor.tell(executor.agent, wire.WorkerReady(worker_id, executor.address[1], os.getpid()))
     executor.run()
+    executor.drain()
     executor.close(linger_ms=200)
