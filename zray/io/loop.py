@@ -29,7 +29,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+_SPIN_S = 0.0001  # how long a thread looks for an answer before it sleeps, after one that came quickly
+_QUICK_S = 0.001
 _SKIPS_MAX = 8  # turns in a row that do not look at the descriptors because there is other work
+_SEVERAL_CPUS = (os.cpu_count() or 1) > 1  # on one, looking would only keep the answer from being made
 _SUBMIT_BATCH = 64  # submissions between turns that the submitting thread makes itself
 
 
@@ -92,6 +95,8 @@ class Loop:
         self._driver = 0
         self._uses = 0
         self._deep = False
+        self._quick = False  # the last wait for one answer was short
+        self._spinning = False
         self._park = threading.Lock()
         self._park.acquire()
         self._followers: deque[Waitable] = deque()
@@ -136,8 +141,14 @@ class Loop:
         elif self._sleeping:
             self.wake()
 
-    def wait(self, waiter: Waitable, timeout_s: float | None = None) -> bool:
+    def wait(self, waiter: Waitable, timeout_s: float | None = None, *, spin: bool = False) -> bool:
         """Wait until ``waiter`` is done, turning the loop meanwhile if nobody else does.
+
+        Args:
+            waiter: what to wait for.
+            timeout_s: how long at most; None is for ever.
+            spin: one short answer is awaited. To sleep and be woken takes longer than a short task, so after a wait that
+                was over quickly the thread looks for a moment before it sleeps.
 
         Returns:
             Whether it is done; False when the time ran out.
@@ -156,7 +167,12 @@ class Loop:
             if self.stopped:
                 return False
             if self._baton.acquire(False):
-                if not self._lead(waiter, deadline):
+                self._spinning = spin and self._quick
+                started = time.monotonic()
+                in_time = self._lead(waiter, deadline)
+                if spin:
+                    self._quick = _SEVERAL_CPUS and time.monotonic() - started < _QUICK_S
+                if not in_time:
                     return False
             elif not self._follow(waiter, deadline):
                 return bool(waiter.done)
@@ -245,7 +261,9 @@ class Loop:
     def _look(self, timeout_s: float | None) -> None:
         """Wait for descriptors that can be read, and have them read."""
         self._skipped = 0
-        events = self._poll(timeout_s)
+        events = self._spin() if self._spinning and timeout_s != 0.0 else []
+        if not events:
+            events = self._poll(0.0 if self.inbox else timeout_s)
         self._sleeping = False
         sources = self._sources
         for fd, _ in events:
@@ -254,6 +272,16 @@ class Loop:
                 source.on_readable()
             elif fd == self._wake_read:
                 self._drain_wake()
+
+    def _spin(self) -> list[tuple[int, int]]:
+        """Look for a moment without sleeping."""
+        poll = self._poll
+        until = time.monotonic() + _SPIN_S
+        while not self.inbox:
+            events = poll(0.0)
+            if events or time.monotonic() >= until:
+                return events
+        return []
 
     def _drain_wake(self) -> None:
         try:
@@ -300,6 +328,7 @@ class Loop:
     def _leave(self) -> None:
         """Give the baton up: to a follower if there is one."""
         self._driver = 0
+        self._spinning = False
         self._baton.release()
         for follower in list(self._followers):
             if not follower.done:

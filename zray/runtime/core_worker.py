@@ -91,12 +91,16 @@ class CoreWorker(Client):
     # -- the loop's calls -----------------------------------------------------------------------------------------
 
     def on_inbox(self, now: float) -> None:
-        """Take everything that user threads left: releases are bare ids, submissions are tasks, the rest are calls."""
+        """Take everything that user threads left.
+
+        Releases are bare ids, submissions are tasks, references that came out of values are (id, owner), the rest are calls.
+        """
         inbox = self.loop.inbox
         take = inbox.popleft
         owner = self.owner
         submit = owner.submit
         release = owner.references.release
+        adopt = owner.adopt
         while inbox:
             entry = take()
             kind = type(entry)
@@ -105,7 +109,11 @@ class CoreWorker(Client):
             elif kind is Task:
                 submit(now, entry)
             else:
-                entry[0](*entry[1:])
+                first = entry[0]
+                if type(first) is bytes:
+                    adopt(first, entry[1])
+                else:
+                    first(*entry[1:])
 
     def _on_early_inbox(self, now: float) -> None:
         """Before this process has joined a job there are only calls."""
@@ -296,7 +304,7 @@ class CoreWorker(Client):
             hook(True)
         done = False
         try:
-            done = self.loop.wait(waiter, timeout_s)
+            done = self.loop.wait(waiter, timeout_s, spin=hook is None and waiter.remaining == 1)
         finally:
             if hook is not None:
                 hook(False)
@@ -335,7 +343,7 @@ class CoreWorker(Client):
     # -- references (object_ref.Runtime) --------------------------------------------------------------------------
 
     def adopt(self, object_id: bytes, owner: Address) -> ObjectRef[Any]:
-        self.loop.post((self.owner.adopt, object_id, owner))
+        self.loop.post((object_id, owner))
         return ObjectRef(object_id, owner, self.release)
 
     def keep_for_ever(self, ref: ObjectRef[Any]) -> None:
