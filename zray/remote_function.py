@@ -152,7 +152,6 @@ class RemoteFunction(Generic[P, R]):
             options.task_resources(chosen),
             1 if returns is None else returns,
             worker.config.max_retries if retries is None else retries,
-            bool(retry_exceptions),
             extra or None,
         )
         self._worker = worker

@@ -69,7 +69,7 @@ class Bench:
     ) -> tuple[list[ObjectRef[Any]], list[Any]]:
         """Call a task; the references to its results and the effects."""
         task_id = self.ids()
-        template = TaskTemplate(b"f" * 16, "fun", demand, returns, retries, True, None)
+        template = TaskTemplate(b"f" * 16, "fun", demand, returns, retries, None)
         ids = tuple(return_id(task_id, n + 1) for n in range(returns))
         task = Task(task_id, template, b"p", tuple(enumerate(args)), tuple(nested), ids, 1)
         refs = [self.ref(i) for i in ids]

@@ -38,7 +38,7 @@ class Bench:
         key = (resources, retries, function)
         template = self.templates.get(key)
         if template is None:
-            template = TaskTemplate(function, "f", resources, 1, retries, False, None)
+            template = TaskTemplate(function, "f", resources, 1, retries, None)
             self.templates[key] = template
         self.count += 1
         task_id = self.count.to_bytes(16, "big")

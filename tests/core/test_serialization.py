@@ -152,9 +152,5 @@ def test_a_registered_serializer_is_used_until_it_is_deregistered() -> None:
     assert s.deserialize(s.serialize(Celsius(1)).inline()).degrees == 1
 
 
-def test_total_bytes_counts_all_parts() -> None:
-    assert s.total_bytes(b"abc") == 3 and s.total_bytes((b"abc", b"de")) == 5
-
-
 def test_plain_values_are_pickled_by_the_c_pickler_alone() -> None:
     assert s.serialize(7) == s.Serialized(pickle.dumps(7, 5), [], [])

@@ -18,7 +18,7 @@ A, B = bytes([1]) * 20, bytes([2]) * 20
 
 
 def make_task(number: int = 1, args: tuple[bytes, ...] = (), max_retries: int = 3) -> Task:
-    template = TaskTemplate(b"f" * 16, "f", ResourceSet.of({"CPU": 1}), 1, max_retries, False, None)
+    template = TaskTemplate(b"f" * 16, "f", ResourceSet.of({"CPU": 1}), 1, max_retries, None)
     task_id = number.to_bytes(16, "big")
     slots = tuple((position, make_ref(object_id, ME)) for position, object_id in enumerate(args))
     return Task(task_id, template, b"payload", slots, (), (return_id(task_id, 1),), 1)

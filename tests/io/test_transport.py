@@ -206,8 +206,10 @@ def test_an_introduction_that_does_not_fit_is_refused_with_the_reason(
 def test_who_is_refused_knows_why(make: Any) -> None:
     a, b = make("a"), make("b", cluster=b"other")
     a.transport.dial(b.me, b.endpoint)
-    turn_until(lambda: a.transport.refused, a, b)
-    assert "another cluster" in a.transport.refused
+    turn_until(lambda: a.got, a, b)
+    [(peer, (op, reason))] = a.got
+    assert (peer, op) == (b.me, wire.REFUSE)
+    assert "another cluster" in reason
 
 
 @pytest.mark.parametrize(

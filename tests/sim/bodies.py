@@ -380,7 +380,7 @@ class OwnerBody(Body):
         key = (function, tuple(demand.items()), retries, returns)
         template = self._templates.get(key)
         if template is None:
-            template = TaskTemplate(function, function.decode(), ResourceSet.of(demand), returns, retries, False, None)
+            template = TaskTemplate(function, function.decode(), ResourceSet.of(demand), returns, retries, None)
             self._templates[key] = template
         if function not in self._exported:
             self._exported[function] = None

@@ -19,7 +19,7 @@ import hashlib
 import pickle
 import struct
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pickle import PickleBuffer
 from typing import Any, NamedTuple
 
@@ -217,8 +217,3 @@ def register_serializer(
 def deregister_serializer(cls: type) -> None:
     """Forget what ``register_serializer`` set for ``cls``; nothing happens if it was not set."""
     copyreg.dispatch_table.pop(cls, None)
-
-
-def total_bytes(parts: Sequence[bytes] | bytes) -> int:
-    """Bytes of an inline payload."""
-    return len(parts) if isinstance(parts, bytes) else sum(len(p) for p in parts)

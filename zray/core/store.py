@@ -522,7 +522,6 @@ class ObjectStore:
         self.arena.check()
         self.files.check()
         copies: dict[str, int] = {}
-        in_memory = 0
         for object_id, stored in self.objects.items():
             name = object_id.hex()
             busy = stored.state in (ObjectState.WRITING, ObjectState.SPILLING, ObjectState.RESTORING)
@@ -534,7 +533,6 @@ class ObjectStore:
                 copies[stored.copy.path] = copies.get(stored.copy.path, 0) + 1
             if stored.offset < 0 and stored.copy is None:
                 raise InvariantError(f"object {name} is nowhere")
-            in_memory += stored.offset >= 0
             movable = object_id in self._spillable or object_id in self._droppable
             if movable != (stored.state is ObjectState.IN_MEMORY and not stored.pins):
                 raise InvariantError(f"object {name} is {stored.state.name} and wrongly listed as movable: {movable}")

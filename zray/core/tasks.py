@@ -27,7 +27,6 @@ class TaskTemplate:
         "name",
         "num_returns",
         "resources",
-        "retry_exceptions",
     )
 
     def __init__(
@@ -37,7 +36,6 @@ class TaskTemplate:
         resources: ResourceSet,
         num_returns: int,
         max_retries: int,
-        retry_exceptions: bool,
         extra: dict[str, Any] | None,
     ) -> None:
         self.function_id = function_id
@@ -45,7 +43,6 @@ class TaskTemplate:
         self.resources = resources
         self.num_returns = num_returns
         self.max_retries = max_retries
-        self.retry_exceptions = retry_exceptions
         self.extra = extra  # what only the worker needs: max_calls, retry_exceptions
 
 

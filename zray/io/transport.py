@@ -19,7 +19,7 @@ from typing import Any
 
 import zmq
 
-from zray.base.wire import HELLO, PROTOCOL_VERSION, REFUSE, Hello, Refuse, encode, pack, well_formed
+from zray.base.wire import HELLO, PROTOCOL_VERSION, Hello, Refuse, encode, pack, well_formed
 from zray.io.loop import Loop
 
 _HELLO_BYTES_MAX = 4096
@@ -101,7 +101,6 @@ class Transport:
         self._context.set(zmq.MAX_SOCKETS, 65535)
         self._message_bytes_max = message_bytes_max
         self.links: dict[bytes, Link] = {}
-        self.refused = ""  # why a peer refused us
         self._by_routing_id: dict[bytes, Link] = {}
         self._accepted: dict[bytes, bytes] = {}  # peers that connected to us: peer -> routing id
         self._channels: dict[_Channel, None] = {}
@@ -265,8 +264,6 @@ class Transport:
         if type(batch) is not list:
             self._count("malformed")
             return
-        if batch and type(batch[0]) is tuple and batch[0][:1] == (REFUSE,) and well_formed(batch[0]):
-            self.refused = str(batch[0][1])
         self._on_batch(link.peer, batch)
 
     def _greet(self, channel: _Channel, routing_id: bytes, frame: bytes) -> None:

@@ -85,7 +85,8 @@ class TaskExecutor(CoreWorker):
         self._visible_gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
         self._borrowed: dict[bytes, Address] | None = None
         self.transport.dial(self.agent, settings.node["endpoint"])
-        self.transport.alias(CONTROL, self.agent) if settings.node.get("with_control") else None
+        if settings.node["with_control"]:  # one process hosts both
+            self.transport.alias(CONTROL, self.agent)
 
     # -- messages (in the loop) -----------------------------------------------------------------------------------
 
