@@ -226,13 +226,14 @@ def test_while_one_worker_still_runs_nobody_is_refused() -> None:
 # -- deaths ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_death_of_a_worker_is_told_to_the_owner_of_its_lease_and_to_everybody() -> None:
+def test_the_death_of_a_worker_is_told_to_the_owner_of_its_lease_and_to_those_who_wanted_to_know() -> None:
     bench = Bench()
     grant = bench.lease()
+    assert bench.does("on_watch_process", SECOND, grant.worker_id) == []
     effects = bench.does("on_worker_exited", grant.worker_id, "killed by signal 9")
     assert sent(effects, LeaseLost) == [(DRIVER, LeaseLost(grant.lease_id, "killed by signal 9"))]
     died = WorkerDied(grant.worker_id, "killed by signal 9")
-    assert sent(effects, WorkerDied) == [(DRIVER, died), (SECOND, died)]
+    assert sent(effects, WorkerDied) == [(SECOND, died)]
     assert verbs(effects, HANG_UP) == [(grant.worker_id,)]
     assert bench.balanced()
     assert bench.does("on_worker_exited", grant.worker_id, "again") == []
@@ -250,10 +251,11 @@ def test_the_end_of_a_driver_ends_its_requests_its_leases_and_their_workers_and_
     bench = Bench(cpus=1)
     grant = bench.lease()
     bench.request()
+    bench.does("on_watch_process", grant.worker_id, DRIVER)
     effects = bench.does("on_process_ended", DRIVER)
     assert sent(effects, DriverDied) == [(CONTROL, DriverDied(DRIVER))]
     assert verbs(effects, KILL_WORKER) == [(grant.worker_id,)]
-    assert {peer for peer, _ in sent(effects, WorkerDied)} == {SECOND, grant.worker_id}
+    assert {peer for peer, _ in sent(effects, WorkerDied)} == {grant.worker_id}
     assert bench.balanced() and bench.agent.scheduler.queue == {}
     assert sent(bench.does("on_worker_exited", grant.worker_id, "ended"), LeaseLost) == []
 
@@ -300,13 +302,22 @@ def test_the_greeting_of_a_dead_worker_makes_it_no_client() -> None:
     assert worker not in bench.agent.clients
 
 
-def test_who_asks_for_a_process_is_only_told_when_it_is_gone() -> None:
+def test_who_wants_to_know_of_the_end_of_a_process_that_is_gone_already_is_told_at_once() -> None:
     bench = Bench()
     grant = bench.lease()
-    assert bench.does("on_check_process", SECOND, grant.worker_id) == []
-    bench.does("on_worker_exited", grant.worker_id, "gone")
-    effects = bench.does("on_check_process", SECOND, grant.worker_id)
-    assert sent(effects, WorkerDied) == [(SECOND, WorkerDied(grant.worker_id, "it ended earlier"))]
+    bench.does("on_worker_exited", grant.worker_id, "killed by signal 9")
+    effects = bench.does("on_watch_process", SECOND, grant.worker_id)
+    assert sent(effects, WorkerDied) == [(SECOND, WorkerDied(grant.worker_id, "killed by signal 9"))]
+    never = b"a stranger------"
+    assert sent(bench.does("on_watch_process", SECOND, never), WorkerDied)[0][1].worker_id == never
+
+
+def test_a_watcher_that_ends_is_told_nothing() -> None:
+    bench = Bench()
+    grant = bench.lease()
+    bench.does("on_watch_process", SECOND, grant.worker_id)
+    bench.does("on_process_ended", SECOND)
+    assert sent(bench.does("on_worker_exited", grant.worker_id, "gone"), WorkerDied) == []
 
 
 # -- objects and time -----------------------------------------------------------------------------------------------

@@ -9,12 +9,12 @@ from zray.base.wire import (
     ERROR,
     INLINE,
     STORED,
-    CheckProcess,
     FreeObjects,
     GetObject,
     ObjectValue,
     Refs,
     RequestLease,
+    WatchProcess,
 )
 from zray.core.effects import HANG_UP, RESOLVE
 from zray.core.leases import IDLE_TIMER
@@ -171,25 +171,25 @@ def test_the_death_of_an_owner_resolves_those_who_wait_for_its_objects() -> None
     assert sent(effects, Refs) == [(WORKER[0], Refs([(B, ME[0], -1)]))]
 
 
-def test_the_agent_is_asked_once_whether_an_owner_is_still_there() -> None:
-    """It may have ended before this process came: then nobody told it, and nobody would ever answer."""
+def test_the_agent_is_asked_once_to_tell_when_an_owner_ends() -> None:
+    """It may have ended already: then it would never answer."""
     bench = Bench()
     refs = [bench.adopt(o, FRIEND) for o in (A, B)]
     bench.owner.watch(Waiter(2), refs)
     effects = bench.turn()
-    assert sent(effects, CheckProcess) == [(AGENT, CheckProcess(FRIEND[0]))]
+    assert sent(effects, WatchProcess) == [(AGENT, WatchProcess(FRIEND[0]))]
     effects = bench.hears("worker_died", FRIEND[0], "it ended earlier")
     assert verbs(effects, HANG_UP) == [(FRIEND[0],)]
     assert all(isinstance(bench.error(ref), OwnerDiedError) for ref in refs)
 
 
-def test_an_object_of_a_dead_owner_is_never_asked_for() -> None:
+def test_the_end_of_an_owner_is_asked_for_again_when_it_is_met_again() -> None:
     bench = Bench()
     bench.hears("worker_died", FRIEND[0], "gone")
     ref = bench.adopt(A, FRIEND)
     bench.owner.watch(waiter := Waiter(1), [ref])
-    effects = bench.turn()
-    assert sent(effects, GetObject) == [] and verbs(effects, RESOLVE) == [(waiter,)]
+    assert sent(bench.turn(), WatchProcess) == [(AGENT, WatchProcess(FRIEND[0]))]
+    assert verbs(bench.hears("worker_died", FRIEND[0], "gone"), RESOLVE) == [(waiter,)]
     refs, effects = bench.call(ref)
     assert isinstance(bench.error(refs[0]), OwnerDiedError) and sent(effects, RequestLease) == []
 
@@ -201,26 +201,31 @@ def test_a_value_that_was_here_before_its_owner_died_stays() -> None:
     assert bench.owner.memory[ref.binary()] == (INLINE, b"9")
 
 
-def test_nothing_is_said_to_the_dead_and_nothing_kept_for_them() -> None:
+def test_nothing_is_kept_for_the_dead_whose_words_come_late() -> None:
     bench = Bench()
     ref = bench.put(b"7")
     bench.owner.references.give(ref.binary(), ME, FRIEND[0])
     theirs = bench.adopt(B, FRIEND)
     bench.owner.references.received(B)
+    bench.turn()
     bench.hears("worker_died", FRIEND[0], "gone")
-    bench.hears("refs", [(ref.binary(), FRIEND[0], 1)], peer=WORKER[0])
+    effects = bench.hears("refs", [(ref.binary(), FRIEND[0], 1)], peer=WORKER[0])
+    assert sent(effects, WatchProcess) == [(AGENT, WatchProcess(FRIEND[0]))]
+    bench.hears("worker_died", FRIEND[0], "gone")
     assert bench.owner.references.borrowers == {}
     del ref, theirs
-    assert sent(bench.turn(), Refs) == [] and bench.at_rest()
+    bench.turn()
+    assert bench.at_rest()
 
 
-def test_a_result_whose_worker_is_known_to_be_dead_registers_nobody() -> None:
+def test_a_result_whose_worker_is_dead_keeps_nothing_for_it() -> None:
     bench = Bench()
     mine = bench.put(b"7")
     refs, effects = bench.call(nested=(mine,))
     lease, _ = bench.grant(effects)
     bench.hears("worker_died", WORKER[0], "gone")
     bench.done(lease, refs[0], (INLINE, b"1"), borrowed=[(mine.binary(), ME)])
+    bench.hears("worker_died", WORKER[0], "gone")  # the answer to being watched again
     refs.clear()
     del mine
     bench.turn()

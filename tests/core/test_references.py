@@ -178,15 +178,19 @@ def test_the_death_of_an_owner_names_what_it_owned() -> None:
 
 
 @pytest.mark.parametrize("delta", [1, -1])
-def test_words_for_or_of_a_process_that_is_dead_already_are_ignored(delta: int) -> None:
+def test_a_borrower_is_to_be_watched_each_time_it_is_met_anew(delta: int) -> None:
     r = counter()
     r.own(A)
-    r.on_process_died(OTHER[0])
-    r.on_refs([(A, OTHER[0], delta)])  # they were on their way when it died
     r.give(A, ME, OTHER[0])
+    r.give(A, ME, OTHER[0])
+    assert r.met == [OTHER[0]]
+    r.on_process_died(OTHER[0])
+    r.on_refs([(A, OTHER[0], delta)])  # it was on its way when the process died, and nobody would ever take it back
+    assert r.met == [OTHER[0], OTHER[0]]
+    r.on_process_died(OTHER[0])
     r.check()
     r.release(A)
-    assert r.freed == [A], "nobody will ever give this back"
+    assert r.freed == [A]
 
 
 # -- containment ----------------------------------------------------------------------------------------------------

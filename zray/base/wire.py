@@ -388,8 +388,8 @@ class JobFinished(NamedTuple):
 
 
 @message(44, "owner", "agent")
-class CheckProcess(NamedTuple):
-    """Is this process of the node still there? Only a no is answered, with WorkerDied."""
+class WatchProcess(NamedTuple):
+    """Tell the sender, with WorkerDied, when this process ends; at once if it has ended already."""
 
     process: bytes
 
@@ -435,7 +435,7 @@ class LeaseLost(NamedTuple):
 
 @message(54, "agent", "owner")
 class WorkerDied(NamedTuple):
-    """Some process of the cluster that may own or borrow objects is gone."""
+    """A process that the receiver wanted to be watched is gone."""
 
     worker_id: bytes
     reason: str

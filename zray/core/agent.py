@@ -7,9 +7,8 @@ lie). Every event ends in ``_advance``: requests that fit are granted resources,
 requests remain, leases of others are called back.
 
 The agent is also the witness of deaths on its machine. The body tells it which processes ended; it frees what they held,
-ends the workers that ran tasks for an owner that is gone, and tells every client that may have owned or borrowed with them.
-A client that came later and meets a process for the first time asks whether it is still there. What the dead have sent
-may arrive after the news of their death; nothing is given to them any more, because nobody would give it back.
+ends the workers that ran tasks for an owner that is gone, and tells those who wanted to know: a process asks for that when it
+first deals with another. What the dead have sent may arrive after the news of their death; nothing is given to them any more, because nobody would give it back.
 """
 
 from __future__ import annotations
@@ -67,6 +66,8 @@ class NodeAgent:
         "_reap_set",
         "_relief_at",
         "_reported",
+        "_watchers",
+        "_watching",
         "clients",
         "out",
         "pool",
@@ -87,7 +88,9 @@ class NodeAgent:
         self._node_id = node_id
         self._control = control
         self._config = config
-        self._dead: dict[bytes, None] = {}
+        self._dead: dict[bytes, str] = {}  # processes that ended, and how
+        self._watching: dict[bytes, dict[bytes, None]] = {}  # process -> those that it wants to be watched
+        self._watchers: dict[bytes, dict[bytes, None]] = {}  # process -> those that want it to be watched
         self._collected = float("-inf")
         self._ended_for_memory: dict[bytes, str] = {}  # workers on their way out, and the report
         self._memory_watched = False
@@ -122,9 +125,12 @@ class NodeAgent:
             self.out.append((SEND, self._control, DriverDied(peer)))
             self._advance(now)
 
-    def on_check_process(self, now: float, peer: bytes, process: bytes) -> None:
+    def on_watch_process(self, now: float, peer: bytes, process: bytes) -> None:
         if process not in self.clients:
-            self.out.append((SEND, peer, WorkerDied(process, "it ended earlier")))
+            self.out.append((SEND, peer, WorkerDied(process, self._dead.get(process, "it ended earlier"))))
+        elif peer not in self._dead:
+            self._watching.setdefault(peer, {})[process] = None
+            self._watchers.setdefault(process, {})[peer] = None
 
     def on_job_finished(self, now: float, peer: bytes, job_id: bytes, driver: bytes) -> None:
         """A job is over: end its workers and free what is left of it."""
@@ -370,7 +376,7 @@ class NodeAgent:
         """A process is gone: undo all it held, and tell the others."""
         if peer in self._dead:
             return
-        self._dead[peer] = None
+        self._dead[peer] = reason
         known = self.clients.pop(peer, None)
         for lease in self.scheduler.drop_owner(peer):
             # Its worker runs a task that nobody waits for, and may run it for ever.
@@ -382,8 +388,11 @@ class NodeAgent:
         self.store.drop_client(peer)
         if known is not None:
             self.out.append((HANG_UP, peer))
-            for client in self.clients:
-                self.out.append((SEND, client, WorkerDied(peer, reason)))
+        for process in self._watching.pop(peer, ()):
+            del self._watchers[process][peer]
+        for watcher in self._watchers.pop(peer, ()):
+            del self._watching[watcher][peer]
+            self.out.append((SEND, watcher, WorkerDied(peer, reason)))
 
 
     # -- checks ---------------------------------------------------------------------------------------------------

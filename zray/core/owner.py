@@ -30,11 +30,11 @@ from zray.base.wire import (
     REFS,
     STORED,
     Address,
-    CheckProcess,
     Contained,
     Entry,
     FreeObjects,
     GetObject,
+    WatchProcess,
 )
 from zray.core.directory import ObjectDirectory
 from zray.core.effects import DIAL, HANG_UP, RESOLVE, SEND, TIMER, WARN, Effect
@@ -96,13 +96,12 @@ class Owner:
     __slots__ = (
         "_abandoned",
         "_agent",
-        "_asked",
         "_config",
-        "_dead",
         "_listeners",
         "_me",
         "_node_id",
         "_remote_gets",
+        "_watched",
         "_watchers",
         "arrivals",
         "directory",
@@ -133,8 +132,7 @@ class Owner:
         self.arrivals = 0  # objects that arrived so far
         self.failures = 0  # ... that are errors
         self._remote_gets: dict[bytes, list[bytes]] = {}
-        self._dead: dict[bytes, str] = {}  # processes that ended, and how
-        self._asked: dict[bytes, None] = {}  # owners that objects were asked for at
+        self._watched: dict[bytes, None] = {}  # processes whose end the agent will tell
 
     # -- what the local user does ---------------------------------------------------------------------------------
 
@@ -245,9 +243,13 @@ class Owner:
             if references.deltas:
                 deltas, references.deltas = references.deltas, {}
                 for (owner, endpoint), batch in deltas.items():
-                    if owner not in self._dead:
-                        self.out.append((DIAL, owner, endpoint))
-                        self.out.append((SEND, owner, (REFS, batch)))
+                    self._watch(owner)
+                    self.out.append((DIAL, owner, endpoint))
+                    self.out.append((SEND, owner, (REFS, batch)))
+            if references.met:
+                for borrower in references.met:
+                    self._watch(borrower)
+                references.met.clear()
             if not references.freed and not references.dropped:
                 return
 
@@ -288,6 +290,7 @@ class Owner:
         endpoint: str,
         gpu_ids: tuple[int, ...] = (),
     ) -> None:
+        self._watch(worker_id)
         self.leases.on_granted(now, request_id, lease_id, worker_id, endpoint, gpu_ids)
 
     def on_lease_rejected(self, now: float, peer: bytes, request_id: int, kind: str, reason: str) -> None:
@@ -330,16 +333,15 @@ class Owner:
         self.leases.requeue(again)
 
     def on_worker_died(self, now: float, peer: bytes, worker_id: bytes, reason: str) -> None:
-        """A process that may own or borrow objects is gone."""
-        self._dead[worker_id] = reason
-        self._asked.pop(worker_id, None)
+        """A process that owned or borrowed objects, or ran tasks, is gone."""
+        self._watched.pop(worker_id, None)
         self.out.append((HANG_UP, worker_id))
         for object_id in self.references.on_process_died(worker_id):
             known = self.memory.get(object_id)
             if object_id in self.fetching:
-                self._arrive(now, object_id, self._owner_died(object_id, worker_id))
+                self._arrive(now, object_id, self._owner_died(object_id, worker_id, reason))
             elif known is not None and known[0] == STORED:  # the store has dropped it
-                self.memory[object_id] = self._owner_died(object_id, worker_id)
+                self.memory[object_id] = self._owner_died(object_id, worker_id, reason)
         for object_id in [o for o, peers in self._remote_gets.items() if worker_id in peers]:
             self._remote_gets[object_id] = [p for p in self._remote_gets[object_id] if p != worker_id]
 
@@ -352,8 +354,7 @@ class Owner:
 
     def on_get_object(self, now: float, peer: bytes, object_id: bytes) -> None:
         """A borrower wants a value."""
-        if peer in self._dead:
-            return
+        self._watch(peer)
         if object_id in self.memory:
             self._answer(peer, object_id)
         elif self._expected(object_id):
@@ -483,15 +484,17 @@ class Owner:
         if owner[0] == self._me:
             if not self._expected(object_id):
                 self._arrive(0.0, object_id, error_entry(self._lost(object_id)))
-        elif owner[0] in self._dead:
-            self._arrive(0.0, object_id, self._owner_died(object_id, owner[0]))
         else:
             self.fetching[object_id] = None
-            if owner[0] not in self._asked:  # it may have ended before this process came and could be told
-                self._asked[owner[0]] = None
-                self.out.append((SEND, self._agent, CheckProcess(owner[0])))
+            self._watch(owner[0])
             self.out.append((DIAL, owner[0], owner[1]))
             self.out.append((SEND, owner[0], GetObject(object_id)))
+
+    def _watch(self, process: bytes) -> None:
+        """This process deals with another: have its end told, even if it has ended already."""
+        if process not in self._watched:
+            self._watched[process] = None
+            self.out.append((SEND, self._agent, WatchProcess(process)))
 
     def _expected(self, object_id: bytes) -> bool:
         return object_id[:16] in self.tasks.pending
@@ -503,10 +506,10 @@ class Owner:
         )
         return ObjectLostError(text, object_id.hex())
 
-    def _owner_died(self, object_id: bytes, owner: bytes) -> Entry:
+    def _owner_died(self, object_id: bytes, owner: bytes, reason: str) -> Entry:
         text = (
             f"object {object_id.hex()} is lost because the process that owned it ended: {owner.hex()[:8]}, "
-            f"{self._dead[owner]}. An object lives only as long as the process that made its reference"
+            f"{reason}. An object lives only as long as the process that made its reference"
         )
         return error_entry(OwnerDiedError(text, object_id.hex()))
 

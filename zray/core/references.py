@@ -21,6 +21,7 @@ not overtake it unprotected. A count at the owner may thus pass below zero for a
 overtakes the giver's registration on another link; some other count is above zero meanwhile. Where none is, the
 registration died with its giver.
 
+A borrower that ends gives nothing back, so somebody must tell of its end: ``met`` collects the processes to be watched.
 ``freed`` collects owned objects that nobody needs; ``dropped`` the borrowed ones this process is done with.
 """
 
@@ -41,7 +42,7 @@ class ReferenceCounter:
 
     __slots__ = (
         "_bare",
-        "_dead",
+        "_borrowing",
         "_me",
         "borrowers",
         "contained",
@@ -50,6 +51,7 @@ class ReferenceCounter:
         "dropped",
         "freed",
         "handed",
+        "met",
         "owners",
         "passed",
     )
@@ -66,7 +68,8 @@ class ReferenceCounter:
         self.freed: list[bytes] = []
         self.dropped: list[bytes] = []
         self._bare: dict[bytes, None] = {}  # borrowed ones that came as arguments, without a registration
-        self._dead: dict[bytes, None] = {}  # their words may still be on the way, and nobody takes them back
+        self._borrowing: dict[bytes, None] = {}  # processes that are or were borrowers
+        self.met: list[bytes] = []  # those that came new: somebody must tell when they end
 
     # -- counts ---------------------------------------------------------------------------------------------------
 
@@ -152,7 +155,7 @@ class ReferenceCounter:
 
     def on_process_died(self, process: bytes) -> list[bytes]:
         """A process is gone: its borrowings end. Returns the borrowed objects that it owned."""
-        self._dead[process] = None
+        self._borrowing.pop(process, None)
         for object_id in [o for o, by in self.borrowers.items() if process in by]:
             by = self.borrowers[object_id]
             del by[process]
@@ -165,13 +168,14 @@ class ReferenceCounter:
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _adjust(self, object_id: bytes, borrower: bytes, delta: int) -> None:
-        if borrower in self._dead:
-            return
         by = self.borrowers.get(object_id)
         if by is None:
             if object_id not in self.counts:
                 return  # freed already; only a stale or repeated message can say this
             by = self.borrowers[object_id] = {}
+        if borrower not in self._borrowing:
+            self._borrowing[borrower] = None
+            self.met.append(borrower)
         count = by.get(borrower, 0) + delta
         if count:
             by[borrower] = count
