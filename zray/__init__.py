@@ -24,6 +24,9 @@ _PUBLIC = {
     "get_gpu_ids": "zray.api",
     "timeline": "zray.timeline",
     "remote": "zray.remote_function",
+    "method": "zray.actor",
+    "get_actor": "zray.actor",
+    "kill": "zray.actor",
     "ObjectRef": "zray.object_ref",
     "get_runtime_context": "zray.runtime_context",
     "JobID": "zray.base.ids",
@@ -33,13 +36,17 @@ _PUBLIC = {
     "ActorID": "zray.base.ids",
     "ObjectID": "zray.base.ids",
 }
-_MODULES = ("exceptions", "util")
+_MODULES = ("actor", "exceptions", "util")
 
 __all__ = ["__version__", *_PUBLIC, *_MODULES]  # noqa: PLE0604 - all of them are strings
 
 if TYPE_CHECKING:
+    from zray import actor as actor
     from zray import exceptions as exceptions
     from zray import util as util
+    from zray.actor import get_actor as get_actor
+    from zray.actor import kill as kill
+    from zray.actor import method as method
     from zray.api import available_resources as available_resources
     from zray.api import cluster_resources as cluster_resources
     from zray.api import get as get

@@ -19,6 +19,8 @@ The names are Ray's, so that ``except`` clauses carry over::
      +-- RayActorError
      |    +-- ActorDiedError
      |    +-- ActorUnavailableError
+     |    +-- ActorUnschedulableError  no node can ever run it
+     +-- ActorAlreadyExistsError    (also a ValueError)
      +-- PendingCallsLimitExceeded
      +-- RuntimeEnvSetupError
      +-- NodeDiedError              the node agent or the control process is gone
@@ -183,7 +185,20 @@ class OwnerDiedError(ObjectLostError):
 
 
 class RayActorError(RayError):
-    """A call to an actor could not be completed."""
+    """A call to an actor could not be completed.
+
+    Args:
+        message: what happened and what to do.
+        actor_id: hexadecimal id of the actor.
+    """
+
+    def __init__(self, message: str = "", actor_id: str = "") -> None:
+        self.actor_id = actor_id
+        self.cause: BaseException | None = None  # what its constructor raised, if that ended it
+        super().__init__(message, actor_id)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class ActorDiedError(RayActorError):
@@ -192,6 +207,14 @@ class ActorDiedError(RayActorError):
 
 class ActorUnavailableError(RayActorError):
     """The actor cannot be reached just now; the call may or may not have run."""
+
+
+class ActorUnschedulableError(RayActorError):
+    """No node of the cluster can ever run the actor."""
+
+
+class ActorAlreadyExistsError(RayError, ValueError):
+    """The name of the actor is taken in its namespace."""
 
 
 class PendingCallsLimitExceeded(RayError):

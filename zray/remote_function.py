@@ -8,15 +8,17 @@ from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from zray import api, options
+from zray.actor import ActorClass
+from zray.arguments import arity, check_call, pack, signature_of
 from zray.base import serialization
 from zray.base.ids import FIRST_RETURN, return_id
 from zray.core.tasks import Task, TaskTemplate
 from zray.object_ref import ObjectRef
 from zray.runtime.core_worker import CoreWorker
-from zray.runtime.worker import ARGUMENTS
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class RemoteFunction(Generic[P, R]):
@@ -86,11 +88,11 @@ class RemoteFunction(Generic[P, R]):
         if args or kwargs:
             low, high = self._arity
             if kwargs or not low <= len(args) <= high:
-                self._check_call(args, kwargs)
-            payload, slots, nested = self._pack(worker, args, kwargs)
+                check_call(self._name, signature_of(self._function), args, kwargs)
+            payload, slots, nested = pack(worker, self._name, args, kwargs)
         else:
             if self._arity[0]:
-                self._check_call(args, kwargs)
+                check_call(self._name, signature_of(self._function), args, kwargs)
             payload, slots, nested = None, (), ()
         template = self._template
         depth = worker.depth + 1
@@ -135,7 +137,7 @@ class RemoteFunction(Generic[P, R]):
         if self._worker is not None or not self._function_id:  # not exported, or to a cluster that is no more
             self._function_id, body = serialization.export_function(self._function)
             worker.export(self._function_id, self._name, body)
-        self._arity = _arity(self._function)
+        self._arity = arity(signature_of(self._function))
         chosen = self._options
         retries = chosen.get("max_retries")
         retry_exceptions = chosen.get("retry_exceptions") or False
@@ -143,8 +145,7 @@ class RemoteFunction(Generic[P, R]):
         if chosen.get("max_calls"):
             extra["max_calls"] = chosen["max_calls"]
         if retry_exceptions:
-            kinds = True if retry_exceptions is True else tuple(retry_exceptions)
-            extra["retry_exceptions"] = True if kinds is True else serialization.serialize(kinds).inline()
+            extra["retry_exceptions"] = options.exceptions_payload(retry_exceptions)
         returns = chosen.get("num_returns")
         self._template = TaskTemplate(
             self._function_id,
@@ -157,97 +158,27 @@ class RemoteFunction(Generic[P, R]):
         self._worker = worker
         return worker
 
-    def _check_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raise TypeError as a call of the function would."""
-        try:
-            signature = inspect.signature(self._function)
-        except ValueError:
-            return  # a builtin that does not tell
-        try:
-            signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{self._name}() {error}") from None
 
-    def _pack(
-        self, worker: CoreWorker, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]:
-        """Arguments as ``(payload, slots, nested references)``."""
-        slots: list[tuple[Any, ObjectRef[Any]]] = []
-        large = False
-        for where, value in [*enumerate(args), *kwargs.items()] if kwargs else enumerate(args):
-            kind = type(value)
-            if kind is ObjectRef:
-                slots.append((where, value))
-            elif kind is bytes or kind is bytearray:
-                large = True
-        if slots:
-            args = tuple(None if type(value) is ObjectRef else value for value in args)
-            kwargs = {name: None if type(value) is ObjectRef else value for name, value in kwargs.items()}
-        if large:
-            args = tuple(serialization.out_of_band(value) for value in args)
-            kwargs = {name: serialization.out_of_band(value) for name, value in kwargs.items()}
-        try:
-            value = serialization.serialize((args, kwargs))
-        except TypeError as error:
-            raise self._blame(error, args, kwargs) from error.__cause__
-        nested = tuple(value.refs)
-        if slots or nested:
-            worker.check_ours([*(ref for _, ref in slots), *nested])
-        if value.size_bytes > worker.config.inline_bytes_max:
-            if value.size_bytes > worker.config.args_bytes_max:
-                raise ValueError(
-                    f"the arguments of {self._name}() take {value.size_bytes} bytes, more than ZRAY_ARGS_BYTES_MAX "
-                    f"({worker.config.args_bytes_max}): pass a path, or split the data"
-                )
-            return None, ((ARGUMENTS, worker.put_serialized(value)), *slots), nested
-        return value.inline(), tuple(slots), nested
-
-    def _blame(self, error: TypeError, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TypeError:
-        """The error of the one argument that does not pickle."""
-        for name, value in [*enumerate(args, start=1), *kwargs.items()]:
-            try:
-                serialization.serialize(value)
-            except TypeError as own:
-                return TypeError(f"argument {name} of {self._name}(): {own}")
-        return TypeError(f"the arguments of {self._name}(): {error}")
-
-
-def _arity(function: Callable[..., Any]) -> tuple[int, float]:
-    """How few and how many positional arguments a call without keywords may have."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (ValueError, TypeError):
-        return 0, float("inf")
-    low, high = 0, 0.0
-    for parameter in parameters:
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            high = float("inf")
-        elif parameter.kind is parameter.KEYWORD_ONLY:
-            if parameter.default is parameter.empty:
-                return 1, 0.0  # always look closely
-        elif parameter.kind is not parameter.VAR_KEYWORD:
-            high += 1
-            low += parameter.default is parameter.empty
-    return low, high
-
-
+@overload
+def remote(cls: type[T], /) -> ActorClass[T]: ...  # type: ignore[overload-overlap]
 @overload
 def remote(function: Callable[P, R], /) -> RemoteFunction[P, R]: ...
 @overload
-def remote(**task_options: Any) -> Callable[[Callable[P, R]], RemoteFunction[P, R]]: ...
-def remote(*args: Any, **task_options: Any) -> Any:
-    """Make a function remote: ``@remote``, ``@remote(num_cpus=2)``, or ``remote(f)``.
+def remote(**chosen: Any) -> Callable[[Any], Any]: ...
+def remote(*args: Any, **chosen: Any) -> Any:
+    """Make a function or class remote: ``@remote``, ``@remote(num_cpus=2)``, or ``remote(f)``.
 
     Args:
-        task_options: ``num_cpus``, ``num_gpus``, ``memory`` (bytes), ``resources``, ``num_returns``, ``max_calls``,
-            ``max_retries``, ``retry_exceptions``, ``scheduling_strategy``, ``runtime_env``, ``name`` and the others of
-            Ray's documentation.
+        chosen: for functions ``num_cpus``, ``num_gpus``, ``memory`` (bytes), ``resources``, ``num_returns``, ``max_calls``,
+            ``max_retries``, ``retry_exceptions``, ``scheduling_strategy``, ``runtime_env``, ``name``; for classes also
+            ``namespace``, ``lifetime``, ``get_if_exists``, ``max_restarts``, ``max_task_retries``, ``max_concurrency``,
+            ``concurrency_groups``, ``max_pending_calls`` and the others of Ray's documentation.
 
     Returns:
-        A RemoteFunction, or a decorator that makes one.
+        A RemoteFunction or an ActorClass, or a decorator that makes one.
 
     Raises:
-        TypeError: it was given something else than a function.
+        TypeError: it was given something else than a function or class.
         ValueError: an option is unknown or has a bad value.
 
     Example:
@@ -255,21 +186,23 @@ def remote(*args: Any, **task_options: Any) -> Any:
         ... def f(x):
         ...     return x + 1
     """
-    if len(args) == 1 and not task_options and callable(args[0]):
+    if len(args) == 1 and not chosen and callable(args[0]):
         return _make(args[0], {})
-    if args or not task_options:
+    if args or not chosen:
         raise TypeError(
-            "use @remote without parentheses or with keyword options, as in @remote(num_cpus=2), on a function"
+            "use @remote without parentheses or with keyword options, as in @remote(num_cpus=2), on a function or class"
         )
-    options.check_task_options(options.with_current_names(task_options))
-    return lambda function: _make(function, task_options)
+    options.check_known(options.with_current_names(chosen))
+    return lambda function: _make(function, chosen)
 
 
-def _make(function: Any, task_options: dict[str, Any]) -> Any:
+def _make(function: Any, chosen: dict[str, Any]) -> Any:
     if isinstance(function, RemoteFunction):
         raise TypeError(f"{function._name}() is a remote function already: use .options() to change its options")
+    if isinstance(function, ActorClass):
+        raise TypeError(f"{function!r} is a remote class already: use .options() to change its options")
     if isinstance(function, type):
-        raise NotImplementedError(f"{function.__name__} is a class: actors are not supported yet")
+        return ActorClass(function, chosen)
     if not callable(function) or not hasattr(function, "__qualname__"):
         raise TypeError(f"@remote needs a function or a class, not {function!r}")
-    return RemoteFunction(function, task_options)
+    return RemoteFunction(function, chosen)

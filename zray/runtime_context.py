@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 from zray import api
+from zray.actor import ActorHandle, current_handle
+from zray.runtime.actor import Actor, current_call
 from zray.runtime.driver import Driver
 from zray.runtime.worker import TaskExecutor
 
@@ -31,20 +33,39 @@ class RuntimeContext:
     def get_task_id(self) -> str | None:
         """The running task; None in a driver."""
         worker = self._worker
+        call = current_call.get()
+        if call is not None:
+            return call[0].hex()
         return worker.task_id.hex() if isinstance(worker, TaskExecutor) else None
 
     def get_task_name(self) -> str | None:
         """The name of the running task; None in a driver."""
         worker = self._worker
+        call = current_call.get()
+        if call is not None:
+            return call[1]
         return worker.task_name if isinstance(worker, TaskExecutor) else None
 
     def get_actor_id(self) -> str | None:
-        """The actor this process is; None in tasks and drivers."""
-        return None
+        """The actor this process is, as hexadecimal text; None in tasks and drivers."""
+        actor = self._actor()
+        return actor.id.hex() if actor is not None else None
 
     def get_actor_name(self) -> str | None:
-        """The name of the actor this process is; None in tasks and drivers."""
-        return None
+        """The name of the actor this process is, empty if it has none; None in tasks and drivers."""
+        actor = self._actor()
+        return actor.name if actor is not None else None
+
+    @property
+    def current_actor(self) -> ActorHandle[Any]:
+        """A handle of the actor this process is. It does not keep the actor alive by itself.
+
+        Raises:
+            RuntimeError: this is not an actor.
+        """
+        if not isinstance(self._worker, TaskExecutor) or self._worker.becoming is None:
+            raise RuntimeError("current_actor is only known in the methods of an actor: this is a task or a driver")
+        return current_handle(self._worker)
 
     def get_assigned_resources(self) -> dict[str, float]:
         """What the running task was given; empty in a driver."""
@@ -68,7 +89,8 @@ class RuntimeContext:
     @property
     def was_current_actor_reconstructed(self) -> bool:
         """Whether this actor was restarted; False in tasks and drivers."""
-        return False
+        actor = self._actor()
+        return actor is not None and actor.incarnation > 1
 
     @property
     def gcs_address(self) -> str:
@@ -87,7 +109,13 @@ class RuntimeContext:
         }
         if self.get_task_id() is not None:
             known["task_id"] = self.get_task_id()
+        if self.get_actor_id() is not None:
+            known["actor_id"] = self.get_actor_id()
         return known
+
+    def _actor(self) -> Actor | None:
+        worker = self._worker
+        return worker.becoming if isinstance(worker, TaskExecutor) else None
 
 
 def get_runtime_context() -> RuntimeContext:

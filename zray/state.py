@@ -1,11 +1,13 @@
-"""What a cluster knows of its objects and workers, for people and programs that look into it."""
+"""What a cluster knows of its objects, workers and actors, for people and programs that look into it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from zray import api
-from zray.base.wire import ListObjects, ListWorkers
+from zray.base.resources import from_units
+from zray.base.wire import CONTROL, ListObjects, ListWorkers
+from zray.base.wire_actors import ListActors
 
 
 def list_objects() -> list[dict[str, Any]]:
@@ -36,3 +38,23 @@ def list_workers() -> list[dict[str, Any]]:
         {"worker_id": worker_id.hex(), "pid": pid, "state": state}
         for worker_id, _, pid, state in worker.call(worker.agent, ListWorkers)
     ]
+
+
+def list_actors() -> list[dict[str, Any]]:
+    """The actors of the cluster, those included that died lately.
+
+    Returns:
+        For each: ``actor_id``, ``class_name``, ``state`` (DEPENDENCIES_UNREADY, PENDING_CREATION, ALIVE, RESTARTING, DEAD),
+        ``name``, ``ray_namespace``, ``detached``, ``job_id``, ``node_id``, ``worker_id``, ``pid``, ``restarts``,
+        ``max_restarts``, ``resources``, and ``reason``: of its death, or why no node can run it.
+
+    Example:
+        >>> [actor["name"] for actor in list_actors() if actor["state"] == "ALIVE"]  # doctest: +SKIP
+        ['counter']
+    """
+    rows: list[dict[str, Any]] = api.runtime().call(CONTROL, ListActors)
+    for row in rows:
+        for name in ("actor_id", "job_id", "node_id", "worker_id"):
+            row[name] = row[name].hex()
+        row["resources"] = {name: from_units(units) for name, units in row["resources"].items()}
+    return rows

@@ -6,8 +6,10 @@ A B C A B C, so that a machine which grows slower or faster in the meantime does
 
     case.py        the table: cases, the metrics each yields, what is required of them (start here to add a case)
     tasks.py       the functions that run in the engines' workers
+    servers.py     the actor classes that run there
     engine.py      zray and Ray (one class: they share an API), Pool, ProcessPoolExecutor
     calls.py       bodies of the cases about tasks
+    actors.py      bodies of the cases about actors
     objects.py     bodies of the cases about put, get and memory bandwidth
     growth.py      bodies of the cases that ask how cost grows with the number of things
     footprint.py   the engine's processes: their memory and their processor time

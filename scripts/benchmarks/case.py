@@ -66,6 +66,10 @@ def _many(name, title, n):
     return Case(name, f"growth:many_{name}", metrics, (SUBJECT,), (n,), alone=True)
 
 
+def _actor(name, title, limit, **options):
+    return Case(name, f"actors:{name}", (Metric(name, title, "/s", _ray(limit)),), CLUSTERS, **options)
+
+
 # The session reports the start by itself, hence no body. A session runs cases in the order of this table, which matters
 # twice: memory is that of a cluster which has done nothing yet, and the first large put must be the first.
 START = Case("start", "", (
@@ -123,6 +127,21 @@ CASES = (
     Case("multi_client_tasks", "calls:multi_client_tasks", (
         Metric("multi_client_tasks", "multi-client tasks async", "/s", _ray(6.0)),
     ), CLUSTERS),
+    _actor("actor_sync", "actor calls 1:1 sync", 4.0),
+    _actor("actor_async", "actor calls 1:1 async", 5.0),
+    _actor("actor_concurrent", "actor calls 1:1 concurrent, 16 threads", 3.0, quick=False),
+    _actor("actor_one_to_n", "actor calls 1:n async", 4.0, quick=False),
+    _actor("actor_n_to_n", "actor calls n:n async", 4.0),
+    _actor("actor_n_to_n_with_object", "actor calls n:n with object argument", 4.0, quick=False),
+    _actor("async_actor_sync", "async actor 1:1 sync", 4.0, quick=False),
+    _actor("async_actor_async", "async actor 1:1 async", 6.0),
+    _actor("async_actor_with_argument", "async actor 1:1 async with argument", 6.0, quick=False),
+    Case("actor_life", "actors:actor_life", (
+        Metric("actor_life", "actors made, called once and killed"),
+    ), CLUSTERS, quick=False),
+    Case("actor_memory", "actors:actor_memory", (
+        _less("actor_memory", "an idle actor among twenty, PSS", "MB"),
+    ), (SUBJECT,), alone=True, quick=False),
     _queue("1k", 1_000),
     _queue("10k", 10_000),
     _queue("100k", 100_000),

@@ -41,6 +41,12 @@ def client_calls(engine, n):
     api.get([remote() for _ in range(n)])
 
 
+def client_actor_calls(engine, actors, n):
+    """Calls the actors in turn, n times in all, from inside a task, and gets the results."""
+    get = __import__(engine).get
+    get([actors[i % len(actors)].nop.remote() for i in range(n)])
+
+
 def client_large_puts(engine, n, size):
     put = __import__(engine).put
     array = touched_array(size)

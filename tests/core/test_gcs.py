@@ -65,13 +65,13 @@ def test_the_end_of_a_job_reaches_every_node_once_and_is_acknowledged_when_saved
     assert acknowledged(effects) == Reply(4, True, None)
     effects = bench.hears("finish_job", 5, job)
     assert sent(effects, JobFinished) == [] and acknowledged(effects) == Reply(5, True, None)
-    assert sent(bench.hears("driver_died", DRIVER, peer=AGENT), JobFinished) == []
+    assert sent(bench.hears("process_died", DRIVER, "gone", peer=AGENT), JobFinished) == []
 
 
 def test_the_death_of_a_driver_finishes_its_jobs_and_no_others() -> None:
     bench = Bench()
     job, other = bench.job(), bench.job(WORKER)
-    effects = bench.hears("driver_died", DRIVER, peer=AGENT)
+    effects = bench.hears("process_died", DRIVER, "gone", peer=AGENT)
     assert [m.job_id for _, m in sent(effects, JobFinished)] == [job]
     assert bench.gcs.jobs[job]["state"] == "DIED" and bench.gcs.jobs[other]["state"] == "RUNNING"
 

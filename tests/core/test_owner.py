@@ -17,7 +17,9 @@ from zray.base.wire import (
     ReturnLease,
 )
 from zray.core.effects import DIAL, RESOLVE, WARN
-from zray.core.owner import INFEASIBLE_TIMER, Waiter, contained_in, error_entry
+from zray.core.entries import contained_in, error_entry
+from zray.core.owner import INFEASIBLE_TIMER
+from zray.core.waiters import Waiter
 from zray.exceptions import (
     InvariantError,
     ObjectLostError,
@@ -71,7 +73,7 @@ def test_a_waiter_that_gave_up_is_not_resolved() -> None:
     bench.owner.watch(waiter, refs)
     waiter.done = True
     bench.owner.watch(second := Waiter(2), refs)
-    assert bench.owner._watchers[refs[0].binary()] == [second], "those that gave up do not pile up"
+    assert bench.owner.waiters.watchers[refs[0].binary()] == [second], "those that gave up do not pile up"
     assert verbs(bench.done(lease, refs[0], (INLINE, b"2")), RESOLVE) == []
 
 
@@ -98,11 +100,11 @@ def test_a_listener_is_resolved_when_enough_has_arrived_since() -> None:
     one, effects = bench.call()
     lease, _ = bench.grant(effects)
     two, _ = bench.call()
-    since = bench.owner.arrivals
+    since = bench.owner.waiters.arrivals
     bench.done(lease, one[0], (INLINE, b"1"))
     late, early = Waiter(2), Waiter(1)
-    bench.owner.listen(late, since, 0)
-    bench.owner.listen(early, since, 0)
+    bench.owner.waiters.listen(late, since, 0)
+    bench.owner.waiters.listen(early, since, 0)
     assert verbs(bench.turn(), RESOLVE) == [(early,)]
     assert verbs(bench.done(lease, two[0], (INLINE, b"2")), RESOLVE) == [(late,)]
 
@@ -112,12 +114,12 @@ def test_when_the_cluster_is_gone_nobody_waits_any_more() -> None:
     refs, _ = bench.call()
     watcher, listener = Waiter(1), Waiter(1)
     bench.owner.watch(watcher, refs)
-    bench.owner.listen(listener, bench.owner.arrivals, 0)
+    bench.owner.waiters.listen(listener, bench.owner.waiters.arrivals, 0)
     bench.owner.abandon()
     assert verbs(bench.turn(), RESOLVE) == [(watcher,), (listener,)]
     late, later = Waiter(1), Waiter(1)  # they asked before they could know
     bench.owner.watch(late, refs)
-    bench.owner.listen(later, bench.owner.arrivals, 0)
+    bench.owner.waiters.listen(later, bench.owner.waiters.arrivals, 0)
     assert verbs(bench.turn(), RESOLVE) == [(late,), (later,)]
 
 
@@ -355,7 +357,7 @@ def test_check_sees_a_value_that_nobody_needs_and_a_wait_for_what_is_here() -> N
         bench.owner.check()
     bench = Bench()
     ref = bench.put(b"")
-    bench.owner._watchers[ref.binary()] = [Waiter(1)]
+    bench.owner.waiters.watchers[ref.binary()] = [Waiter(1)]
     with pytest.raises(InvariantError, match="which is here"):
         bench.owner.check()
 

@@ -18,7 +18,7 @@ from zray.base.wire import (
 )
 from zray.core.effects import HANG_UP, RESOLVE
 from zray.core.leases import IDLE_TIMER
-from zray.core.owner import Waiter
+from zray.core.waiters import Waiter
 from zray.exceptions import (
     ObjectLostError,
     OwnerDiedError,

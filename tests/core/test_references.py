@@ -110,6 +110,49 @@ def test_what_comes_home_to_its_owner_is_not_a_registration() -> None:
     r.check()
 
 
+def test_who_makes_a_reference_by_hand_registers_itself_and_gives_back_what_it_registered() -> None:
+    r = counter()
+    r.borrow(A, OTHER)
+    r.borrow(A, OTHER)
+    assert deltas(r) == {OTHER: [(A, ME[0], 1), (A, ME[0], 1)]}
+    r.release(A)
+    assert deltas(r) == {} and r.needed(A)
+    r.release(A)
+    r.check()
+    assert deltas(r) == {OTHER: [(A, ME[0], -2)]} and r.dropped == [A]
+
+
+def test_a_reference_by_hand_that_lives_shorter_than_a_turn_still_registers_before_it_gives_back() -> None:
+    r = counter()
+    r.borrow(A, OTHER)
+    r.release(A)
+    assert deltas(r) == {OTHER: [(A, ME[0], 1), (A, ME[0], -1)]}
+
+
+def test_a_reference_by_hand_needs_no_submitter_to_protect_it() -> None:
+    """It came as an argument before, and its submitter kept it only until the task was done."""
+    r = counter()
+    r.hold(A, OTHER)
+    r.borrow(A, OTHER)
+    r.give(A, OTHER, THIRD[0])
+    assert r.passed == {}, "this process is registered itself"
+    r.release(A)
+    r.release(A)
+    assert r.kept({A: OTHER}) == []
+    assert deltas(r) == {OTHER: [(A, ME[0], 1), (A, THIRD[0], 1), (A, ME[0], -1)]}
+
+
+def test_a_reference_by_hand_to_ones_own_object_is_one_need_more() -> None:
+    r = counter()
+    r.own(A)
+    r.borrow(A, ME)
+    r.release(A)
+    assert r.freed == [] and deltas(r) == {}
+    r.release(A)
+    r.check()
+    assert r.freed == [A]
+
+
 # -- borrowers ------------------------------------------------------------------------------------------------------
 
 
@@ -384,6 +427,12 @@ class Cluster:
         self.flush(n)
         self.assert_kept()
 
+    def borrow(self, n: int) -> None:
+        """Who holds a reference finds it by a name too, and makes another by hand."""
+        self.counters[n].borrow(A, self.addresses[0])
+        self.handles[n] += 1
+        self.flush(n)
+
     def submit(self, submitter: int, worker: int) -> None:
         """The reference goes along as an argument: the submitter keeps one need until the DONE."""
         self.counters[submitter].hold(A, self.addresses[0])
@@ -411,7 +460,7 @@ class Cluster:
         spread = self.rng.random() < 1 / (1 + needs)
         for n, r in enumerate(self.counters):
             if A in r.counts and spread:
-                choices += [(w, (n, m)) for m in range(4) if m != n for w in ("send", "submit")] + [("hold", n)]
+                choices += [(w, (n, m)) for m in range(4) if m != n for w in ("send", "submit")] + [("hold", n), ("borrow", n)]
                 if self.running[n] is not None:
                     # A value goes to the owner only from the owner of a container or as a result, and both are protected.
                     choices = [c for c in choices if c != ("send", (n, 0))]
@@ -430,7 +479,7 @@ class Cluster:
             self.deliver(where)
         elif what == "send":
             self.send_value(*where)
-        elif what in ("submit", "start_task", "end_task"):
+        elif what in ("submit", "start_task", "end_task", "borrow"):
             getattr(self, what)(*where if type(where) is tuple else (where,))
         elif what == "hold":
             self.counters[where].hold(A, self.addresses[0])

@@ -205,8 +205,22 @@ def test_idle_workers_above_the_prestarted_number_are_ended_when_their_time_is_o
         bench.does("on_returned", at, worker)
     assert bench.does("reap", 3.0) is True
     assert bench.asked() == [ids[0]]
-    assert bench.does("reap", 9.0) is False
+    assert bench.does("reap", 9.0) is True
     assert bench.asked() == [ids[1]], "one is kept"
+    assert bench.pool.workers[ids[0]].state is WorkerState.LEAVING
+
+
+def test_a_worker_that_was_asked_to_leave_and_does_nothing_is_ended() -> None:
+    bench = Bench(prestart=0, worker_idle_s=2.0)
+    bench.does("lease", 1, J)
+    [worker] = bench.started()
+    bench.ready(worker)
+    bench.does("on_returned", 1.0, worker)
+    assert bench.does("reap", 3.0) is True and bench.asked() == [worker]
+    assert bench.does("reap", 5.0) is True
+    assert bench.does("reap", 7.0) is True
+    assert bench.pool.workers[worker].state is WorkerState.ENDING
+    assert bench.does("reap", 9.0) is False
 
 
 def test_a_worker_that_owns_what_others_need_stays_and_is_asked_again_later() -> None:

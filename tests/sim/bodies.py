@@ -16,8 +16,10 @@ from zray.base.ids import PUT_INDEX, TaskIDs, return_id
 from zray.base.resources import ResourceSet
 from zray.base.wire import DONE, ERROR, HELLO, INLINE, OBJECT_VALUE, PUSH, STORED, Address, Entry
 from zray.core import effects as e
-from zray.core.owner import Owner, Waiter, contained_in
+from zray.core.entries import contained_in
+from zray.core.owner import Owner
 from zray.core.tasks import Task, TaskTemplate
+from zray.core.waiters import Waiter
 from zray.exceptions import ObjectLostError, ObjectStoreFullError
 from zray.object_ref import ObjectRef
 

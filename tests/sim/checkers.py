@@ -124,7 +124,7 @@ def at_rest(world: World, agent: Any, owners: list[tuple[str, Any]]) -> None:
         references = owner.references
         left_over = {key: value for key, value in owner.statistics().items() if value}
         for what, table in (
-            ("watchers", owner._watchers),
+            ("watchers", owner.waiters.watchers),
             ("gets of others", owner._remote_gets),
             ("registrations", references.handed),
             ("notes of passed arguments", references.passed),

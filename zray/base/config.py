@@ -51,6 +51,13 @@ class Config:
     worker_idle_s: float = 2.0  # idle workers above the prestarted number are ended
     worker_start_timeout_s: float = 30.0  # a worker that has not said hello by then is ended
     worker_exit_grace_s: float = 0.5  # between the polite word and the signal
+    # actors
+    actors_max: int = 4096  # actor processes on one node
+    actor_starts_max: int = 16  # processes that start at the same time on one node
+    actor_restart_delay_ms: float = 100.0  # before the second restart in a row, then twice as long each time
+    actor_restart_delay_max_s: float = 10.0  # ... but never longer; who lived for that long starts again with no delay
+    actor_calls_bytes_max: int = 8 << 20  # arguments of calls that are sent to one actor at once
+    dead_actors_max: int = 10_000  # that are remembered, with the reason of their deaths
     # memory of workers
     memory_check_ms: float = 250.0
     memory_fraction_max: float = 0.95  # above it workers are ended

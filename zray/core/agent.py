@@ -8,7 +8,8 @@ requests remain, leases of others are called back.
 
 The agent is also the witness of deaths on its machine. The body tells it which processes ended; it frees what they held,
 ends the workers that ran tasks for an owner that is gone, and tells those who wanted to know: a process asks for that when it
-first deals with another. What the dead have sent may arrive after the news of their death; nothing is given to them any more, because nobody would give it back.
+first deals with another. What the dead have sent may arrive after the news of their death; nothing is given to them any
+more, because nobody would give it back.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from zray.base.config import Config
 from zray.base.resources import ResourceSet
 from zray.base.wire import (
     CollectGarbage,
-    DriverDied,
     Heartbeat,
     LeaseGranted,
     LeaseLost,
     LeaseReclaimed,
     LeaseRejected,
+    ProcessDied,
     Reply,
     WorkerDied,
 )
+from zray.base.wire_actors import ActorLost, ActorPlaced, ActorRefused, PlaceActor, StartActor
 from zray.core.effects import HANG_UP, KILL_WORKER, MEASURE, SEND, TIMER, WARN, WATCH, Effect
 from zray.core.memory import Candidate, choose_victims, report
 from zray.core.scheduler import GrantedLease, LeaseScheduler
@@ -39,6 +41,7 @@ HEARTBEAT_TIMER = "agent.heartbeat"
 MEMORY_TIMER = "agent.memory"
 REAP_TIMER = "agent.reap"
 RELIEF_TIMER = "agent.relief"
+_RESTING = (WorkerState.IDLE, WorkerState.LEAVING)
 
 
 class NodeAgent:
@@ -55,6 +58,7 @@ class NodeAgent:
     """
 
     __slots__ = (
+        "_actors",
         "_collected",
         "_config",
         "_control",
@@ -63,6 +67,7 @@ class NodeAgent:
         "_heartbeat_set",
         "_memory_watched",
         "_node_id",
+        "_placements",
         "_reap_set",
         "_relief_at",
         "_reported",
@@ -91,6 +96,8 @@ class NodeAgent:
         self._dead: dict[bytes, str] = {}  # processes that ended, and how
         self._watching: dict[bytes, dict[bytes, None]] = {}  # process -> those that it wants to be watched
         self._watchers: dict[bytes, dict[bytes, None]] = {}  # process -> those that want it to be watched
+        self._actors: dict[bytes, GrantedLease] = {}  # actor -> its lease
+        self._placements = 0
         self._collected = float("-inf")
         self._ended_for_memory: dict[bytes, str] = {}  # workers on their way out, and the report
         self._memory_watched = False
@@ -122,7 +129,6 @@ class NodeAgent:
         """A watched process ended."""
         if self.clients.get(peer) == "driver":
             self._forget(now, peer, "the driver ended")
-            self.out.append((SEND, self._control, DriverDied(peer)))
             self._advance(now)
 
     def on_watch_process(self, now: float, peer: bytes, process: bytes) -> None:
@@ -160,7 +166,12 @@ class NodeAgent:
         shortage = self._ended_for_memory.pop(worker_id, "")
         if lease is not None:
             self.scheduler.end(lease.id)
-            if lease.request.owner in self.clients:
+            actor = lease.request.actor
+            if actor is not None:
+                del self._actors[actor.actor_id]
+                lost_actor = ActorLost(actor.actor_id, actor.incarnation, shortage or reason)
+                self.out.append((SEND, self._control, lost_actor))
+            elif lease.request.owner in self.clients:
                 lost = LeaseLost(lease.id, shortage or reason, bool(shortage))
                 self.out.append((SEND, lease.request.owner, lost))
         self._forget(now, worker_id, reason)
@@ -243,6 +254,53 @@ class NodeAgent:
             self._serve(self.pool.on_returned(now, lease.worker))
         self._advance(now)
 
+    # -- actors ---------------------------------------------------------------------------------------------------
+
+    def on_place_actor(
+        self,
+        now: float,
+        peer: bytes,
+        actor_id: bytes,
+        incarnation: int,
+        job_id: bytes,
+        detached: bool,
+        placement: dict[str, int],
+        resources: dict[str, int],
+        retriable: bool,
+        creation: bytes,
+    ) -> None:
+        kind = "exhausted"
+        reason = f"its node runs {self._config.actors_max} actors already, which is its limit (ZRAY_ACTORS_MAX)"
+        if not self.pool.full_of_actors():
+            place = PlaceActor(
+                actor_id, incarnation, job_id, detached, placement, resources, retriable, creation
+            )
+            self._placements += 1
+            kind = "infeasible"
+            reason = self.scheduler.place(self._control, self._placements, place)
+        if reason:
+            self.out.append((SEND, self._control, ActorRefused(actor_id, incarnation, kind, reason)))
+        else:
+            self._advance(now)
+
+    def on_end_actor(self, now: float, peer: bytes, actor_id: bytes, incarnation: int, force: bool) -> None:
+        for request in list(self.scheduler.queue.values()):
+            if request.actor is not None and request.actor[:2] == (actor_id, incarnation):
+                self.scheduler.cancel(request.owner, request.id)
+        lease = self._actors.get(actor_id)
+        if lease is None or lease.request.actor is None or lease.request.actor.incarnation != incarnation:
+            return
+        if force and lease.worker is not None:
+            self.pool.kill(self.pool.workers[lease.worker])
+            return
+        del self._actors[actor_id]
+        self.scheduler.end(lease.id)
+        if lease.worker is None:
+            self.pool.cancel(lease.id)
+        else:
+            self._serve(self.pool.on_returned(now, lease.worker))
+        self._advance(now)
+
     # -- objects --------------------------------------------------------------------------------------------------
 
     def on_create_object(
@@ -312,7 +370,11 @@ class NodeAgent:
         """Grant what can be granted; call leases back for the rest."""
         for lease in self.scheduler.grant():
             request = lease.request
-            worker = self.pool.lease(lease.id, request.job_id, request.owner)
+            if request.actor is None:
+                worker = self.pool.lease(lease.id, request.job_id, request.owner)
+            else:
+                self._actors[request.actor.actor_id] = lease
+                worker = self.pool.dedicate(lease.id, request.job_id)
             if worker is not None:
                 self._assign(lease, worker)
         if not self._exhausted():
@@ -364,11 +426,19 @@ class NodeAgent:
         if not self._memory_watched:
             self._memory_watched = True
             self.out.append((MEASURE,))
+        actor = lease.request.actor
+        if actor is not None:
+            worker.lasting = actor.detached
+            start = StartActor(*actor[:3], dict(lease.request.demand), lease.gpu_ids, actor.creation)
+            placed = ActorPlaced(*actor[:2], bytes(self._node_id), worker.id, worker.endpoint, worker.pid)
+            self.out.append((SEND, self._control, placed))
+            self.out.append((SEND, worker.id, start))
+            return
         grant = LeaseGranted(lease.request.id, lease.id, worker.id, worker.endpoint, lease.gpu_ids)
         self.out.append((SEND, lease.request.owner, grant))
 
     def _plan_reaping(self, now: float) -> None:
-        if not self._reap_set and any(w.state is WorkerState.IDLE for w in self.pool.workers.values()):
+        if not self._reap_set and any(w.state in _RESTING for w in self.pool.workers.values()):
             self._reap_set = True
             self.out.append((TIMER, now + self._config.worker_idle_s, (REAP_TIMER,)))
 
@@ -388,6 +458,7 @@ class NodeAgent:
         self.store.drop_client(peer)
         if known is not None:
             self.out.append((HANG_UP, peer))
+            self.out.append((SEND, self._control, ProcessDied(peer, reason)))
         for process in self._watching.pop(peer, ()):
             del self._watchers[process][peer]
         for watcher in self._watchers.pop(peer, ()):

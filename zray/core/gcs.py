@@ -2,9 +2,10 @@
 
 Theory of operation
 -------------------
-The control keeps what the whole cluster must agree on: nodes, jobs, functions, and a key-value store. All of it is in memory
-for reading and in SQLite for surviving: a change is handed to the database first (PERSIST) and acknowledged when it is on disk
-(AFTER_PERSIST). Nothing here is on the path of a task or an object; a worker asks for a function once and keeps it.
+The control keeps what the whole cluster must agree on: nodes, jobs, functions, actors (in a machine of their own), and a
+key-value store. All of it is in memory for reading and in SQLite for surviving: a change is handed to the database first
+(PERSIST) and acknowledged when it is on disk (AFTER_PERSIST). Nothing here is on the path of a task or an object; a worker asks
+for a function once and keeps it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from zray.base.config import Config
 from zray.base.resources import UNIT
 from zray.base.wire import JobFinished, Reply
+from zray.core.actors import ActorManager
 from zray.core.effects import AFTER_PERSIST, PERSIST, SEND, STOP, TIMER, Effect
 
 FETCH_TIMER = "gcs.fetch"
@@ -35,6 +37,7 @@ class Gcs:
         "_embedded",
         "_next_job",
         "_wanted",
+        "actors",
         "functions",
         "jobs",
         "kv",
@@ -56,6 +59,7 @@ class Gcs:
         self._wanted: dict[bytes, list[tuple[bytes, int]]] = {}  # functions asked for before their export
         self.out: list[Effect] = []
         self.nodes: dict[bytes, dict[str, Any]] = {}
+        self.actors = ActorManager(config, self.out, self._choose_node)
         saved = saved or {}
         self.jobs: dict[bytes, dict[str, Any]] = {row["job_id"]: row for row in saved.get("jobs", [])}
         self.functions: dict[bytes, tuple[str, bytes]] = {
@@ -144,10 +148,12 @@ class Gcs:
         self._finish(job_id, "FINISHED")
         self.out.append((AFTER_PERSIST, peer, Reply(request_id, True, None)))
 
-    def on_driver_died(self, now: float, peer: bytes, driver: bytes) -> None:
-        for job in list(self.jobs.values()):
-            if job["driver"] == driver:
+    def on_process_died(self, now: float, peer: bytes, process: bytes, reason: str) -> None:
+        """A driver or worker is gone."""
+        for job in self.jobs.values():
+            if job["driver"] == process:
                 self._finish(job["job_id"], "DIED")
+        self.actors.process_ended(process)
 
     def on_fetch_job(self, now: float, peer: bytes, request_id: int, job_id: bytes) -> None:
         job = self.jobs.get(job_id)
@@ -221,13 +227,22 @@ class Gcs:
             return
         job["state"] = state
         self.out.append((PERSIST, "finish_job", (state, job_id)))
+        self.actors.job_finished(job_id)
         for node in self.nodes.values():
             self.out.append((SEND, node["agent"], JobFinished(job_id, job["driver"])))
         if self._embedded:
             self.out.append((STOP, f"job {job_id.hex()}: {state}"))
 
+    def _choose_node(self, demand: dict[str, int]) -> bytes | None:
+        """The agent of a node for an actor."""
+        for node in self.nodes.values():
+            if node["alive"]:
+                return node["agent"]  # type: ignore[no-any-return]
+        return None
+
     def check(self) -> None:
-        """Assert the invariants: none beyond those of the tables."""
+        """Assert the invariants of its leaf; the tables have none."""
+        self.actors.check()
 
     def statistics(self) -> dict[str, int]:
         return {
@@ -236,6 +251,7 @@ class Gcs:
             "functions": len(self.functions),
             "keys": len(self.kv),
             "functions_wanted": len(self._wanted),
+            **self.actors.statistics(),
         }
 
 

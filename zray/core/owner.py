@@ -18,68 +18,40 @@ owners) once for the whole batch. The body calls it at the end of each turn.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from typing import Any
 
 from zray.base.config import Config
 from zray.base.ids import return_id
 from zray.base.wire import (
+    CONTROL,
     ERROR,
-    INLINE,
     OBJECT_VALUE,
     REFS,
     STORED,
     Address,
-    Contained,
     Entry,
     FreeObjects,
     GetObject,
     WatchProcess,
 )
+from zray.base.wire_actors import ActorOutOfScope, CreateActor, KillActor, RegisterActor
+from zray.core.actor_calls import CONTINUE_TIMER, ActorTaskSubmitter
+from zray.core.actors import ActorState
 from zray.core.directory import ObjectDirectory
-from zray.core.effects import DIAL, HANG_UP, RESOLVE, SEND, TIMER, WARN, Effect
+from zray.core.effects import DIAL, HANG_UP, SEND, TIMER, WARN, Effect
+from zray.core.entries import contained_in, error_entry, lost, owner_died
 from zray.core.leases import IDLE_TIMER, LeaseQueue, NormalTaskSubmitter
 from zray.core.references import ReferenceCounter
 from zray.core.tasks import Task, TaskManager
+from zray.core.waiters import Waiter, Waiters
 from zray.exceptions import (
     InvariantError,
-    ObjectLostError,
     OutOfMemoryError,
-    OwnerDiedError,
     TaskUnschedulableError,
     WorkerCrashedError,
 )
 
 INFEASIBLE_TIMER = "owner.infeasible"
-
-
-def error_entry(error: BaseException) -> Entry:
-    """The entry of an object whose value is an error."""
-    return (ERROR, pickle.dumps(error, 5))
-
-
-def contained_in(entry: Entry) -> Contained:
-    """The references inside the value of an entry."""
-    kind = entry[0]
-    if kind == INLINE:
-        return entry[2] if len(entry) > 2 else ()
-    return entry[3] if kind == STORED else ()
-
-
-class Waiter:
-    """Something local that waits until ``remaining`` more objects are there.
-
-    ``callback`` is for the body: it runs in the loop when the RESOLVE effect is executed.
-    """
-
-    __slots__ = ("callback", "done", "fail_fast", "remaining", "signal")
-
-    def __init__(self, remaining: int, callback: Callable[[], None] | None = None) -> None:
-        self.remaining = remaining
-        self.done = remaining <= 0
-        self.callback = callback
-        self.fail_fast = False  # an error among the objects ends the waiting
-        self.signal: Any = None  # a lock the body releases to wake the thread that waits
 
 
 class Owner:
@@ -94,31 +66,28 @@ class Owner:
     """
 
     __slots__ = (
-        "_abandoned",
         "_agent",
         "_config",
-        "_listeners",
         "_me",
         "_node_id",
         "_remote_gets",
         "_watched",
-        "_watchers",
-        "arrivals",
+        "calls",
+        "creations",
         "directory",
-        "failures",
         "fetching",
         "leases",
         "memory",
         "out",
         "references",
         "tasks",
+        "waiters",
     )
 
     def __init__(self, me: Address, job_id: bytes, node_id: bytes, agent: bytes, config: Config) -> None:
         self._me = me[0]
         self._node_id = node_id
         self._agent = agent
-        self._abandoned = False
         self._config = config
         self.out: list[Effect] = []
         self.memory: dict[bytes, Entry] = {}
@@ -126,11 +95,11 @@ class Owner:
         self.tasks = TaskManager()
         self.directory = ObjectDirectory()
         self.leases = NormalTaskSubmitter(job_id, agent, config, self.out, self._make_spec)
+        held = self.references.counts.__contains__
+        self.calls = ActorTaskSubmitter(config, self.out, self.tasks, self._make_spec, self._fail, held)
+        self.creations: dict[bytes, Task] = {}  # actors of this process that may need their constructor's arguments (again)
         self.fetching: dict[bytes, None] = {}  # borrowed objects asked for at their owners
-        self._watchers: dict[bytes, list[Waiter]] = {}
-        self._listeners: list[Waiter] = []
-        self.arrivals = 0  # objects that arrived so far
-        self.failures = 0  # ... that are errors
+        self.waiters = Waiters(self.out)
         self._remote_gets: dict[bytes, list[bytes]] = {}
         self._watched: dict[bytes, None] = {}  # processes whose end the agent will tell
 
@@ -141,15 +110,46 @@ class Owner:
         counts = self.references.counts
         for object_id in task.returns:
             counts[object_id] = 1
+        template = task.template
         if not task.slots:
             self.tasks.pending[task.id] = task
-            self.leases.submit(task)
+            if template.actor is None:
+                self.leases.submit(task)
+            else:
+                self.calls.submit(task)
             return
+        missing = self.tasks.submit(task, self.memory.__contains__)
+        if template.actor is not None and template.ordered:
+            self.calls.submit(task)  # it takes its place at once
+        for ref in missing:
+            self._seek(ref.binary(), ref.owner)
+        if not missing:
+            self._ready(now, task)
+
+    def create_actor(self, now: float, task: Task, registration: RegisterActor | None) -> None:
+        """An actor was called into being; it may be registered already."""
+        actor = task.template.actor
+        assert actor is not None
+        self.references.counts[actor[1]] = 1
+        if registration is not None:
+            self.out.append((SEND, CONTROL, registration))
+        self.calls.open(*actor, subscribed=registration is not None)  # or ask what has happened since
+        self.creations[actor[0]] = task
         missing = self.tasks.submit(task, self.memory.__contains__)
         for ref in missing:
             self._seek(ref.binary(), ref.owner)
         if not missing:
             self._ready(now, task)
+
+    def kill_actor(self, actor_id: bytes, no_restart: bool) -> None:
+        """End an actor, after what was said of it before."""
+        self.out.append((SEND, CONTROL, KillActor(actor_id, no_restart)))
+
+    def borrow(self, object_id: bytes, owner: Address) -> None:
+        """A reference was made by hand, as that of an actor that was found by its name: register it at the owner."""
+        if self.references.dropped:
+            self._drop()
+        self.references.borrow(object_id, owner)
 
     def put(self, object_id: bytes, entry: Entry) -> None:
         """A value of the local user is there."""
@@ -166,33 +166,9 @@ class Owner:
             object_id = ref.binary()
             entry = memory.get(object_id)
             if entry is not None:
-                self._count_down(waiter, entry)
-            elif self._abandoned:
-                if not waiter.done:
-                    waiter.done = True
-                    self.out.append((RESOLVE, waiter))
-            else:
-                watchers = self._watchers.get(object_id)
-                if watchers is None:
-                    self._watchers[object_id] = [waiter]
-                    self._seek(object_id, ref.owner)
-                else:  # those that gave up, or have enough, go now
-                    watchers[:] = [w for w in watchers if not w.done]
-                    watchers.append(waiter)
-
-    def listen(self, waiter: Waiter, since: int, failures: int) -> None:
-        """Tell ``waiter`` when ``remaining`` objects, whichever, have arrived after the ``since``-th.
-
-        ``get`` and ``wait`` on many references would pay for each of them if they watched them all, ``wait`` in a loop each
-        time anew; so they look at their list again when enough has arrived that they may be done. A waiter that is to
-        fail fast is told of the first error after the ``failures``-th too.
-        """
-        waiter.remaining -= self.arrivals - since
-        if waiter.remaining <= 0 or (waiter.fail_fast and self.failures != failures) or self._abandoned:
-            waiter.done = True
-            self.out.append((RESOLVE, waiter))
-        else:
-            self._listeners.append(waiter)
+                self.waiters.count_down(waiter, entry)
+            elif self.waiters.watch(waiter, object_id):
+                self._seek(object_id, ref.owner)
 
     def seek(self, refs: list[Any]) -> None:
         """Somebody here waits for these objects: have those that are owned elsewhere sent."""
@@ -200,14 +176,8 @@ class Owner:
             self._seek(ref.binary(), ref.owner)
 
     def abandon(self) -> None:
-        """The cluster is gone: nothing will arrive any more, so nobody shall wait, now or later."""
-        self._abandoned = True
-        for watchers in [*self._watchers.values(), self._listeners]:
-            for waiter in watchers:
-                if not waiter.done:
-                    waiter.done = True
-                    self.out.append((RESOLVE, waiter))
-        self._watchers.clear()
+        """The cluster is gone."""
+        self.waiters.abandon()
 
     def adopt(self, object_id: bytes, owner: Address) -> None:
         """A reference came out of a value."""
@@ -236,6 +206,7 @@ class Owner:
         references = self.references
         while True:
             self.leases.pump(now)
+            self.calls.pump(now)
             if references.freed:
                 self._free()
             if references.dropped:
@@ -243,12 +214,12 @@ class Owner:
             if references.deltas:
                 deltas, references.deltas = references.deltas, {}
                 for (owner, endpoint), batch in deltas.items():
-                    self._watch(owner)
+                    self.meet(owner)
                     self.out.append((DIAL, owner, endpoint))
                     self.out.append((SEND, owner, (REFS, batch)))
             if references.met:
                 for borrower in references.met:
-                    self._watch(borrower)
+                    self.meet(borrower)
                 references.met.clear()
             if not references.freed and not references.dropped:
                 return
@@ -257,7 +228,10 @@ class Owner:
 
     def on_done(self, now: float, peer: bytes, lease_id: int, items: list[Any]) -> None:
         """Tasks are finished."""
-        self.leases.on_done(now, lease_id, items)
+        if lease_id:
+            self.leases.on_done(now, lease_id, items)
+        else:
+            self.calls.on_done(peer, items)
         pending = self.tasks.pending
         for task_id, entries, _, borrowed in items:
             task = pending.pop(task_id, None)
@@ -270,8 +244,12 @@ class Owner:
             entry = entries[0] if entries else None
             if entry is not None and entry[0] == ERROR and len(entry) > 2 and self.tasks.may_retry(task):
                 pending[task_id] = task
-                self.leases.submit(task)
+                self._submit_ready(task)
                 continue
+            if task.template.budget is not None:
+                task.template.budget.give()
+            if task.template.creates:
+                self._created(task)
             if entry is not None and entry[0] == ERROR and (len(entries) > 1 or task.tried_before()):
                 self._sweep(task)
             for object_id, entry in zip(task.returns, entries, strict=True):
@@ -290,7 +268,7 @@ class Owner:
         endpoint: str,
         gpu_ids: tuple[int, ...] = (),
     ) -> None:
-        self._watch(worker_id)
+        self.meet(worker_id)
         self.leases.on_granted(now, request_id, lease_id, worker_id, endpoint, gpu_ids)
 
     def on_lease_rejected(self, now: float, peer: bytes, request_id: int, kind: str, reason: str) -> None:
@@ -339,11 +317,31 @@ class Owner:
         for object_id in self.references.on_process_died(worker_id):
             known = self.memory.get(object_id)
             if object_id in self.fetching:
-                self._arrive(now, object_id, self._owner_died(object_id, worker_id, reason))
+                self._arrive(now, object_id, owner_died(object_id, worker_id, reason))
             elif known is not None and known[0] == STORED:  # the store has dropped it
-                self.memory[object_id] = self._owner_died(object_id, worker_id, reason)
+                self.memory[object_id] = owner_died(object_id, worker_id, reason)
         for object_id in [o for o, peers in self._remote_gets.items() if worker_id in peers]:
             self._remote_gets[object_id] = [p for p in self._remote_gets[object_id] if p != worker_id]
+
+    def on_actor_updated(
+        self,
+        now: float,
+        peer: bytes,
+        actor_id: bytes,
+        state: str,
+        incarnation: int,
+        worker_id: bytes,
+        endpoint: str,
+        error: bytes,
+    ) -> None:
+        """The control says where an actor is."""
+        if worker_id:
+            self.meet(worker_id)
+        self.calls.on_updated(now, actor_id, state, incarnation, worker_id, endpoint, error)
+        if state == ActorState.DEAD.name:
+            task = self.creations.pop(actor_id, None)
+            if task is not None and task.id in self.tasks.pending:
+                self._fail(now, task, (ERROR, error))
 
     def on_objects_spilled(self, now: float, peer: bytes, rows: list[Any]) -> None:
         """A node has written objects of ours to disk."""
@@ -354,7 +352,7 @@ class Owner:
 
     def on_get_object(self, now: float, peer: bytes, object_id: bytes) -> None:
         """A borrower wants a value."""
-        self._watch(peer)
+        self.meet(peer)
         if object_id in self.memory:
             self._answer(peer, object_id)
         elif self._expected(object_id):
@@ -372,6 +370,8 @@ class Owner:
     def on_timer(self, now: float, key: tuple[Any, ...]) -> None:
         if key[0] == IDLE_TIMER:
             self.leases.on_idle_timer(now)
+        elif key[0] == CONTINUE_TIMER:
+            self.calls.on_timer(now, key)
         elif key[0] == INFEASIBLE_TIMER:
             queue = key[1]
             reason, queue.infeasible = queue.infeasible, ""
@@ -406,11 +406,37 @@ class Owner:
             entry = self.memory[ref.binary()]
             if entry[0] == ERROR:
                 self._fail(now, task, entry[:2])
+                self.calls.on_arguments_ready(task)  # those behind it need not wait any more
                 return
-        self.leases.submit(task)
+        if task.template.actor is not None and task.template.ordered and not task.template.creates:
+            self.calls.on_arguments_ready(task)
+        else:
+            self._submit_ready(task)
+
+    def _submit_ready(self, task: Task) -> None:
+        actor = task.template.actor
+        if actor is None:
+            self.leases.submit(task)
+        elif not task.template.creates:
+            self.calls.submit(task)
+        else:
+            creation = pickle.dumps((self._make_spec(task), self.references.me), 5)
+            self.out.append((SEND, CONTROL, CreateActor(actor[0], creation, b"")))
+
+    def _created(self, task: Task) -> None:
+        """An actor's constructor is over; its arguments are needed no more, unless it may be run again."""
+        actor = task.template.actor
+        if actor is not None and not (task.template.extra or {}).get("max_restarts"):
+            self.creations.pop(actor[0], None)
 
     def _fail(self, now: float, task: Task, entry: Entry) -> None:
-        self.tasks.pending.pop(task.id, None)
+        pending = self.tasks.pending.pop(task.id, None)
+        if pending is not None and task.template.budget is not None:
+            task.template.budget.give()
+        actor = task.template.actor
+        if actor is not None and task.template.creates and pending is not None and actor[0] in self.creations:
+            del self.creations[actor[0]]  # an argument of its constructor is an error
+            self.out.append((SEND, CONTROL, CreateActor(actor[0], b"", entry[1])))
         for object_id in task.returns:
             self._arrive(now, object_id, entry)
 
@@ -431,7 +457,7 @@ class Owner:
         references = self.references
         self.fetching.pop(object_id, None)
         if object_id not in references.counts and object_id not in references.borrowers:
-            self._watchers.pop(object_id, None)
+            self.waiters.dismiss(object_id)
             for peer in self._remote_gets.pop(object_id, ()):
                 self._answer_lost(peer, object_id)
             self._discard(object_id, entry)
@@ -443,29 +469,13 @@ class Owner:
                     self._drop()
                 references.contain(object_id, contained, received=True)
         self.memory[object_id] = entry
-        self.arrivals += 1
-        if entry[0] == ERROR:
-            self.failures += 1
-        if self._listeners:
-            for waiter in self._listeners:
-                self._count_down(waiter, entry)
-            self._listeners = [w for w in self._listeners if not w.done]
-        waiters = self._watchers.pop(object_id, None)
-        if waiters is not None:
-            for waiter in waiters:
-                self._count_down(waiter, entry)
+        self.waiters.arrived(object_id, entry)
         if object_id in self.tasks.waiting:
             for task in self.tasks.on_object_ready(object_id):
                 self._ready(now, task)
         if object_id in self._remote_gets:
             for peer in self._remote_gets.pop(object_id):
                 self._answer(peer, object_id)
-
-    def _count_down(self, waiter: Waiter, entry: Entry) -> None:
-        waiter.remaining -= 1
-        if (waiter.remaining <= 0 or (waiter.fail_fast and entry[0] == ERROR)) and not waiter.done:
-            waiter.done = True
-            self.out.append((RESOLVE, waiter))
 
     def _answer(self, peer: bytes, object_id: bytes) -> None:
         entry = self.memory[object_id]
@@ -474,7 +484,7 @@ class Owner:
         self.out.append((SEND, peer, (OBJECT_VALUE, object_id, entry)))
 
     def _answer_lost(self, peer: bytes, object_id: bytes) -> None:
-        entry = error_entry(self._lost(object_id))
+        entry = lost(object_id)
         self.out.append((SEND, peer, (OBJECT_VALUE, object_id, entry)))
 
     def _seek(self, object_id: bytes, owner: Address) -> None:
@@ -483,14 +493,14 @@ class Owner:
             return
         if owner[0] == self._me:
             if not self._expected(object_id):
-                self._arrive(0.0, object_id, error_entry(self._lost(object_id)))
+                self._arrive(0.0, object_id, lost(object_id))
         else:
             self.fetching[object_id] = None
-            self._watch(owner[0])
+            self.meet(owner[0])
             self.out.append((DIAL, owner[0], owner[1]))
             self.out.append((SEND, owner[0], GetObject(object_id)))
 
-    def _watch(self, process: bytes) -> None:
+    def meet(self, process: bytes) -> None:
         """This process deals with another: have its end told, even if it has ended already."""
         if process not in self._watched:
             self._watched[process] = None
@@ -498,20 +508,6 @@ class Owner:
 
     def _expected(self, object_id: bytes) -> bool:
         return object_id[:16] in self.tasks.pending
-
-    def _lost(self, object_id: bytes) -> ObjectLostError:
-        text = (
-            f"object {object_id.hex()} does not exist any more: its last reference was dropped. Keep the ObjectRef "
-            "for as long as the value is needed"
-        )
-        return ObjectLostError(text, object_id.hex())
-
-    def _owner_died(self, object_id: bytes, owner: bytes, reason: str) -> Entry:
-        text = (
-            f"object {object_id.hex()} is lost because the process that owned it ended: {owner.hex()[:8]}, "
-            f"{reason}. An object lives only as long as the process that made its reference"
-        )
-        return error_entry(OwnerDiedError(text, object_id.hex()))
 
     def _discard(self, object_id: bytes, entry: Entry) -> None:
         """A value arrived that nobody needs."""
@@ -532,9 +528,11 @@ class Owner:
         """
         dropped, self.references.dropped = self.references.dropped, []
         for object_id in dropped:
+            if object_id in self.calls.handles:
+                self.calls.forget(object_id)
             self.memory.pop(object_id, None)
             self.fetching.pop(object_id, None)
-            self._watchers.pop(object_id, None)
+            self.waiters.dismiss(object_id)
 
     def _free(self) -> None:
         references = self.references
@@ -542,6 +540,8 @@ class Owner:
         memory = self.memory
         stored = []
         for object_id in freed:
+            if object_id in self.calls.handles:
+                self._out_of_scope(object_id)
             entry = memory.pop(object_id, None)
             if entry is not None and entry[0] == STORED:
                 stored.append(object_id)
@@ -549,19 +549,23 @@ class Owner:
         if stored:
             self.out.append((SEND, self._agent, FreeObjects(stored)))
 
+    def _out_of_scope(self, handle_id: bytes) -> None:
+        """No handle of an actor is left anywhere; a detached one lives on."""
+        actor_id = self.calls.forget(handle_id)
+        self.out.append((SEND, CONTROL, ActorOutOfScope(actor_id)))
+
     # -- checks ---------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Assert the invariants of this machine and its leaves; true after ``settle``."""
+        self.calls.check()
         self.references.check()
         self.tasks.check()
         self.leases.check()
         for object_id in self.memory:
             if not self.references.needed(object_id):
                 raise InvariantError(f"a value is kept for {object_id.hex()}, which nobody needs")
-        for object_id in self._watchers:
-            if object_id in self.memory:
-                raise InvariantError(f"somebody waits for {object_id.hex()}, which is here")
+        self.waiters.check(self.memory)
 
     def statistics(self) -> dict[str, int]:
         return {
@@ -570,5 +574,6 @@ class Owner:
             **self.directory.statistics(),
             **self.tasks.statistics(),
             **self.leases.statistics(),
+            **self.calls.statistics(),
             **self.references.statistics(),
         }

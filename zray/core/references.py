@@ -51,12 +51,14 @@ class ReferenceCounter:
         "dropped",
         "freed",
         "handed",
+        "me",
         "met",
         "owners",
         "passed",
     )
 
     def __init__(self, me: Address) -> None:
+        self.me = me
         self._me = me[0]
         self.counts: dict[bytes, int] = {}
         self.owners: dict[bytes, Address] = {}  # of the borrowed ones
@@ -84,6 +86,14 @@ class ReferenceCounter:
         if count == 0 and owner[0] != self._me:
             self.owners[object_id] = owner
             self._bare[object_id] = None
+
+    def borrow(self, object_id: bytes, owner: Address) -> None:
+        """One more need, of an object that nobody handed on: this process registers itself."""
+        self.hold(object_id, owner)
+        if owner[0] != self._me:
+            self.received(object_id)
+            self._bare.pop(object_id, None)
+            self.deltas.setdefault(owner, []).append((object_id, self._me, 1))
 
     def release(self, object_id: bytes) -> None:
         """One need less; at zero the object is freed, or its owner told."""

@@ -15,18 +15,20 @@ done. This is what shares a node fairly between owners that could keep it busy f
 from __future__ import annotations
 
 from zray.base.resources import UNIT, NodeResources, ResourceSet
+from zray.base.wire_actors import PlaceActor
 from zray.core.gpus import GpuSlots
 from zray.exceptions import InvariantError
 
 
 class Request:
-    """An owner wants a lease."""
+    """An owner wants a lease; with ``actor``, the control wants one for an actor."""
 
-    __slots__ = ("demand", "depth", "id", "job_id", "owner", "retriable", "sequence")
+    __slots__ = ("actor", "demand", "depth", "id", "job_id", "owner", "retriable", "sequence")
 
     def __init__(
         self, owner: bytes, id: int, job_id: bytes, demand: ResourceSet, depth: int, sequence: int, retriable: bool
     ) -> None:
+        self.actor: PlaceActor | None = None
         self.owner = owner
         self.id = id
         self.job_id = job_id
@@ -79,16 +81,39 @@ class LeaseScheduler:
         retriable: bool = True,
     ) -> str:
         """Queue a request. Returns why it can never be granted here, or nothing."""
-        if not self.resources.could_ever_fit(demand):
-            short = ", ".join(
-                f"{want:g} {name} where the largest node has {have:g}"
-                for name, (want, have) in self.resources.shortfall(demand).items()
-            )
-            return f"it asks for {short}"
+        refusal = self._refusal(demand)
+        if not refusal:
+            self._queue(owner, request_id, job_id, demand, depth, retriable=retriable)
+        return refusal
+
+    def place(self, owner: bytes, request_id: int, actor: PlaceActor) -> str:
+        """Queue the request for an actor. Returns why it can never be granted here, or nothing.
+
+        What the node must have and what the actor holds while it lives are two things, as in Ray: by default one CPU and none.
+        """
+        refusal = self._refusal(ResourceSet(actor.placement)) or self._refusal(ResourceSet(actor.resources))
+        if not refusal:
+            demand = ResourceSet(actor.resources)
+            request = self._queue(owner, request_id, actor.job_id, demand, 0, retriable=actor.retriable)
+            request.actor = actor
+        return refusal
+
+    def _refusal(self, demand: ResourceSet) -> str:
+        if self.resources.could_ever_fit(demand):
+            return ""
+        short = ", ".join(
+            f"{want:g} {name} where the largest node has {have:g}"
+            for name, (want, have) in self.resources.shortfall(demand).items()
+        )
+        return f"it asks for {short}"
+
+    def _queue(
+        self, owner: bytes, request_id: int, job_id: bytes, demand: ResourceSet, depth: int, *, retriable: bool
+    ) -> Request:
         self._sequence += 1
         request = Request(owner, request_id, job_id, demand, depth, self._sequence, retriable)
         self.queue[owner, request_id] = request
-        return ""
+        return request
 
     def cancel(self, owner: bytes, request_id: int) -> None:
         """A request is not wanted any more."""
@@ -161,7 +186,7 @@ class LeaseScheduler:
         candidates = [
             lease
             for lease in self.leases.values()
-            if lease.worker is not None and not lease.reclaiming and not lease.blocked
+            if lease.worker is not None and not lease.reclaiming and not lease.blocked and lease.request.actor is None
         ]
         pending = sum(1 for lease in self.leases.values() if lease.reclaiming and not lease.blocked)
         for request in list(self.queue.values())[pending:]:

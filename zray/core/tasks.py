@@ -18,14 +18,18 @@ from zray.exceptions import InvariantError
 
 
 class TaskTemplate:
-    """What all tasks made by one remote function with one set of options have in common."""
+    """What all tasks made by one remote function, or one method of a handle, with one set of options have in common."""
 
     __slots__ = (
+        "actor",
+        "budget",
+        "creates",
         "extra",
         "function_id",
         "max_retries",
         "name",
         "num_returns",
+        "ordered",
         "resources",
     )
 
@@ -44,6 +48,35 @@ class TaskTemplate:
         self.num_returns = num_returns
         self.max_retries = max_retries
         self.extra = extra  # what only the worker needs: max_calls, retry_exceptions
+        self.actor: tuple[bytes, bytes] | None = None  # whose calls these are: the actor, and the object of its handles
+        self.creates = False  # the call is that of the actor's constructor
+        self.ordered = True  # the calls of one caller run in their order
+        self.budget: CallBudget | None = None  # how many of these calls may be pending, where that is limited
+
+
+class CallBudget:
+    """How many calls of an actor this process may have pending (``max_pending_calls``).
+
+    User threads take, the loop gives back. Threads that take at the same moment may pass the limit by as many as they are.
+    """
+
+    __slots__ = ("_given", "_taken", "most")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._taken = 0
+        self._given = 0
+
+    def take(self) -> bool:
+        """One more call; False if that would be too many."""
+        if self._taken - self._given >= self.most:
+            return False
+        self._taken += 1
+        return True
+
+    def give(self) -> None:
+        """A call has its result."""
+        self._given += 1
 
 
 class Task:

@@ -8,6 +8,10 @@ imported stay loaded, so workers are never shared between jobs), else a new one 
 what it submitted and did not wait for would come to it as to a stranger. Leases that wait for a worker
 queue here and are served as workers become ready, in order.
 
+An actor has a worker to itself: one that nobody used before, and nobody will after it. When the actor is gone, its worker is
+asked to leave, and stays for as long as others need what it owns. Actors are counted apart (``actors_max``): they must
+not take the places of the workers that tasks need, nor tasks theirs.
+
 Workers above the prestarted number that stay idle, and idle ones in the way of another job when no more may be started, are
 *asked* to leave: a worker that owns what others need says that it stays, because its objects would end with it.
 """
@@ -54,7 +58,7 @@ WORKER_LIFECYCLE = Lifecycle(
 class Worker:
     """One worker process."""
 
-    __slots__ = ("endpoint", "id", "idle_since", "job_id", "needed", "pid", "state")
+    __slots__ = ("dedicated", "endpoint", "id", "idle_since", "job_id", "lasting", "needed", "overdue", "pid", "state")
 
     def __init__(self, id: bytes) -> None:
         self.id = id
@@ -63,6 +67,9 @@ class Worker:
         self.endpoint = ""
         self.pid = 0
         self.idle_since = 0.0
+        self.dedicated = False  # to one actor
+        self.lasting = False  # ... which outlives its job
+        self.overdue = False  # it was asked to leave a while ago, and has said nothing
         self.needed = False  # it was asked to leave since its last lease, and stays
 
     def move(self, event: str) -> None:
@@ -80,7 +87,18 @@ class WorkerPool:
         holds_leases: whether a worker holds leases itself, as an owner: then it can not leave.
     """
 
-    __slots__ = ("_config", "_holds_leases", "_next", "_node_id", "_out", "_prestart", "waiting", "workers")
+    __slots__ = (
+        "_born_for",
+        "_config",
+        "_holds_leases",
+        "_next",
+        "_node_id",
+        "_out",
+        "_prestart",
+        "actors_waiting",
+        "waiting",
+        "workers",
+    )
 
     def __init__(
         self,
@@ -98,11 +116,13 @@ class WorkerPool:
         self._next = 1
         self.workers: dict[bytes, Worker] = {}
         self.waiting: dict[int, tuple[bytes, bytes]] = {}  # leases that wait for a worker: id -> job and owner
+        self.actors_waiting: dict[int, bytes] = {}  # ... of actors, for which no worker was started yet: id -> job
+        self._born_for: dict[bytes, int] = {}  # workers that start, and the actor's lease that gets them
 
     def prestart(self) -> None:
         """Start workers until as many live as the node keeps."""
-        alive = sum(1 for w in self.workers.values() if w.state is not WorkerState.ENDING)
-        room = self._config.workers_max - len(self.workers)
+        alive = sum(1 for w in self.workers.values() if w.state is not WorkerState.ENDING and not w.dedicated)
+        room = self._config.workers_max - self._shared()
         for _ in range(min(self._prestart - alive, room)):
             self._start()
 
@@ -117,13 +137,35 @@ class WorkerPool:
         self._start_missing()
         return None
 
+    def dedicate(self, lease_id: int, job_id: bytes) -> Worker | None:
+        """A worker for an actor, or None: then its lease waits and ``on_ready`` will name it."""
+        for worker in self.workers.values():
+            if worker.state is WorkerState.IDLE and worker.job_id is None:
+                worker.move("leased")
+                worker.job_id = job_id
+                worker.dedicated = True
+                self.prestart()  # so that the next actor finds one too
+                return worker
+        self.actors_waiting[lease_id] = job_id
+        self._start_for_actors()
+        return None
+
     def full(self) -> bool:
-        """Whether no further worker may be started."""
-        return len(self.workers) >= self._config.workers_max
+        """Whether no further worker may be started for tasks."""
+        return self._shared() >= self._config.workers_max
+
+    def full_of_actors(self) -> bool:
+        """Whether no further actor may be placed here."""
+        held = sum(1 for w in self.workers.values() if w.dedicated)
+        return held + len(self.actors_waiting) >= self._config.actors_max
 
     def cancel(self, lease_id: int) -> None:
         """A lease that waited for a worker is not wanted any more."""
         self.waiting.pop(lease_id, None)
+        self.actors_waiting.pop(lease_id, None)
+        for worker_id in [w for w, lease in self._born_for.items() if lease == lease_id]:
+            del self._born_for[worker_id]
+            self.kill(self.workers[worker_id])
 
     def on_ready(self, now: float, worker_id: bytes, endpoint: str, pid: int) -> tuple[int, Worker] | None:
         """A worker has started; returns the lease that gets it, if one waits."""
@@ -134,6 +176,11 @@ class WorkerPool:
         worker.pid = pid
         worker.move("ready")
         worker.idle_since = now
+        if worker.dedicated:
+            worker.move("leased")
+            lease_id = self._born_for.pop(worker_id)
+            self._start_for_actors()
+            return lease_id, worker
         return self._serve(worker)
 
     def on_returned(self, now: float, worker_id: bytes) -> tuple[int, Worker] | None:
@@ -143,6 +190,9 @@ class WorkerPool:
             return None
         worker.move("returned")
         worker.needed = False
+        if worker.dedicated:
+            self._ask(worker, "its actor is gone")
+            return None
         return self._rest(now, worker)
 
     def on_stays(self, now: float, worker_id: bytes) -> tuple[int, Worker] | None:
@@ -165,6 +215,10 @@ class WorkerPool:
         """A worker process is gone."""
         worker = self.workers.pop(worker_id, None)
         if worker is not None:
+            lease_id = self._born_for.pop(worker_id, None)
+            if lease_id is not None and worker.job_id is not None:  # it never came to be: another must
+                self.actors_waiting[lease_id] = worker.job_id
+            self._start_for_actors()
             self._start_missing()
         return worker
 
@@ -174,33 +228,45 @@ class WorkerPool:
         self._out.append((KILL_WORKER, worker.id))
 
     def kill_job(self, job_id: bytes) -> None:
-        """A job is over: its workers go, and new ones take their places."""
+        """A job is over: its workers go, and new ones take their places. Detached actors stay."""
         for worker in list(self.workers.values()):
-            if worker.job_id == job_id:
-                self.kill(worker)
+            if worker.job_id == job_id and not worker.lasting and worker.id not in self._born_for:
+                self.kill(worker)  # an actor that is not born yet is cancelled by the control, if it is to go
         for lease_id in [i for i, (job, _) in self.waiting.items() if job == job_id]:
             del self.waiting[lease_id]
 
     def reap(self, now: float) -> bool:
-        """Ask idle workers above the number the node keeps to leave; whether any is left to be asked later."""
+        """Ask idle workers above the number the node keeps to leave; whether any is left to be asked later.
+
+        One that was asked a while ago and has neither ended nor answered hangs: it is ended.
+        """
+        gone = (WorkerState.LEAVING, WorkerState.ENDING)
         idle = [w for w in self.workers.values() if w.state is WorkerState.IDLE]
-        alive = sum(1 for w in self.workers.values() if w.state not in (WorkerState.LEAVING, WorkerState.ENDING))
-        surplus = min(alive - self._prestart, len(idle))
+        alive = sum(1 for w in self.workers.values() if w.state not in gone and not w.dedicated)
+        surplus = min(alive - self._prestart, sum(1 for w in idle if not w.dedicated))
+        left = False
+        for worker in self.workers.values():
+            if worker.state is WorkerState.LEAVING:
+                left = True
+                if worker.overdue:
+                    self.kill(worker)
+                worker.overdue = True
         for worker in idle:
-            if surplus <= 0:
-                return False
+            if surplus <= 0 and not worker.dedicated:
+                continue
             rested = worker.idle_since + self._config.worker_idle_s <= now + 1e-6
             if rested and not self._holds_leases(worker.id):
                 self._ask(worker, "it was idle")
-                surplus -= 1
-        return surplus > 0
+                surplus -= not worker.dedicated
+            left = True
+        return left
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _idle(self, job_id: bytes, owner: bytes) -> Worker | None:
         fresh = None
         for worker in self.workers.values():
-            if worker.state is WorkerState.IDLE and worker.id != owner:
+            if worker.state is WorkerState.IDLE and worker.id != owner and not worker.dedicated:
                 if worker.job_id == job_id:
                     return worker
                 if worker.job_id is None and fresh is None:
@@ -208,6 +274,8 @@ class WorkerPool:
         return fresh
 
     def _serve(self, worker: Worker) -> tuple[int, Worker] | None:
+        if worker.dedicated:
+            return None
         for lease_id, (job_id, owner) in self.waiting.items():
             if worker.job_id in (None, job_id) and worker.id != owner:
                 del self.waiting[lease_id]
@@ -216,8 +284,20 @@ class WorkerPool:
                 return lease_id, worker
         return None
 
+    def _start_for_actors(self) -> None:
+        """Start workers for actors, so many at the same time."""
+        for lease_id in list(self.actors_waiting)[: max(0, self._config.actor_starts_max - len(self._born_for))]:
+            worker = self._start()
+            worker.job_id = self.actors_waiting.pop(lease_id)
+            worker.dedicated = True
+            self._born_for[worker.id] = lease_id
+
+    def _shared(self) -> int:
+        """Workers that are not an actor's."""
+        return sum(1 for w in self.workers.values() if not w.dedicated)
+
     def _start_missing(self) -> None:
-        states = [w.state for w in self.workers.values()]
+        states = [w.state for w in self.workers.values() if not w.dedicated]
         starting = states.count(WorkerState.STARTING)
         ending = states.count(WorkerState.ENDING) + states.count(WorkerState.LEAVING)
         for missing in range(len(self.waiting) - starting, 0, -1):
@@ -230,26 +310,29 @@ class WorkerPool:
     def _evict(self) -> None:
         """Make room: ask one idle worker, of another job, to leave."""
         for worker in self.workers.values():
-            if worker.state is WorkerState.IDLE and not worker.needed and not self._holds_leases(worker.id):
+            idle = worker.state is WorkerState.IDLE and not worker.dedicated
+            if idle and not worker.needed and not self._holds_leases(worker.id):
                 self._ask(worker, "another job needs its place")
                 return
 
     def _ask(self, worker: Worker, reason: str) -> None:
         worker.move("asked")
+        worker.overdue = False
         self._out.append((SEND, worker.id, ExitWorker(reason)))
 
-    def _start(self) -> None:
+    def _start(self) -> Worker:
         worker_id = self._node_id[:6] + self._next.to_bytes(4, "big") + self._node_id[6:12]
         self._next += 1
-        self.workers[worker_id] = Worker(worker_id)
+        worker = self.workers[worker_id] = Worker(worker_id)
         self._out.append((START_WORKER, worker_id))
+        return worker
 
     # -- checks ---------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Assert the invariants."""
-        if len(self.workers) > self._config.workers_max:
-            raise InvariantError(f"{len(self.workers)} workers, more than the limit")
+        if self._shared() > self._config.workers_max:
+            raise InvariantError(f"{self._shared()} workers, more than the limit")
         for worker in self.workers.values():
             if worker.state is WorkerState.LEASED and worker.job_id is None:
                 raise InvariantError(f"worker {worker.id.hex()} is leased to no job")
@@ -258,4 +341,5 @@ class WorkerPool:
         counts = {state.name.lower(): 0 for state in WorkerState}
         for worker in self.workers.values():
             counts[worker.state.name.lower()] += 1
-        return {"workers": len(self.workers), "leases_waiting": len(self.waiting), **counts}
+        waiting = len(self.waiting) + len(self.actors_waiting) + len(self._born_for)
+        return {"workers": len(self.workers), "leases_waiting": waiting, **counts}

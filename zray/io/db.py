@@ -50,6 +50,29 @@ MIGRATIONS: list[tuple[str, str]] = [
         ) WITHOUT ROWID;
         """,
     ),
+    (
+        "0002 actors",
+        """
+        CREATE TABLE actors (
+            actor_id BLOB PRIMARY KEY,
+            job_id BLOB NOT NULL,         -- the job that created it
+            owner BLOB NOT NULL,          -- process id, in the cluster, of the driver or worker that created it
+            class_name TEXT NOT NULL,
+            name TEXT NOT NULL,           -- empty if it has none
+            namespace TEXT NOT NULL,
+            detached INTEGER NOT NULL,    -- 1: it outlives its job
+            max_restarts INTEGER NOT NULL,
+            state TEXT NOT NULL,          -- DEPENDENCIES_UNREADY, PENDING_CREATION, ALIVE, RESTARTING, DEAD
+            restarts INTEGER NOT NULL DEFAULT 0,
+            node_id BLOB,                 -- where it runs or ran last
+            worker_id BLOB,
+            pid INTEGER,
+            reason TEXT,                  -- of its death
+            registered_at TEXT NOT NULL DEFAULT (datetime('now')),
+            changed_at TEXT
+        );
+        """,
+    ),
 ]
 
 STATEMENTS = {
@@ -58,6 +81,11 @@ STATEMENTS = {
     "save_node": "INSERT OR REPLACE INTO nodes (node_id, endpoint, hostname, pid, resources, state) "
     "VALUES (?, ?, ?, ?, ?, ?)",
     "save_function": "INSERT OR IGNORE INTO functions (function_id, job_id, name, body) VALUES (?, ?, ?, ?)",
+    "save_actor": "INSERT INTO actors (actor_id, job_id, owner, class_name, name, namespace, detached, max_restarts, state) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    "update_actor": "UPDATE actors SET state = ?, restarts = ?, node_id = ?, worker_id = ?, pid = ?, reason = ?, "
+    "changed_at = datetime('now') WHERE actor_id = ?",
+    "forget_actor": "DELETE FROM actors WHERE actor_id = ?",
     "save_kv": "INSERT OR REPLACE INTO kv (namespace, key, value) VALUES (?, ?, ?)",
     "delete_kv": "DELETE FROM kv WHERE namespace = ? AND key = ?",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from zray.core.owner import Waiter
+from zray.core.waiters import Waiter
 from zray.exceptions import RayError, RaySystemError
 from zray.runtime.process import Process
 

@@ -21,15 +21,18 @@ from zray.base.config import Config
 from zray.base.ids import PUT_INDEX, TaskIDs
 from zray.base.serialization import Serialized
 from zray.base.wire import CONTROL, ERROR, INLINE, STORED, Address, Entry
+from zray.base.wire_actors import RegisterActor
 from zray.core import effects as e
-from zray.core.owner import Owner, Waiter
+from zray.core.owner import Owner
 from zray.core.tasks import Task
+from zray.core.waiters import Waiter
 from zray.exceptions import (
     GetTimeoutError,
     ObjectLostError,
     OwnerDiedError,
     RayError,
     RaySystemError,
+    RayTaskError,
 )
 from zray.object_ref import ObjectRef
 from zray.runtime.client import Client, resolve
@@ -60,6 +63,7 @@ class CoreWorker(Client):
         self.namespace = ""
         self.env_vars: dict[str, str] = {}
         self.depth = 0
+        self.event_loop_thread = 0  # of an asynchronous actor
         self.blocking: Callable[[bool], None] | None = None  # told when the main thread starts and ends to wait
         self.task_ids = TaskIDs(me)
         self.release: Callable[[bytes], None] = self.loop.post  # what an ObjectRef calls when it dies
@@ -70,6 +74,7 @@ class CoreWorker(Client):
         self._completions: queue.SimpleQueue[tuple[Future[Any], ObjectRef[Any]] | None] | None = None
         self._main = threading.main_thread().ident
         self._pid = os.getpid()
+        self._warned = False
         self.on_effect(e.RESOLVE, resolve)
         self.on_effect(e.WARN, lambda text: log.warning("%s", text))
         self.add_handlers(self, "owner", "any")
@@ -86,6 +91,7 @@ class CoreWorker(Client):
         self.add_brain(self.owner, "owner")
         self.on_timers("leases", self.owner.on_timer)
         self.on_timers("owner", self.owner.on_timer)
+        self.on_timers("calls", self.owner.on_timer)
         self.loop.on_inbox = self.on_inbox
 
     # -- the loop's calls -----------------------------------------------------------------------------------------
@@ -130,6 +136,9 @@ class CoreWorker(Client):
         """The store is full: cycles in this process may hold references."""
         gc.collect()
 
+    def on_notice(self, now: float, peer: bytes, text: str) -> None:
+        log.warning("%s", text)
+
     def on_refuse(self, now: float, peer: bytes, reason: str) -> None:
         self.fail(RaySystemError(f"the cluster refused this process: {reason}"))
 
@@ -146,6 +155,19 @@ class CoreWorker(Client):
         """Hand a task to the brain."""
         self.loop.post(task)
         self.loop.maybe_turn()
+
+    def create_actor(self, task: Task, registration: RegisterActor | None) -> None:
+        """Have an actor created; one with a name is registered already."""
+        self.loop.post((self._create_actor, task, registration))
+        self.loop.maybe_turn()
+
+    def _create_actor(self, task: Task, registration: RegisterActor | None) -> None:
+        self.owner.create_actor(time.monotonic(), task, registration)
+
+    def borrow(self, object_id: bytes, owner: Address) -> ObjectRef[Any]:
+        """A reference that nobody handed on, as that of an actor that was found by its name."""
+        self.loop.post((self.owner.borrow, object_id, owner))
+        return ObjectRef(object_id, owner, self.release)
 
     def export(self, function_id: bytes, name: str, body: bytes) -> None:
         """Give a function to the cluster, once."""
@@ -235,10 +257,11 @@ class CoreWorker(Client):
         """Wait until all ``refs`` are there, or one of them is an error; returns those that were not there in time."""
         owner = self.owner
         memory = owner.memory
+        waiters = owner.waiters
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         sought = False
         while True:
-            arrivals, failures = owner.arrivals, owner.failures
+            arrivals, failures = waiters.arrivals, waiters.failures
             missing = list({ref._id: ref for ref in refs if ref._id not in memory}.values())
             if not missing or (failures and _any_error(refs, memory)):
                 return []
@@ -250,7 +273,7 @@ class CoreWorker(Client):
                 self.loop.post((owner.seek, missing))
             waiter = Waiter(len(missing))
             waiter.fail_fast = True
-            self.loop.post((owner.listen, waiter, arrivals, failures))
+            self.loop.post((waiters.listen, waiter, arrivals, failures))
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not self._block(waiter, left):
                 if self.broken is not None:
@@ -276,7 +299,7 @@ class CoreWorker(Client):
         """Positions of the first ``num_returns`` ready references; waits for as many."""
         memory = self.owner.memory
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        arrivals = self.owner.arrivals
+        arrivals = self.owner.waiters.arrivals
         ready = _first_ready(refs, memory, num_returns)
         sought = False
         while len(ready) < num_returns:
@@ -286,10 +309,10 @@ class CoreWorker(Client):
                 sought = True
                 self.loop.post((self.owner.seek, refs))
             waiter = Waiter(num_returns - len(ready))
-            self.loop.post((self.owner.listen, waiter, arrivals, 0))
+            self.loop.post((self.owner.waiters.listen, waiter, arrivals, 0))
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             in_time = self._block(waiter, left)
-            arrivals = self.owner.arrivals
+            arrivals = self.owner.waiters.arrivals
             ready = _first_ready(refs, memory, num_returns)
             if not in_time:
                 if self.broken is not None:
@@ -299,6 +322,8 @@ class CoreWorker(Client):
 
     def _block(self, waiter: Waiter, timeout_s: float | None) -> bool:
         """Wait in this thread; a worker's main thread lends its CPU out meanwhile."""
+        if self.event_loop_thread == threading.get_ident():
+            self._warn_of_blocking()
         hook = self.blocking if threading.get_ident() == self._main else None
         if hook is not None:
             hook(True)
@@ -310,6 +335,16 @@ class CoreWorker(Client):
                 hook(False)
             waiter.done = True  # whatever still arrives for it is nobody's business
         return done
+
+    def _warn_of_blocking(self) -> None:
+        """A coroutine of an asynchronous actor blocks all others: said once."""
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "%s: get() or wait() was called in a coroutine of an asynchronous actor: no other call of it can go on "
+                "meanwhile. Use `await ref`, or asyncio.wait() on the references",
+                self.call_site(),
+            )
 
     def _values(self, refs: list[ObjectRef[Any]]) -> list[Any]:
         memory = self.owner.memory
@@ -421,7 +456,12 @@ def _user_error(entry: Entry) -> BaseException:
             try:
                 error.cause = serialization.deserialize(cause)
             except Exception as problem:
-                error.traceback_str += f"\n(the exception itself can not be read here: {type(problem).__name__}: {problem})"
-        return error.as_instanceof_cause()  # type: ignore[no-any-return]
+                if isinstance(error, RayTaskError):
+                    error.traceback_str += (
+                        f"\n(the exception itself can not be read here: {type(problem).__name__}: {problem})"
+                    )
+        if isinstance(error, RayTaskError):
+            return error.as_instanceof_cause()
+        error.__cause__ = error.cause
     assert isinstance(error, BaseException)
     return error

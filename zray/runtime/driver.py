@@ -13,7 +13,7 @@ from zray.base import wire
 from zray.base.config import Config
 from zray.base.ids import WorkerID
 from zray.base.wire import CONTROL
-from zray.core.owner import Waiter
+from zray.core.waiters import Waiter
 from zray.exceptions import NodeDiedError, RaySystemError
 from zray.runtime.client import finish
 from zray.runtime.core_worker import CoreWorker

@@ -12,7 +12,7 @@ from typing import Any
 
 from zray.base import serialization, wire
 from zray.base.serialization import Serialized
-from zray.core.owner import Waiter
+from zray.core.waiters import Waiter
 from zray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, RayError
 from zray.io.storage import Arena, map_file, write_file
 from zray.runtime.client import Client

@@ -1,9 +1,12 @@
-"""Worker: the process that runs tasks.
+"""Worker: the process that runs tasks, or is an actor.
 
 The main thread takes pushed tasks one after the other; between tasks it turns the loop itself, so that an idle worker
 answers a push without a hand-over between threads. Results gather for up to ``flush_ms`` while there is more to run. A
-task that runs for longer leaves the loop to the loop thread, which hands the tasks waiting behind it back to their
-owners.
+task that runs for longer leaves the loop to the loop thread, which sends the results so far and hands the tasks waiting
+behind it back to their owners.
+
+A worker that is told to become an actor runs the constructor in the main thread and then that actor's calls, there or
+where ``runtime/actor.py`` says, until its process ends.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import deque
@@ -24,14 +28,23 @@ from zray.base.config import Config
 from zray.base.ids import return_id
 from zray.base.resources import from_units
 from zray.base.serialization import Payload
-from zray.base.wire import CONTROL, DONE, ERROR, STORED, Address, Entry
-from zray.exceptions import RayError, RayTaskError, TaskCancelledError
+from zray.base.wire import CONTROL, DONE, ERROR, INLINE, STORED, Address, Entry
+from zray.base.wire_actors import ActorExiting, ActorStarted, StartActor
+from zray.core import effects as e
+from zray.core.actor_calls import ActorTaskQueue
+from zray.core.entries import error_entry
+from zray.exceptions import ActorDiedError
 from zray.io.spawn import redirect_output, set_title
 from zray.object_ref import ObjectRef
+from zray.runtime import failures
+from zray.runtime.actor import Actor, ActorExit
 from zray.runtime.core_worker import CoreWorker
 
 ARGUMENTS = -1  # the slot of a reference to all arguments at once, when they are large
 _LEASES_KEPT = 16
+_BECOME = -1  # in the queue, in place of a lease: become an actor
+_NO_LEASE = 0  # ... calls of the actor
+_NOTHING: Entry = (INLINE, serialization.serialize(None).inline())
 HANDBACK_TIMER = "worker.handback"
 
 
@@ -55,6 +68,12 @@ class WorkerSettings:
         self.log_to_driver = log_to_driver
 
 
+class _Adopted(threading.local):
+    """The references that came out of the arguments of the call that this thread runs."""
+
+    refs: dict[bytes, Address] | None = None
+
+
 class TaskExecutor(CoreWorker):
     """A worker process."""
 
@@ -74,7 +93,7 @@ class TaskExecutor(CoreWorker):
         self._queue: deque[tuple[bytes, int, Any]] = deque()
         self._functions: dict[bytes, Any] = {}
         self._calls: dict[bytes, int] = {}
-        self._results: dict[tuple[bytes, int], list[Any]] = {}
+        self._results: dict[tuple[bytes, int], list[Any]] = {}  # not sent yet; used in the loop only
         self._flush_s = settings.config.flush_ms / 1000
         self._handback_s = settings.config.handback_ms / 1000
         self._flush_at = 0.0
@@ -82,8 +101,13 @@ class TaskExecutor(CoreWorker):
         self._timer_set = False
         self._blocked = 0
         self._leaving = False
+        self._exiting: SystemExit | None = None
         self._visible_gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
-        self._borrowed: dict[bytes, Address] | None = None
+        self._adopted = _Adopted()
+        self.becoming: Actor | None = None  # while its constructor runs, and from then on
+        self.actor: Actor | None = None
+        self._order = ActorTaskQueue()
+        self.on_effect(e.HANG_UP, self._hang_up)
         self.transport.dial(self.agent, settings.node["endpoint"])
         if settings.node["with_control"]:  # one process hosts both
             self.transport.alias(CONTROL, self.agent)
@@ -118,6 +142,39 @@ class TaskExecutor(CoreWorker):
         elif self._running_since == 0.0 and self.signal is not None:
             self._wake_main()
 
+    def on_start_actor(
+        self,
+        now: float,
+        peer: bytes,
+        actor_id: bytes,
+        incarnation: int,
+        job_id: bytes,
+        resources: dict[str, int],
+        gpu_ids: tuple[int, ...],
+        creation: bytes,
+    ) -> None:
+        if peer != self.agent:
+            return  # nobody else lends workers out
+        self.leases[_NO_LEASE] = (job_id, resources, gpu_ids)
+        self._queue.append((peer, _BECOME, StartActor(actor_id, incarnation, job_id, resources, gpu_ids, creation)))
+        self._wake_main()
+
+    def on_call(self, now: float, peer: bytes, first: int, specs: list[Any]) -> None:
+        self.owner.meet(peer)
+        if self.actor is not None:
+            for spec in self._order.accept(peer, first, specs):
+                self.actor.submit(peer, spec)
+
+    def enqueue(self, peer: bytes, spec: Any) -> None:
+        """In the loop: a call for the main thread."""
+        self._queue.append((peer, _NO_LEASE, spec))
+        if self._running_since == 0.0 and self.signal is not None:
+            self._wake_main()
+
+    def _hang_up(self, peer: bytes) -> None:
+        self._order.forget(peer)
+        self.transport.hang_up(peer)
+
     def on_exit_worker(self, now: float, peer: bytes, reason: str) -> None:
         """The node has no use for this worker: it ends, unless others need what it owns."""
         if self.owner.needed() or self._queue or self._running_since:
@@ -127,7 +184,9 @@ class TaskExecutor(CoreWorker):
         self._wake_main()
 
     def settle(self, now: float) -> None:
-        if self._queue and self._running_since:
+        if self._results:
+            self._send_done()
+        if self._queue and self._running_since and self.actor is None:
             due = self._running_since + self._handback_s
             if now >= due:
                 self._hand_back()
@@ -164,8 +223,8 @@ class TaskExecutor(CoreWorker):
         if begin:
             self._blocked += 1
             if self._blocked == 1:
-                self._flush()
-                self.loop.post((self._hand_back,))
+                if self.actor is None:
+                    self.loop.post((self._hand_back,))
                 self.tell(self.agent, wire.WorkerBlocked(self.me))
         else:
             self._blocked -= 1
@@ -175,7 +234,7 @@ class TaskExecutor(CoreWorker):
     # -- the main thread ------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Run tasks until told to end."""
+        """Run tasks, or the calls of an actor, until told to end."""
         queue = self._queue
         monotonic = time.monotonic
         while not self._leaving and self.broken is None:
@@ -186,21 +245,36 @@ class TaskExecutor(CoreWorker):
                 self._flush()
                 self.loop.wait(self)
                 continue
-            self._execute(peer, lease_id, spec)
+            if lease_id == _BECOME:
+                self._become(spec)
+            else:
+                self._execute(peer, lease_id, spec)
             if queue and monotonic() >= self._flush_at:
                 self._flush()
         self._flush()
+        if self._exiting is not None:
+            self._leave(self._exiting.code if isinstance(self._exiting.code, int) else 0)
 
     def _flush(self) -> None:
-        """Hand results to the loop; turn it if nobody does."""
+        """Have results sent: turn the loop if nobody does."""
         self._flush_at = time.monotonic() + self._flush_s
-        if self._results:
-            results, self._results = self._results, {}
-            self.loop.post((self._send_done, results))
         self.loop.turn_if_free()
 
-    def _send_done(self, results: dict[tuple[bytes, int], list[Any]]) -> None:
+    def finish(self, peer: bytes, lease_id: int, item: tuple[Any, ...]) -> None:
+        """A task or call has its results; safe in any thread."""
+        self.loop.post((self._finished, peer, lease_id, item))
+
+    def _finished(self, peer: bytes, lease_id: int, item: tuple[Any, ...]) -> None:
+        key = (peer, lease_id)
+        items = self._results.get(key)
+        if items is None:
+            self._results[key] = [item]
+        else:
+            items.append(item)
+
+    def _send_done(self) -> None:
         """In the loop: report finished tasks, and which of the references they brought are kept."""
+        results, self._results = self._results, {}
         for (peer, lease_id), items in results.items():
             for index, item in enumerate(items):
                 if item[3]:
@@ -213,8 +287,9 @@ class TaskExecutor(CoreWorker):
             self._enter(lease_id)
         self.task_id = task_id
         self.task_name = name
-        self.depth = depth
-        self._borrowed = None
+        if depth:  # calls of an actor have none: it stays as deep as it was created
+            self.depth = depth
+        self._adopted.refs = None
         function = self._functions.get(function_id)
         started = self._running_since = time.monotonic()
         entries: Any
@@ -225,31 +300,27 @@ class TaskExecutor(CoreWorker):
             if payload is None and not slots:
                 result = function()
             else:
-                args, kwargs = self._arguments(payload, slots)
+                args, kwargs = self.arguments(payload, slots)
                 result = function(*args, **kwargs)
                 del args, kwargs
             ended = time.monotonic()
-            entries = self._entries(peer, task_id, result, num_returns, name)
-            del result
+            entries = self.entries(peer, task_id, result, num_returns, name)
         except SystemExit as error:
-            self._exit(error)
+            self.exit(error)
         except BaseException as error:
             ended = time.monotonic()
-            entries = (self._error(error, name, extra),) * num_returns
+            entries = (self.error_entry(error, name, extra),) * num_returns
         self._events.append((name, started, ended))
-        item = (task_id, entries, int((ended - started) * 1e6), self._borrowed or ())
-        key = (peer, lease_id)
-        items = self._results.get(key)
-        if items is None:
-            self._results[key] = [item]
-        else:
-            items.append(item)
+        # The result dies after this: its references may be the last ones, and their release must not overtake it.
+        self.loop.post(
+            (self._finished, peer, lease_id, (task_id, entries, int((ended - started) * 1e6), self._adopted.refs or ()))
+        )
         if extra is not None and "max_calls" in extra:
             self._count_call(function_id, extra["max_calls"])
 
-    def _arguments(self, payload: Payload | None, slots: tuple[Any, ...]) -> tuple[list[Any], dict[str, Any]]:
+    def arguments(self, payload: Payload | None, slots: tuple[Any, ...]) -> tuple[list[Any], dict[str, Any]]:
         """The arguments of a task: what came along, with the values of top-level references in their places."""
-        self._borrowed = {}
+        self._adopted.refs = {}
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         if payload is not None:
@@ -270,7 +341,12 @@ class TaskExecutor(CoreWorker):
                 kwargs[where] = value
         return args, kwargs
 
-    def _entries(self, peer: bytes, task_id: bytes, result: Any, num_returns: int, name: str) -> tuple[Entry, ...]:
+    def adopted(self) -> dict[bytes, Address]:
+        """The references that came with the arguments this thread has just read."""
+        refs, self._adopted.refs = self._adopted.refs, None
+        return refs or {}
+
+    def entries(self, peer: bytes, task_id: bytes, result: Any, num_returns: int, name: str) -> tuple[Entry, ...]:
         """What the owner will know of the results."""
         if num_returns == 1:
             return self._given(peer, (self._result(peer, return_id(task_id, 1), result),))
@@ -301,47 +377,38 @@ class TaskExecutor(CoreWorker):
             self.owner.references.give(object_id, owner, receiver)
 
     def adopt(self, object_id: bytes, owner: Address) -> ObjectRef[Any]:
-        if self._borrowed is not None and owner[0] != self.me:
-            self._borrowed[object_id] = owner
+        refs = self._adopted.refs
+        if refs is not None and owner[0] != self.me:
+            refs[object_id] = owner
         return super().adopt(object_id, owner)
 
     # -- what can go wrong ----------------------------------------------------------------------------------------
 
-    def _error(self, error: BaseException, name: str, extra: dict[str, Any] | None) -> Entry:
-        """An exception of the task as an entry; anything that can not travel is replaced by its text."""
-        cause: BaseException = error
-        if isinstance(error, RayTaskError) and error.cause is not None:
-            cause = error.cause  # came through get: the same error goes on
-        text = "".join(traceback.format_exception(type(error), error, _user_frames(error)))
-        if isinstance(error, KeyboardInterrupt):
-            return self._pickled(TaskCancelledError(f"{name}() was interrupted"))
-        if isinstance(error, RayError) and not isinstance(error, RayTaskError):
-            wrapped: RayError = RayTaskError(name, text, error, os.getpid(), self.node_id.hex())
-        else:
-            wrapped = RayTaskError(name, text, cause, os.getpid(), self.node_id.hex())
-        entry = self._pickled(wrapped)
-        retry = extra.get("retry_exceptions") if extra else None
-        if retry is not None and (retry is True or isinstance(cause, serialization.deserialize(retry))):
-            return (*entry, True)
-        return entry
+    def error_entry(self, error: BaseException, name: str, extra: dict[str, Any] | None) -> Entry:
+        """An exception of a task or call as an entry."""
+        return failures.of_task(error, name, extra, self.node_id.hex())
 
-    def _pickled(self, error: RayError) -> Entry:
-        """The entry of an error. The cause of a task's error is pickled apart: who can not read it has the text still."""
-        if not isinstance(error, RayTaskError):
-            return (ERROR, serialization.serialize(error).inline())
-        text, cause = error.traceback_str, None
-        try:
-            cause = serialization.serialize(error.cause).inline()
-            serialization.deserialize(cause)  # many exceptions pickle and can not be read back
-        except Exception as problem:
-            text += f"\n(the exception itself could not be pickled: {problem})"
-            cause = None
-        bare = RayTaskError(error.function_name, text, None, error.pid, error.node)
-        return (ERROR, serialization.serialize((bare, cause)).inline())
+    def exit(self, error: SystemExit) -> None:
+        """``sys.exit`` in a task ends the worker, as it would end any process. An actor may say that this was its will."""
+        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+        self.announce_exit(error)
+        self._leave(code)
 
-    def _exit(self, error: SystemExit) -> None:
-        """``sys.exit`` in a task ends the worker, as it would end any process."""
-        self._leave(error.code if isinstance(error.code, int) else 0 if error.code is None else 1)
+    def announce_exit(self, error: SystemExit) -> None:
+        """An actor ends by its own will, unless it says that something went wrong: it is not to be restarted."""
+        if self.actor is not None and error.code in (None, 0):
+            name = "exit_actor" if isinstance(error, ActorExit) else "sys.exit"
+            self.tell(CONTROL, ActorExiting(self.actor.id, self.actor.incarnation, f"it called {name}()"))
+
+    def end_soon(self, error: SystemExit) -> None:
+        """Have the main thread end this process; safe in any thread."""
+        self._exiting = error
+        self._leaving = True
+        self.loop.post((self._wake_main,))
+
+    def note(self, name: str, started: float, ended: float) -> None:
+        """For the timeline: a call that did not run in the main thread."""
+        self._events.append((name, started, ended))
 
     def _leave(self, code: int) -> None:
         self._flush()
@@ -387,7 +454,47 @@ class TaskExecutor(CoreWorker):
             pass  # the directory of the driver may not exist on this machine
         self.loop.post((self.owner.enter_job, job_id))
 
+    def _become(self, start: StartActor) -> None:
+        """Become an actor: run its constructor, and say how that went."""
+        try:
+            spec, owner = serialization.deserialize(start.creation)
+        except Exception as error:  # not from an owner of ours: there is nobody to tell but the control
+            text = f"the call of its constructor can not be read: {type(error).__name__}: {error}"
+            died = error_entry(ActorDiedError(text, start.actor_id.hex()))
+            self.tell(CONTROL, ActorStarted(start.actor_id, start.incarnation, died[1]))
+            return
+        task_id, class_id, payload, slots, _, depth, name, extra = spec
+        self.task_id, self.task_name, self.depth = task_id, name, depth
+        started = self._running_since = time.monotonic()
+        self._adopted.refs = None
+        entry: Entry = _NOTHING
+        try:
+            self._enter(_NO_LEASE)
+            self.loop.post((self._meet, owner))
+            cls = self._load_function(class_id, name)
+            actor = self.becoming = Actor(self, cls, start.actor_id, owner, start.incarnation, extra)
+            args, kwargs = self.arguments(payload, slots)
+            actor.construct(args, kwargs)
+            del args, kwargs
+        except BaseException as error:
+            entry = failures.of_constructor(error, start.actor_id, extra, self.node_id.hex())
+        else:
+            self._functions.clear()
+            self.actor = actor
+        run_us = int((time.monotonic() - started) * 1e6)
+        error_payload = entry[1] if entry[0] == ERROR else b""
+        self.tell(CONTROL, ActorStarted(start.actor_id, start.incarnation, error_payload))
+        self.finish(owner[0], _NO_LEASE, (task_id, (entry,), run_us, self._adopted.refs or {}))
+
+    def _meet(self, owner: Address) -> None:
+        """In the loop: the process that created the actor will be told how its constructor went."""
+        self.transport.dial(*owner)
+        self.owner.meet(owner[0])
+
     def _load_function(self, function_id: bytes, name: str) -> Callable[..., Any]:
+        if self.actor is not None:
+            method = self._functions[function_id] = self.actor.method(function_id)
+            return method
         name, body = self.call(CONTROL, wire.FetchFunction, function_id)
         try:
             function = serialization.import_function(body)
@@ -415,14 +522,6 @@ class TaskExecutor(CoreWorker):
         """What the running task was given."""
         _, resources, _ = self.leases[self.lease_id]
         return {name: from_units(units) for name, units in resources.items()}
-
-
-def _user_frames(error: BaseException) -> Any:
-    """The traceback without the frames of the worker itself."""
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
-        frames = frames.tb_next
-    return frames or error.__traceback__
 
 
 def run_worker(settings: WorkerSettings, worker_id: bytes) -> None:

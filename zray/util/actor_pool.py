@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 import zray as ray
-from zray.exceptions import ActorDiedError, RayTaskError
+from zray.exceptions import ActorDiedError, ActorUnschedulableError, RayTaskError
 
 A = TypeVar("A")
 V = TypeVar("V")
@@ -29,8 +29,6 @@ class _Work(Generic[A]):
         self.actors = actors  # the one that is busy with it; none if the call could not be made
         self.error = error  # why it could not be made
         self.unseen = list(dict.fromkeys(future if isinstance(future, list) else [future]))
-        if error is not None:
-            self.unseen = []
 
     def ready(self, timeout: float | None) -> bool:
         """Wait until all it consists of is there."""
@@ -44,7 +42,8 @@ class ActorPool(Generic[A]):
 
     Results are taken with ``get_next`` in the order of submission, or with ``get_next_unordered`` as they come; do not mix the
     two while work is under way. An error that a task raises is raised where its result would be taken, and its actor
-    goes on to the next value. Only an actor that died leaves the pool. A pool is for one thread at a time.
+    goes on to the next value. Only an actor that died, or that no node can ever run, leaves the pool. A pool is for one
+    thread at a time.
 
     Args:
         actors: handles of the actors.
@@ -102,13 +101,13 @@ class ActorPool(Generic[A]):
         """
         return self._map("map_unordered", self.get_next_unordered, fn, values)
 
-    def _map(
-        self, name: str, take: Callable[[], Any], fn: Callable[[A, V], Any], values: Iterable[V]
-    ) -> Iterator[Any]:
+    def _map(self, name: str, take: Callable[[], Any], fn: Callable[[A, V], Any], values: Iterable[V]) -> Iterator[Any]:
         _check_function(name, fn)
-        self._give_up_all()
+        every_value = iter(values)
         self._round += 1
-        for value in values:
+        while self._running:  # what waits is started in turn, as it would have been, and given up as well
+            self._take_out(next(iter(self._running)))
+        for value in every_value:
             self.submit(fn, value)
         return self._results(name, take, self._round)
 
@@ -127,12 +126,6 @@ class ActorPool(Generic[A]):
                 f"the pool has no actor left for {len(self._waiting)} values of this {name}(): give it one with push(), and "
                 "take their results with get_next()"
             )
-
-    def _give_up_all(self) -> None:
-        """Make the calls that wait, as they would have been made in time, and forget all results."""
-        while self._running:
-            number = next(iter(self._running))
-            self._take_out(number)
 
     # -- one value ----------------------------------------------------------------------------------------------------
 
@@ -249,19 +242,20 @@ class ActorPool(Generic[A]):
             try:
                 self._start(fn, value)
             except Exception as error:
-                self._file(_Work(None, [], error))
+                self._file(_Work([], [], error))
             self._waiting.popleft()
 
     def _file(self, work: _Work[A]) -> None:
         self._running[self._started] = work
         self._started += 1
 
-    def _take_out(self, number: int, *, alive: bool = True) -> None:
-        """Nobody waits for this work any longer: its actor, unless it is dead, is used for others, the idle ones first."""
+    def _take_out(self, number: int, *, alive: bool = True, done: bool = False) -> None:
+        """Nobody waits for this work any longer: its actor is used for other work, unless it is dead."""
         work = self._running.pop(number)
         self._next = max(self._next, number + 1)
         if alive:
-            self._idle[:0] = work.actors
+            # One that may be busy yet comes last, behind all that are idle for certain.
+            self._idle = self._idle + work.actors if done else work.actors + self._idle
         self._start_waiting()
 
     def _check_next(self, name: str) -> None:
@@ -300,10 +294,10 @@ class ActorPool(Generic[A]):
             value = ray.get(work.future)
         except Exception as error:
             # A task that met the death of another actor raises a RayTaskError that is an ActorDiedError too: its own lives.
-            dead = isinstance(error, ActorDiedError) and not isinstance(error, RayTaskError)
-            self._take_out(number, alive=not dead)
+            dead = isinstance(error, (ActorDiedError, ActorUnschedulableError)) and not isinstance(error, RayTaskError)
+            self._take_out(number, alive=not dead, done=True)
             raise
-        self._take_out(number)  # not if Ctrl-C ended the wait: the result can still be taken
+        self._take_out(number, done=True)  # not if Ctrl-C ended the wait: the result can still be taken
         return value
 
 

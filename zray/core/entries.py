@@ -1,0 +1,39 @@
+"""Entries: what an owner knows of an object's value. Their layout is in ``base/wire.py``; here is what is made of them."""
+
+from __future__ import annotations
+
+import pickle
+
+from zray.base.wire import ERROR, INLINE, STORED, Contained, Entry
+from zray.exceptions import ObjectLostError, OwnerDiedError
+
+
+def error_entry(error: BaseException) -> Entry:
+    """The entry of an object whose value is an error."""
+    return (ERROR, pickle.dumps(error, 5))
+
+
+def contained_in(entry: Entry) -> Contained:
+    """The references inside the value of an entry."""
+    kind = entry[0]
+    if kind == INLINE:
+        return entry[2] if len(entry) > 2 else ()
+    return entry[3] if kind == STORED else ()
+
+
+def lost(object_id: bytes) -> Entry:
+    """The entry of an object that its owner does not know any more."""
+    text = (
+        f"object {object_id.hex()} does not exist any more: its last reference was dropped. Keep the ObjectRef "
+        "for as long as the value is needed"
+    )
+    return error_entry(ObjectLostError(text, object_id.hex()))
+
+
+def owner_died(object_id: bytes, owner: bytes, reason: str) -> Entry:
+    """The entry of an object whose owner is gone."""
+    text = (
+        f"object {object_id.hex()} is lost because the process that owned it ended: {owner.hex()[:8]}, "
+        f"{reason}. An object lives only as long as the process that made its reference"
+    )
+    return error_entry(OwnerDiedError(text, object_id.hex()))

@@ -1,0 +1,301 @@
+"""Actor: the instance that lives in a worker, and the threads or the event loop that run its calls.
+
+Calls go to *groups*, each with a limit of its own: the default group, and those that the class names (concurrency groups). A
+plain actor runs its calls in the worker's main thread, one after the other. A group with a higher limit has threads of its own,
+started as they are needed. The groups of an asynchronous actor, one that has any ``async def`` method, share one event loop in
+one thread; a limit is then the number of coroutines at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Protocol
+
+from zray.base.wire import STORED, Address, Entry
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from zray.runtime.worker import TaskExecutor
+
+# The task id and name of the call that runs in this thread or coroutine, where that is not the main thread.
+current_call: ContextVar[tuple[bytes, str] | None] = ContextVar("current_call", default=None)
+
+
+class ActorExit(SystemExit):
+    """Raised by ``exit_actor``: the actor ends when what it runs is done."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+
+class Group(Protocol):
+    """Where calls run."""
+
+    def submit(self, peer: bytes, spec: Any) -> None:
+        """In the loop: a call, in its order."""
+
+
+class MainGroup:
+    """The worker's main thread."""
+
+    def __init__(self, worker: TaskExecutor) -> None:
+        self.submit = worker.enqueue
+
+
+class ThreadGroup:
+    """Threads, started as they are needed up to the limit."""
+
+    def __init__(self, actor: Actor, name: str, limit: int) -> None:
+        self._actor = actor
+        self._name = name
+        self._limit = limit
+        self._calls: queue.SimpleQueue[tuple[bytes, Any]] = queue.SimpleQueue()
+        self._threads = 0
+        self._idle = threading.Semaphore(0)
+
+    def submit(self, peer: bytes, spec: Any) -> None:
+        self._calls.put((peer, spec))
+        if not self._idle.acquire(blocking=False) and self._threads < self._limit:
+            self._threads += 1
+            threading.Thread(target=self._work, name=f"zray-{self._name}-{self._threads}", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            self._actor.run(*self._calls.get())
+            self._idle.release()
+
+
+class AsyncGroup:
+    """Coroutines in the actor's event loop, so many at once."""
+
+    def __init__(self, actor: Actor, loop: asyncio.AbstractEventLoop, limit: int) -> None:
+        self._actor = actor
+        self._loop = loop
+        self._limit = limit
+        self._calls: deque[tuple[bytes, Any]] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+        self._called = False
+
+    def submit(self, peer: bytes, spec: Any) -> None:
+        self._calls.append((peer, spec))
+        if not self._called:
+            self._called = True
+            self._loop.call_soon_threadsafe(self._start)
+
+    def _start(self) -> None:
+        """In the event loop: start what may run."""
+        self._called = False
+        calls, running = self._calls, self._running
+        while calls and len(running) < self._limit:
+            task = self._loop.create_task(self._actor.run_async(*calls.popleft()))
+            running.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if self._calls:
+            self._start()
+
+
+class Actor:
+    """The actor that a worker has become.
+
+    Args:
+        worker: the worker.
+        cls: its class.
+        id: its id.
+        owner: the process that created it.
+        incarnation: 1 for its first process, and one more for each restart.
+        extra: what its owner said of it: ``class_name``, ``name``, ``asyncio``, ``max_concurrency``, ``groups`` (limits by name),
+            ``handle``.
+    """
+
+    def __init__(
+        self,
+        worker: TaskExecutor,
+        cls: Callable[..., Any],
+        id: bytes,
+        owner: Address,
+        incarnation: int,
+        extra: dict[str, Any],
+    ) -> None:
+        self.owner = owner
+        self._worker = worker
+        self._cls = cls
+        self.id = id
+        self.incarnation = incarnation
+        self.extra = extra
+        self.name: str = extra["name"]
+        self.instance: Any = None
+        self.closing = False  # it was told to end, or wants to: nothing is started any more
+        self._exit: SystemExit | None = None
+        self._active = 0  # calls that run outside of the main thread
+        self._lock = threading.Lock()
+        self._methods: dict[bytes, Callable[..., Any]] = {}
+        limit = extra["max_concurrency"]
+        self._event_loop: asyncio.AbstractEventLoop | None = None
+        self._groups: dict[str, Group] = {}
+        self._default: Group
+        if extra["asyncio"]:
+            import asyncio  # other actors do without it
+
+            loop = self._event_loop = asyncio.new_event_loop()
+            self._default = AsyncGroup(self, loop, limit)
+            self._groups = {name: AsyncGroup(self, loop, most) for name, most in extra["groups"].items()}
+        else:
+            self._default = MainGroup(worker) if limit == 1 else ThreadGroup(self, "actor", limit)
+            self._groups = {name: ThreadGroup(self, name, most) for name, most in extra["groups"].items()}
+
+    def construct(self, args: list[Any], kwargs: dict[str, Any]) -> None:
+        """Make the instance; that of an asynchronous actor inside its event loop, so that it can create tasks there."""
+        if self._event_loop is None:
+            self.instance = self._cls(*args, **kwargs)
+            return
+        import asyncio
+
+        asyncio.set_event_loop(self._event_loop)
+        threading.Thread(target=self._run_event_loop, name="zray-asyncio", daemon=True).start()
+
+        async def construct() -> None:
+            self.instance = self._cls(*args, **kwargs)
+
+        asyncio.run_coroutine_threadsafe(construct(), self._event_loop).result()
+
+    def submit(self, peer: bytes, spec: Any) -> None:
+        """In the loop: a call whose turn it is."""
+        extra = spec[7]
+        name = extra.get("concurrency_group") if extra is not None else None
+        if name is None:
+            self._default.submit(peer, spec)
+        elif name in self._groups:
+            self._groups[name].submit(peer, spec)
+        else:
+            known = ", ".join(map(repr, self._groups)) or "none"
+            error = ValueError(f"{spec[6]}() has no concurrency group {name!r}: the actor's groups are {known}")
+            self._finish(peer, spec, (self._worker.error_entry(error, spec[6], extra),) * spec[4], 0.0)
+
+    def method(self, name: bytes) -> Callable[..., Any]:
+        """A method of the instance, or one that every actor has."""
+        known = self._methods.get(name)
+        if known is not None:
+            return known
+        text = name.decode()
+        own: dict[str, Callable[..., Any]] = {
+            "__ray_ready__": _ready,
+            "__ray_call__": self._apply,
+            "__ray_terminate__": _terminate,
+        }
+        method: Callable[..., Any] = own[text] if text in own else getattr(self.instance, text)
+        self._methods[name] = method
+        return method
+
+    def run(self, peer: bytes, spec: Any) -> None:
+        """Run a call in a thread of its own group. Its result must live until it is posted, as in ``TaskExecutor._execute``."""
+        if not self._begin():
+            return
+        task_id, function_id, payload, slots, num_returns, _, name, extra = spec
+        current_call.set((task_id, name))
+        worker = self._worker
+        started = time.monotonic()
+        try:
+            args, kwargs = worker.arguments(payload, slots)
+            result = self.method(function_id)(*args, **kwargs)
+            del args, kwargs
+            entries = worker.entries(peer, task_id, result, num_returns, name)
+        except SystemExit as error:
+            self._end(error)
+            return
+        except BaseException as error:
+            entries = (worker.error_entry(error, name, extra),) * num_returns
+        self._finish(peer, spec, entries, started)
+        self._end(None)
+
+    async def run_async(self, peer: bytes, spec: Any) -> None:
+        """Run a call in the event loop."""
+        if not self._begin():
+            return
+        task_id, function_id, payload, slots, num_returns, _, name, extra = spec
+        current_call.set((task_id, name))
+        worker = self._worker
+        started = time.monotonic()
+        refs: dict[bytes, Any] = {}
+        try:
+            if any(entry[0] == STORED for _, _, _, entry in slots):  # they may have to come from disk
+                import asyncio
+
+                args, kwargs, refs = await asyncio.to_thread(self._read, payload, slots)
+            else:
+                args, kwargs, refs = self._read(payload, slots)
+            result = self.method(function_id)(*args, **kwargs)
+            if inspect.isawaitable(result):
+                result = await result
+            del args, kwargs
+            entries = worker.entries(peer, task_id, result, num_returns, name)
+        except SystemExit as error:
+            self._end(error)
+            return
+        except BaseException as error:
+            entries = (worker.error_entry(error, name, extra),) * num_returns
+        self._finish(peer, spec, entries, started, refs)
+        self._end(None)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _read(self, payload: Any, slots: tuple[Any, ...]) -> tuple[list[Any], dict[str, Any], dict[bytes, Any]]:
+        """The arguments of a call, and the references among them."""
+        args, kwargs = self._worker.arguments(payload, slots)
+        return args, kwargs, self._worker.adopted()
+
+    def _finish(
+        self, peer: bytes, spec: Any, entries: tuple[Entry, ...], started: float, refs: dict[bytes, Any] | None = None
+    ) -> None:
+        ended = time.monotonic()
+        self._worker.note(spec[6], started, ended)
+        refs = self._worker.adopted() if refs is None else refs
+        self._worker.finish(peer, 0, (spec[0], entries, int((ended - started) * 1e6), refs))
+
+    def _begin(self) -> bool:
+        with self._lock:
+            if self.closing:
+                return False  # its caller learns of the actor's end
+            self._active += 1
+            return True
+
+    def _end(self, error: SystemExit | None) -> None:
+        """A call is over; with ``error`` it wants the actor to end, which happens when the others are over too."""
+        with self._lock:
+            self._active -= 1
+            if error is not None and not self.closing:
+                self.closing = True
+                self._exit = error
+                self._worker.announce_exit(error)
+            last = self._exit is not None and self._active == 0
+        if last and self._exit is not None:
+            self._worker.end_soon(self._exit)
+
+    def _apply(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return function(self.instance, *args, **kwargs)
+
+    def _run_event_loop(self) -> None:
+        import asyncio
+
+        loop = self._event_loop
+        assert loop is not None
+        asyncio.set_event_loop(loop)
+        self._worker.event_loop_thread = threading.get_ident()
+        loop.run_forever()
+
+
+def _ready() -> bool:
+    return True
+
+
+def _terminate() -> None:
+    raise ActorExit

@@ -1,0 +1,60 @@
+"""Failures: what a task, a call or a constructor raised, as the entry of its results.
+
+An exception goes through two pickles: the error that says what happened, and apart from it the user's own exception. Who can not
+read that one, because its class is unknown there or does not come out of a pickle, has the text still.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from typing import Any
+
+from zray.base import serialization
+from zray.base.wire import ERROR, Entry
+from zray.exceptions import ActorDiedError, RayError, RayTaskError, TaskCancelledError
+
+_OWN_FILES = ("zray/runtime/worker.py", "zray/runtime/actor.py")
+
+
+def of_task(error: BaseException, name: str, extra: dict[str, Any] | None, node: str) -> Entry:
+    """What the results of a task or call are that raised ``error``; marked if it is to be tried again."""
+    cause: BaseException = error
+    if isinstance(error, RayTaskError) and error.cause is not None:
+        cause = error.cause  # came through get: the same error goes on
+    if isinstance(error, KeyboardInterrupt):
+        return (ERROR, serialization.serialize(TaskCancelledError(f"{name}() was interrupted")).inline())
+    if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+        cause = error
+    text, payload = _told(error, cause)
+    bare = RayTaskError(name, text, None, os.getpid(), node)
+    entry = (ERROR, serialization.serialize((bare, payload)).inline())
+    retry = extra.get("retry_exceptions") if extra else None
+    if retry is not None and (retry is True or isinstance(cause, serialization.deserialize(retry))):
+        return (*entry, True)
+    return entry
+
+
+def of_constructor(error: BaseException, actor_id: bytes, extra: dict[str, Any], node: str) -> Entry:
+    """What every call of an actor gets whose constructor raised ``error``."""
+    cause = error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
+    text, payload = _told(error, cause)
+    name = f" {extra['name']!r}" if extra["name"] else ""
+    where = f"(pid {os.getpid()} on node {node[:8]})"
+    title = f"actor {extra['class_name']}{name} ({actor_id.hex()}) is dead: its constructor raised an error {where}"
+    died = ActorDiedError(f"{title}\n{text.rstrip()}", actor_id.hex())
+    return (ERROR, serialization.serialize((died, payload)).inline())
+
+
+def _told(error: BaseException, cause: BaseException) -> tuple[str, Any]:
+    """The traceback as text, without our own frames, and the cause as a payload if it can travel."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename.endswith(_OWN_FILES):
+        frames = frames.tb_next
+    text = "".join(traceback.format_exception(type(error), error, frames or error.__traceback__))
+    try:
+        payload = serialization.serialize(cause).inline()
+        serialization.deserialize(payload)  # many exceptions pickle and can not be read back
+    except Exception as problem:
+        return text + f"\n(the exception itself could not be pickled: {problem})", None
+    return text, payload
