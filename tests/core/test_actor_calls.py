@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import random
 from collections.abc import Iterator
@@ -456,7 +457,7 @@ def test_random_walk_every_call_gets_one_result(seed: int, steps: int) -> None:
 def batches(total: int, cuts: list[int]) -> Iterator[tuple[int, list[int]]]:
     """The calls 0 .. total, cut into batches."""
     edges = sorted({0, total, *(cut % (total + 1) for cut in cuts)})
-    for first, end in zip(edges, edges[1:]):
+    for first, end in itertools.pairwise(edges):
         yield first, list(range(first, end))
 
 

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
-from zray.base.config import Config
-from zray.base.resources import ResourceSet
 from zray.base.wire import (
     ExitWorker,
     Heartbeat,
@@ -19,84 +15,12 @@ from zray.base.wire import (
     Reply,
     WorkerDied,
 )
-from zray.base.wire_actors import ActorLost, ActorPlaced, ActorRefused, StartActor
-from zray.core.agent import HEARTBEAT_TIMER, REAP_TIMER, RELIEF_TIMER, NodeAgent
-from zray.core.effects import HANG_UP, KILL_WORKER, START_WORKER, WATCH
+from zray.core.agent import HEARTBEAT_TIMER, REAP_TIMER, RELIEF_TIMER
+from zray.core.effects import HANG_UP, KILL_WORKER, START_WORKER
 from zray.core.store import CREATE_TIMER
 
-from .reading import CONTROL, drain, process, sent, timers, verbs
-
-JOB, OTHER_JOB = b"job1", b"job2"
-DRIVER, SECOND = process("driver"), process("second")
-ONE = {"CPU": 10_000}
-A = bytes([1]) * 20
-ACTOR, OTHER = b"actor-a-----", b"actor-b-----"
-
-
-class Bench:
-    """An agent with its clients; workers become ready as soon as they are started."""
-
-    def __init__(self, cpus: float = 2, prestart: int = 0, **limits: Any) -> None:
-        total = ResourceSet.of({"CPU": cpus})
-        self.agent = NodeAgent(process("node"), total, 1 << 20, prestart, CONTROL, Config(**limits))
-        self.granted: dict[tuple[bytes, int], LeaseGranted] = {}
-        self.requests = 0
-        for driver in (DRIVER, SECOND):
-            assert verbs(self.does("on_peer_joined", driver, "driver", 77), WATCH) == [(driver, 77)]
-
-    def does(self, event: str, *args: Any, now: float = 0.0) -> list[Any]:
-        getattr(self.agent, event)(now, *args)
-        self.agent.check()
-        effects = drain(self.agent.out)
-        for peer, grant in sent(effects, LeaseGranted):
-            self.granted[peer, grant.request_id] = grant
-        return effects
-
-    def ready(self, worker_id: bytes) -> list[Any]:
-        self.does("on_peer_joined", worker_id, "worker", 1)
-        return self.does("on_worker_ready", worker_id, worker_id, "sim://", 1)
-
-    def started(self, effects: list[Any]) -> list[Any]:
-        """Everything that was started becomes ready; the effects, later ones included."""
-        for (worker_id,) in verbs(effects, START_WORKER):
-            effects = effects + self.started(self.ready(worker_id))
-        return effects
-
-    def request(self, owner: bytes = DRIVER, job: bytes = JOB, cpus: float = 1, depth: int = 0) -> list[Any]:
-        self.requests += 1
-        demand = {"CPU": int(cpus * 10_000)}
-        return self.does("on_request_lease", owner, self.requests, job, demand, depth)
-
-    def lease(self, owner: bytes = DRIVER, job: bytes = JOB) -> LeaseGranted:
-        self.started(self.request(owner, job))
-        return self.granted[owner, self.requests]
-
-    def place(
-        self,
-        actor: bytes = ACTOR,
-        incarnation: int = 1,
-        job: bytes = JOB,
-        detached: bool = False,
-        holds: dict[str, int] | None = None,
-        needs: dict[str, int] | None = None,
-        retriable: bool = True,
-    ) -> list[Any]:
-        what = (needs or ONE, holds or {}, retriable, b"creation")
-        return self.does("on_place_actor", CONTROL, actor, incarnation, job, detached, *what)
-
-    def actor(self, actor: bytes = ACTOR, **options: Any) -> bytes:
-        """The worker of an actor that was placed."""
-        effects = self.started(self.place(actor, **options))
-        [placed] = [m for _, m in sent(effects, ActorPlaced) if m.actor_id == actor]
-        return placed.worker_id
-
-    def end(self, force: bool, actor: bytes = ACTOR, incarnation: int = 1) -> list[Any]:
-        return self.does("on_end_actor", CONTROL, actor, incarnation, force)
-
-    def balanced(self) -> bool:
-        resources = self.agent.scheduler.resources
-        return resources.available == dict(resources.total) and not self.agent.scheduler.leases
-
+from .agent_bench import DRIVER, JOB, OTHER_JOB, SECOND, A, Bench
+from .reading import CONTROL, process, sent, timers, verbs
 
 # -- leases ---------------------------------------------------------------------------------------------------------
 
@@ -344,165 +268,6 @@ def test_a_watcher_that_ends_is_told_nothing() -> None:
     bench.does("on_watch_process", SECOND, grant.worker_id)
     bench.does("on_process_ended", SECOND)
     assert sent(bench.does("on_worker_exited", grant.worker_id, "gone"), WorkerDied) == []
-
-
-# -- actors ---------------------------------------------------------------------------------------------------------
-
-
-def test_an_actor_gets_what_it_holds_and_a_worker_that_is_told_to_become_it() -> None:
-    bench = Bench(cpus=2)
-    effects = bench.place(holds=ONE)
-    [(worker,)] = verbs(effects, START_WORKER)
-    assert bench.agent.scheduler.resources.available["CPU"] == 10_000
-    effects = bench.ready(worker)
-    placed = ActorPlaced(ACTOR, 1, process("node"), worker, "sim://", 1)
-    assert sent(effects, ActorPlaced) == [(CONTROL, placed)]
-    assert sent(effects, StartActor) == [(worker, StartActor(ACTOR, 1, JOB, ONE, (), b"creation"))]
-
-
-def test_an_actor_takes_a_worker_that_was_started_ahead_and_another_is_started_for_it() -> None:
-    bench = Bench(prestart=1)
-    bench.started(bench.does("start"))
-    effects = bench.place()
-    assert len(sent(effects, StartActor)) == 1 and len(verbs(effects, START_WORKER)) == 1
-
-
-def test_what_a_node_must_have_for_an_actor_is_not_what_the_actor_takes() -> None:
-    bench = Bench(cpus=1)
-    bench.actor(ACTOR)
-    bench.actor(OTHER)
-    assert bench.balanced_but_for_actors()
-    [(peer, refusal)] = sent(bench.place(b"third-actor-", needs={"CPU": 20_000}), ActorRefused)
-    assert peer == CONTROL and refusal.kind == "infeasible" and "2 CPU" in refusal.reason
-    [(_, refusal)] = sent(bench.place(b"third-actor-", holds={"GPU": 10_000}), ActorRefused)
-    assert refusal.kind == "infeasible" and "1 GPU" in refusal.reason
-
-
-def test_an_actor_waits_for_what_it_will_hold_and_leases_are_called_back_for_it() -> None:
-    bench = Bench(cpus=1)
-    grant = bench.lease()
-    effects = bench.place(holds=ONE)
-    assert sent(effects, LeaseReclaimed) == [(DRIVER, LeaseReclaimed(grant.lease_id))]
-    effects = bench.started(bench.does("on_return_lease", DRIVER, grant.lease_id))
-    assert len(sent(effects, StartActor)) == 1
-    assert sent(bench.request(), LeaseReclaimed) == [], "an actor is never called back"
-
-
-def test_the_actors_of_a_node_are_limited_and_those_that_wait_count() -> None:
-    bench = Bench(cpus=1, actors_max=2)
-    bench.actor(holds=ONE)
-    assert sent(bench.place(OTHER, holds=ONE), ActorRefused) == [], "it waits"
-    [(_, refusal)] = sent(bench.place(b"third-actor-"), ActorRefused)
-    assert refusal.kind == "exhausted" and "ZRAY_ACTORS_MAX" in refusal.reason
-    bench.end(force=False, actor=OTHER)
-    assert sent(bench.place(b"third-actor-"), ActorRefused) == []
-
-
-def test_the_end_of_an_actors_process_is_told_to_control_and_its_resources_are_free() -> None:
-    bench = Bench()
-    worker = bench.actor(holds=ONE, retriable=False)
-    effects = bench.does("on_worker_exited", worker, "killed by signal 9")
-    assert sent(effects, ActorLost) == [(CONTROL, ActorLost(ACTOR, 1, "killed by signal 9"))]
-    assert sent(effects, LeaseLost) == [] and bench.balanced()
-    assert sent(effects, ProcessDied) == [(CONTROL, ProcessDied(worker, "killed by signal 9"))]
-
-
-def test_an_actor_that_is_to_end_at_once_is_killed_and_lost() -> None:
-    bench = Bench()
-    worker = bench.actor(holds=ONE)
-    effects = bench.end(force=True)
-    assert verbs(effects, KILL_WORKER) == [(worker,)] and not bench.balanced(), "its process holds them still"
-    effects = bench.does("on_worker_exited", worker, "killed by signal 15")
-    assert len(sent(effects, ActorLost)) == 1 and bench.balanced()
-    assert bench.end(force=True) == [] == bench.end(force=True, actor=OTHER)
-
-
-def test_an_actor_that_may_end_in_good_order_holds_nothing_any_more_and_its_worker_is_asked() -> None:
-    bench = Bench(worker_idle_s=2.0)
-    worker = bench.actor(holds=ONE)
-    effects = bench.end(force=False)
-    assert [peer for peer, _ in sent(effects, ExitWorker)] == [worker] and verbs(effects, KILL_WORKER) == []
-    assert bench.balanced()
-    effects = bench.does("on_worker_stays", worker, worker, now=1.0)
-    assert sent(bench.request(), LeaseGranted) == [], "who was an actor runs nobody's tasks"
-    effects = bench.does("on_timer", (REAP_TIMER,), now=3.0)
-    assert [peer for peer, _ in sent(effects, ExitWorker)] == [worker], "it is asked again"
-    assert sent(bench.does("on_worker_exited", worker, "it left"), ActorLost) == []
-
-
-def test_words_about_an_earlier_incarnation_end_nobody() -> None:
-    bench = Bench()
-    worker = bench.actor()
-    bench.does("on_worker_exited", worker, "gone")
-    bench.actor(incarnation=2)
-    assert bench.end(force=True, incarnation=1) == [] == bench.end(force=False, incarnation=1)
-
-
-def test_an_actor_that_waits_can_be_ended_wherever_it_waits_and_control_hears_that_it_is_gone() -> None:
-    """It may be one that is to be restarted: then control waits for this word."""
-    lost = [(CONTROL, ActorLost(ACTOR, 1, "it was ended before it had a process"))]
-    bench = Bench(cpus=1)
-    bench.lease()
-    bench.place(holds=ONE)
-    assert sent(bench.end(force=True), ActorLost) == lost and bench.agent.scheduler.queue == {}
-
-    bench = Bench()
-    [(worker,)] = verbs(bench.place(holds=ONE), START_WORKER)
-    effects = bench.end(force=True)
-    assert sent(effects, ActorLost) == lost
-    assert verbs(effects, KILL_WORKER) == [(worker,)] and bench.balanced()
-    assert sent(bench.does("on_worker_exited", worker, "killed"), ActorLost) == []
-
-    bench = Bench(actor_starts_max=0)
-    bench.place(holds=ONE)
-    assert sent(bench.end(force=True), ActorLost) == lost
-    assert bench.balanced() and not bench.agent.pool.actors_waiting
-
-
-def test_a_worker_that_dies_before_it_could_become_an_actor_is_replaced() -> None:
-    bench = Bench()
-    [(worker,)] = verbs(bench.place(holds=ONE), START_WORKER)
-    effects = bench.does("on_worker_exited", worker, "gone")
-    assert sent(effects, ActorLost) == []
-    [(second,)] = verbs(effects, START_WORKER)
-    assert [peer for peer, _ in sent(bench.ready(second), StartActor)] == [second]
-
-
-@pytest.mark.parametrize("detached", [False, True])
-def test_the_end_of_a_job_ends_the_workers_of_its_actors_but_not_of_detached_ones(detached: bool) -> None:
-    bench = Bench()
-    worker = bench.actor(detached=detached)
-    effects = bench.does("on_job_finished", CONTROL, JOB, DRIVER)
-    assert ((worker,) in verbs(effects, KILL_WORKER)) == (not detached)
-
-
-def test_a_blocked_actor_lends_its_cpu_out() -> None:
-    bench = Bench(cpus=1)
-    worker = bench.actor(holds=ONE)
-    assert sent(bench.started(bench.request(worker)), LeaseGranted) == []
-    effects = bench.started(bench.does("on_worker_blocked", worker, worker))
-    assert [peer for peer, _ in sent(effects, LeaseGranted)] == [worker]
-
-
-def test_what_is_refused_on_an_exhausted_node_are_tasks_and_not_actors() -> None:
-    bench = Bench(cpus=1, workers_max=1)
-    grant = bench.lease()
-    bench.place(holds=ONE)
-    bench.request(SECOND)
-    effects = bench.place(OTHER, holds={"CPU": 5_000})
-    effects = bench.does("on_worker_blocked", grant.worker_id, grant.worker_id, now=5.0)
-    effects = bench.started(effects)
-    assert [m.actor_id for _, m in sent(effects, ActorPlaced)] == [ACTOR], "a CPU is free, and actors have room"
-    worker = sent(effects, ActorPlaced)[0][1].worker_id
-    effects = bench.does("on_worker_blocked", worker, worker, now=5.0)
-    bench.started(effects)
-    bench.does("on_worker_blocked", bench.agent.scheduler.by_worker and worker, worker, now=5.0)
-    refused = []
-    for _ in range(3):
-        for at, key in timers(effects):
-            effects = effects + bench.does("on_timer", key, now=max(at, 9.0))
-        refused += [peer for peer, _ in sent(effects, LeaseRejected)]
-    assert CONTROL not in refused
 
 
 # -- objects and time -----------------------------------------------------------------------------------------------

@@ -277,6 +277,20 @@ def test_more_calls_than_fit_at_once_go_on_by_the_timer() -> None:
     assert found == [task_of(result) for result in results]
 
 
+def test_what_a_lost_call_may_have_left_in_the_store_is_freed() -> None:
+    """Its process can end when its result was sealed already, and before the answer was sent."""
+    bench = ActorBench()
+    handle = bench.living(restarts=-1)
+    lost, _ = bench.call_actor(handle)
+    again, _ = bench.call_actor(handle, retries=1)
+    effects = bench.updated("RESTARTING", 1, error=DEAD)
+    assert sent(effects, FreeObjects) == [(AGENT, FreeObjects([lost.binary()]))]
+    effects = bench.updated("DEAD", 2, error=DEAD)
+    assert sent(effects, FreeObjects) == [(AGENT, FreeObjects([again.binary()]))], "the first attempt may have left some too"
+    _late, effects = bench.call_actor(handle)
+    assert sent(effects, FreeObjects) == [], "but not what was never sent"
+
+
 # -- how many may be pending ----------------------------------------------------------------------------------------
 
 

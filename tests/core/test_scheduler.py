@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zray.base.resources import ResourceSet
+from zray.base.wire_actors import PlaceActor
 from zray.core.scheduler import LeaseScheduler
 from zray.exceptions import InvariantError
 
@@ -171,6 +172,51 @@ def test_a_dead_owner_loses_its_requests_and_its_leases_are_named() -> None:
     assert granted(s) == [3]
 
 
+def place(s: LeaseScheduler, number: int, placement: dict[str, int], resources: dict[str, int]) -> str:
+    actor = PlaceActor(b"actor-%06d" % number, 1, JOB, False, placement, resources, True, b"")
+    reason = s.place(P, number, actor)
+    s.check()
+    return reason
+
+
+def test_an_actor_waits_for_what_it_holds_and_not_for_what_its_node_must_have() -> None:
+    s = scheduler(1)
+    ask(s, 1)
+    assert granted(s) == [1]
+    assert place(s, 2, {"CPU": 10_000}, {}) == "" and place(s, 3, {}, {"CPU": 10_000}) == ""
+    assert granted(s) == [2], "it holds nothing"
+    s.end(1)
+    assert granted(s) == [3]
+
+
+def test_an_actor_that_can_never_be_here_is_refused_with_the_reason() -> None:
+    s = scheduler(1)
+    assert place(s, 1, {"CPU": 20_000}, {}) == "it asks for 2 CPU where the largest node has 1"
+    assert place(s, 2, {}, {"GPU": 10_000}) == "it asks for 1 GPU where the largest node has 0"
+    assert s.queue == {}
+
+
+def test_the_lease_of_an_actor_is_never_called_back() -> None:
+    s = scheduler(2)
+    place(s, 1, {}, {"CPU": 10_000})
+    ask(s, 2, owner=P)
+    granted(s)
+    s.assign(1, b"w1")
+    s.assign(2, b"w2")
+    ask(s, 3, owner=Q)
+    ask(s, 4, owner=Q)
+    assert [lease.id for lease in s.to_reclaim()] == [2]
+
+
+def test_tasks_are_called_back_for_an_actor() -> None:
+    s = scheduler(1)
+    ask(s, 1, owner=Q)
+    granted(s)
+    s.assign(1, b"w")
+    place(s, 2, {}, {"CPU": 10_000})
+    assert [lease.id for lease in s.to_reclaim()] == [1]
+
+
 def test_check_sees_resources_that_do_not_add_up() -> None:
     s = scheduler(1)
     s.resources.available["CPU"] = 5
@@ -180,7 +226,7 @@ def test_check_sees_resources_that_do_not_add_up() -> None:
 
 walks = st.lists(
     st.tuples(
-        st.sampled_from(["ask", "ask", "grant", "assign", "end", "block", "unblock", "cancel", "reclaim", "drop"]),
+        st.sampled_from(["ask", "ask", "place", "grant", "assign", "end", "block", "unblock", "cancel", "reclaim", "drop"]),
         st.integers(0, 5),
         st.sampled_from([0.5, 1, 2]),
         st.sampled_from([P, Q]),
@@ -197,6 +243,8 @@ def test_random_walk_what_is_free_and_what_is_lent_is_all_there_is(walk: list[tu
         lease = leases[index % len(leases)] if leases else None
         if what == "ask":
             ask(s, number, amount, owner, depth=index, GPU=index % 2)
+        elif what == "place":
+            place(s, number, {"CPU": 10_000 * index}, {"CPU": int(10_000 * amount)})
         elif what == "grant":
             for new in s.grant():
                 assert s.leases[new.id] is new
@@ -207,7 +255,7 @@ def test_random_walk_what_is_free_and_what_is_lent_is_all_there_is(walk: list[tu
             s.cancel(owner, index)
         elif what == "reclaim":
             for wanted in s.to_reclaim():
-                assert wanted.worker is not None and not wanted.blocked
+                assert wanted.worker is not None and not wanted.blocked and wanted.request.actor is None
         elif what == "drop":
             for held in s.drop_owner(owner):
                 s.end(held.id)

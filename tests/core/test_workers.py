@@ -20,9 +20,9 @@ J, K = b"job1", b"job2"
 
 
 class Bench:
-    def __init__(self, prestart: int = 0, workers_max: int = 10, worker_idle_s: float = 2.0) -> None:
+    def __init__(self, prestart: int = 0, workers_max: int = 10, worker_idle_s: float = 2.0, **limits: Any) -> None:
         self.out: list[Any] = []
-        config = Config(workers_max=workers_max, worker_idle_s=worker_idle_s)
+        config = Config(workers_max=workers_max, worker_idle_s=worker_idle_s, **limits)
         self.pool = WorkerPool(prestart, process("node"), config, self.out)
 
     def does(self, event: str, *args: Any) -> Any:
@@ -253,6 +253,110 @@ def test_a_worker_that_stays_is_not_asked_again_at_once_to_make_room() -> None:
     assert bench.asked() == []
 
 
+# -- actors ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_actor_takes_a_fresh_worker_and_another_is_started_ahead() -> None:
+    bench = Bench(prestart=1)
+    bench.does("prestart")
+    [worker] = bench.started()
+    bench.ready(worker)
+    assert bench.does("dedicate", 1, J).id == worker
+    assert len(bench.started()) == 1
+    assert bench.pool.workers[worker].state is WorkerState.LEASED
+
+
+def test_an_actor_gets_a_worker_that_nobody_has_used() -> None:
+    bench = Bench()
+    bench.does("lease", 1, J)
+    [used] = bench.started()
+    bench.ready(used)
+    bench.does("on_returned", 1.0, used)
+    assert bench.does("dedicate", 2, J) is None
+    [fresh] = bench.started()
+    bench.does("lease", 3, J)
+    bench.does("lease", 4, J)
+    [for_task] = bench.started()
+    lease_id, worker = bench.ready(fresh)
+    assert (lease_id, worker.id, worker.job_id) == (2, fresh, J), "it is not given to the task that waits"
+    assert bench.ready(for_task)[0] == 4
+
+
+def test_no_task_gets_the_worker_of_an_actor_not_even_when_the_actor_is_gone() -> None:
+    bench = Bench(worker_idle_s=2.0)
+    bench.does("dedicate", 1, J)
+    [worker] = bench.started()
+    bench.ready(worker)
+    bench.does("lease", 2, J)
+    assert bench.does("on_returned", 1.0, worker) is None
+    assert bench.asked() == [worker]
+    assert bench.does("on_stays", 1.5, worker) is None
+    assert bench.does("lease", 3, J) is None
+    assert bench.asked() == [], "it is not in anybody's way"
+    assert bench.does("reap", 3.5) is True and bench.asked() == [worker]
+    assert bench.does("on_exited", worker).id == worker
+
+
+def test_actors_and_tasks_do_not_take_each_others_places() -> None:
+    bench = Bench(prestart=1, workers_max=1, actors_max=2)
+    bench.does("prestart")
+    bench.started()
+    bench.does("dedicate", 1, J)
+    assert len(bench.started()) == 1 and not bench.pool.full_of_actors(0)
+    bench.does("dedicate", 2, J)
+    assert len(bench.started()) == 1 and bench.pool.full_of_actors(0)
+    assert bench.pool.full(), "by the worker that was started ahead"
+
+
+def test_only_so_many_workers_start_for_actors_at_the_same_time() -> None:
+    bench = Bench(actor_starts_max=2)
+    for lease_id in (1, 2, 3, 4):
+        bench.does("dedicate", lease_id, J)
+    first, second = bench.started()
+    assert bench.ready(second)[0] == 2
+    [third] = bench.started()
+    bench.does("cancel", 1)
+    assert bench.killed() == [first]
+    bench.does("on_exited", first)
+    [fourth] = bench.started()
+    assert (bench.ready(fourth)[0], bench.ready(third)[0]) == (4, 3)
+    assert bench.ready(first) is None and not bench.pool.actors_waiting
+
+
+def test_a_worker_that_dies_before_it_is_an_actor_is_replaced() -> None:
+    bench = Bench()
+    bench.does("dedicate", 7, J)
+    [worker] = bench.started()
+    bench.does("on_exited", worker)
+    [second] = bench.started()
+    lease_id, served = bench.ready(second)
+    assert (lease_id, served.dedicated, served.job_id) == (7, True, J)
+
+
+def test_the_end_of_a_job_leaves_detached_actors_and_those_that_are_not_born_yet() -> None:
+    """Whether these are to be born is not for the pool to say."""
+    bench = Bench()
+    bench.does("dedicate", 1, J)
+    bench.does("dedicate", 2, J)
+    bench.does("dedicate", 3, J)
+    plain, lasting, _unborn = bench.started()
+    bench.ready(plain)
+    bench.ready(lasting)[1].lasting = True
+    bench.does("kill_job", J)
+    assert bench.killed() == [plain]
+
+
+def test_workers_of_actors_do_not_count_as_those_that_are_kept() -> None:
+    bench = Bench(prestart=1, worker_idle_s=2.0)
+    bench.does("prestart")
+    [spare] = bench.started()
+    bench.does("dedicate", 1, J)
+    [worker] = bench.started()
+    bench.ready(spare)
+    bench.ready(worker)
+    assert bench.does("reap", 9.0) is False and bench.asked() == []
+
+
 def test_check_sees_a_pool_above_its_limit() -> None:
     bench = Bench(prestart=2, workers_max=2)
     bench.does("prestart")
@@ -263,7 +367,9 @@ def test_check_sees_a_pool_above_its_limit() -> None:
 
 walks = st.lists(
     st.tuples(
-        st.sampled_from(["lease", "lease", "ready", "ready", "return", "exit", "stays", "cancel", "reap", "kill_job"]),
+        st.sampled_from(
+            ["lease", "lease", "ready", "ready", "return", "exit", "stays", "cancel", "reap", "kill_job", "dedicate", "dedicate"]
+        ),
         st.integers(0, 6),
         st.sampled_from([J, K]),
     ),
@@ -273,17 +379,19 @@ walks = st.lists(
 
 @given(st.integers(0, 3), st.integers(1, 4), walks)
 def test_random_walk_every_lease_gets_a_worker_in_the_end(prestart: int, room: int, walk: list[Any]) -> None:
-    bench = Bench(prestart=prestart, workers_max=max(prestart, room))
+    bench = Bench(prestart=prestart, workers_max=max(prestart, room), actor_starts_max=2)
     pool = bench.pool
     pool.prestart()
     held: dict[bytes, int] = {}  # worker -> lease
     jobs: dict[int, bytes] = {}
+    actors: dict[int, None] = {}
     now = 0.0
 
     def serve(served: Any) -> None:
         if served is not None:
             lease_id, worker = served
             assert jobs[lease_id] == worker.job_id and worker.id not in held
+            assert worker.dedicated == (lease_id in actors)
             held[worker.id] = lease_id
 
     def step(what: str, index: int, job: bytes, lease_id: int) -> None:
@@ -293,6 +401,13 @@ def test_random_walk_every_lease_gets_a_worker_in_the_end(prestart: int, room: i
             jobs[lease_id] = job
             found = pool.lease(lease_id, job)
             serve(None if found is None else (lease_id, found))
+        elif what == "dedicate":
+            jobs[lease_id] = job
+            actors[lease_id] = None
+            found = pool.dedicate(lease_id, job)
+            serve(None if found is None else (lease_id, found))
+        elif what == "cancel" and pool.actors_waiting and index > 3:
+            pool.cancel(next(iter(pool.actors_waiting)))
         elif what == "cancel" and pool.waiting:
             pool.cancel(list(pool.waiting)[index % len(pool.waiting)])
         elif what == "reap":
@@ -320,7 +435,7 @@ def test_random_walk_every_lease_gets_a_worker_in_the_end(prestart: int, room: i
         now += 1.0
         step(what, index, job, number + 1)
     for _ in range(200):  # processes start and end as they were told, and leases end: all who wait are served
-        if not pool.waiting:
+        if not pool.statistics()["leases_waiting"]:
             break
         for worker in list(pool.workers.values()):
             if worker.state is WorkerState.STARTING:
@@ -332,4 +447,4 @@ def test_random_walk_every_lease_gets_a_worker_in_the_end(prestart: int, room: i
                 del held[worker.id]
                 serve(pool.on_returned(now, worker.id))
             pool.check()
-    assert not pool.waiting
+    assert not pool.statistics()["leases_waiting"]

@@ -1,12 +1,12 @@
 """Bodies: processes of the simulated world. They carry out what the real brains ask for, and decide nothing.
 
-User code runs as generators: whatever would block a thread is a ``yield``, and the world decides when it goes on.
+User code runs as generators: whatever would block a thread is a ``yield``, and the world decides when it goes on. Here is
+what all processes have in common, and what owners have; drivers and workers are in ``processes``.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections import deque
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,11 @@ from zray.base import serialization, wire
 from zray.base.ids import PUT_INDEX, TaskIDs, return_id
 from zray.base.resources import ResourceSet
 from zray.base.wire import DONE, ERROR, HELLO, INLINE, OBJECT_VALUE, PUSH, STORED, Address, Entry
+from zray.base.wire_actors import CALL
 from zray.core import effects as e
 from zray.core.entries import contained_in
 from zray.core.owner import Owner
-from zray.core.tasks import Task, TaskTemplate
+from zray.core.tasks import CallBudget, Task, TaskTemplate
 from zray.core.waiters import Waiter
 from zray.exceptions import ObjectLostError, ObjectStoreFullError
 from zray.object_ref import ObjectRef
@@ -27,6 +28,7 @@ from .checkers import TaskFailure
 from .world import SimulationError
 
 if TYPE_CHECKING:
+    from .actors import Handle
     from .cluster import Cluster
 
 Steps = Generator[tuple[Any, ...], Any, Any]
@@ -52,11 +54,16 @@ class Body:
         self._mail: list[tuple[bytes, tuple[Any, ...]]] = []
         self._durable_at = 0.0
         self._handlers = {
-            schema.op: getattr(self if hasattr(self, schema.handler) else brain, schema.handler)
+            schema.op: getattr(receiver, schema.handler)
             for schema in wire.SCHEMA.values()
-            if schema.receiver in receivers and (hasattr(self, schema.handler) or hasattr(brain, schema.handler))
+            for receiver in [r for r in (self, brain, *self.leaves()) if hasattr(r, schema.handler)][:1]
+            if schema.receiver in receivers
         }
         self.world.processes[process_id] = self
+
+    def leaves(self) -> list[Any]:
+        """Machines inside the brain that take messages themselves."""
+        return []
 
     def receive(self, peer: bytes, message: tuple[Any, ...]) -> None:
         """Mail that arrives while the process is busy with a turn is taken together in the next."""
@@ -83,9 +90,12 @@ class Body:
     def on_timer(self, key: tuple[Any, ...]) -> None:
         if self.alive:
             self.world.note(self, f"timer {key[0]}")
-            self.brain.on_timer(self.world.now, key)
+            self.fire(key)
             self.after_event()
             self.finish()
+
+    def fire(self, key: tuple[Any, ...]) -> None:
+        self.brain.on_timer(self.world.now, key)
 
     def finish(self) -> None:
         """The end of a turn: carry out what the brain asked for."""
@@ -120,7 +130,7 @@ class Body:
             raise SimulationError(f"{self.name} asks for an unknown effect: {effect}")
 
     def send(self, peer: bytes, message: tuple[Any, ...]) -> None:
-        if type(message) is tuple and message[0] == PUSH:
+        if type(message) is tuple and message[0] in (PUSH, CALL):
             for spec in message[2]:
                 self.cluster.judge.task_pushed(spec[0], peer)
         if peer in self.known:
@@ -131,6 +141,17 @@ class Body:
     def die(self) -> None:
         self.alive = False
         self._mail.clear()
+
+
+class ControlBody(Body):
+    """The control: one brain for the tables, and one inside it for actors."""
+
+    def leaves(self) -> list[Any]:
+        return [self.brain.actors]
+
+    def fire(self, key: tuple[Any, ...]) -> None:
+        machine = self.brain.actors if key[0].startswith("actors.") else self.brain
+        machine.on_timer(self.world.now, key)
 
 
 class AgentBody(Body):
@@ -185,6 +206,8 @@ class Thread:
         self._body = body
         self._steps = steps
         self._on_end = on_end
+        self.borrowed: dict[bytes, Address] | None = None  # references that came with the arguments of a task, and later
+        self.starting = False  # the arguments of a task are being read
         body.threads.append(self)
 
     def step(self, value: Any = None) -> None:
@@ -193,6 +216,7 @@ class Thread:
         if not body.alive:
             return
         object_ref.connected = body
+        body.current = self
         try:
             request = self._steps.send(value)
         except StopIteration as stop:
@@ -222,14 +246,17 @@ class OwnerBody(Body):
         self.inbox: list[bytes] = []
         self.threads: list[Thread] = []
         self.kept: list[ObjectRef[Any]] = []  # references that tasks left in this process
+        self.kept_handles: list[Handle] = []
+        self.budgets: list[CallBudget] = []
         self.task_ids = TaskIDs(process_id)
-        self.borrowed: dict[bytes, Address] | None = None
-        self.starting = False  # the arguments of a task are being read
+        self.current: Thread | None = None  # the thread that runs, or was the last to run
         self.job_id = b""
         self._requests: dict[int, Thread] = {}
         self._next_request = 1
         self._exported: dict[bytes, None] = {}
         self._templates: dict[Any, TaskTemplate] = {}
+        self._fail_call = self.owner.calls._fail
+        self.owner.calls._fail = self._judge_failed_call
         self.send(AGENT, wire.Hello(wire.PROTOCOL_VERSION, "3.x", b"cluster", self.id, role, self.address[1], 1))
 
     # -- the loop -------------------------------------------------------------------------------------------------
@@ -243,7 +270,7 @@ class OwnerBody(Body):
             entries = [entry for item in message[2] for entry in item[1]]
         elif message[0] == OBJECT_VALUE:
             entries = [message[2]]
-        elif message[0] == PUSH:
+        elif message[0] in (PUSH, CALL):
             entries = [slot[3] for spec in message[2] for slot in spec[3]]
         for entry in entries:
             for object_id, _ in contained_in(entry):
@@ -277,7 +304,16 @@ class OwnerBody(Body):
         for thread in self.threads:
             thread.close()
         self.threads.clear()
+        self.forget()
+
+    def forget(self) -> None:
+        """What tasks left behind in this process goes."""
         self.kept.clear()
+        self.kept_handles.clear()
+
+    def _judge_failed_call(self, now: float, task: Task, entry: Entry) -> None:
+        self.judge.call_failed(task, pickle.loads(entry[1]))
+        self._fail_call(now, task, entry)
 
     # -- messages of the body -------------------------------------------------------------------------------------
 
@@ -290,7 +326,12 @@ class OwnerBody(Body):
     def on_refuse(self, now: float, peer: bytes, reason: str) -> None:
         raise SimulationError(f"{self.name} was refused: {reason}")
 
+    def on_notice(self, now: float, peer: bytes, text: str) -> None:
+        self.world.note(self, f"shows: {text}")
+
     def on_reply(self, now: float, peer: bytes, request_id: int, ok: bool, value: Any) -> None:
+        if request_id == 0:
+            return  # nobody waits for the registration of an actor without a name
         thread = self._requests.pop(request_id)
         self.world.after(self.world.some(0.0002), thread.step, (ok, value))
 
@@ -325,8 +366,9 @@ class OwnerBody(Body):
     def adopt(self, object_id: bytes, owner: Address) -> ObjectRef[Any]:
         self.judge.touched(self.id, object_id)
         self.owner.adopt(object_id, owner)
-        if self.borrowed is not None and owner[0] != self.id:
-            self.borrowed[object_id] = owner
+        borrowed = self.current.borrowed if self.current is not None else None
+        if borrowed is not None and owner[0] != self.id:
+            borrowed[object_id] = owner
         return ObjectRef(object_id, owner, self.inbox.append)
 
     def keep_for_ever(self, ref: ObjectRef[Any]) -> None:
@@ -365,6 +407,12 @@ class OwnerBody(Body):
         self.owner.put(object_id, entry)
         return ObjectRef(object_id, self.address, self.inbox.append)
 
+    def export(self, function: bytes) -> None:
+        """Give a function to the cluster, once."""
+        if function not in self._exported:
+            self._exported[function] = None
+            self.send(CONTROL, wire.ExportFunction(self.job_id, function, function.decode(), b"body"))
+
     def call(
         self,
         tag: str,
@@ -384,9 +432,7 @@ class OwnerBody(Body):
         if template is None:
             template = TaskTemplate(function, function.decode(), ResourceSet.of(demand), returns, retries, None)
             self._templates[key] = template
-        if function not in self._exported:
-            self._exported[function] = None
-            self.send(CONTROL, wire.ExportFunction(self.job_id, function, function.decode(), b"body"))
+        self.export(function)
         made = serialization.serialize(arguments)
         ids = tuple(return_id(task_id, n + 1) for n in range(returns))
         for number, object_id in enumerate(ids):
@@ -423,7 +469,7 @@ class OwnerBody(Body):
         if entry[0] == INLINE:
             value = serialization.deserialize(entry[1])
         else:
-            ok, place = yield ("ask", AGENT, wire.PinObject, (object_id, not self.starting))
+            ok, place = yield ("ask", AGENT, wire.PinObject, (object_id, self.current is None or not self.current.starting))
             if not ok:
                 lost: Exception = ObjectStoreFullError(place[1])
                 if place[0] == "lost":
@@ -446,152 +492,3 @@ class OwnerBody(Body):
         if self.alive:
             self._bytes(place, object_id)
             self.send(AGENT, wire.UnpinObjects([object_id]))
-
-
-class DriverBody(OwnerBody):
-    """A user's script."""
-
-    def __init__(self, cluster: Cluster, process_id: bytes, name: str) -> None:
-        super().__init__(cluster, process_id, name, "driver")
-        self.finished = False
-
-    def run(self, program: Callable[[DriverBody], Steps]) -> None:
-        self.world.after(0.0, Thread(self, self._script(program), self._ended).step)
-
-    def _script(self, program: Callable[[DriverBody], Steps]) -> Steps:
-        fields = (self.id, self.address[1], 1, "script.py", "", {})
-        ok, answer = yield ("ask", CONTROL, wire.RegisterJob, fields)
-        assert ok
-        self.job_id = answer["job_id"]
-        self.owner.enter_job(self.job_id)
-        yield from program(self)
-
-    def _ended(self, result: Any, error: BaseException | None) -> None:
-        if error is not None:
-            raise error
-        self.finished = True
-        self.world.note(self, "program ends")
-
-    def leave(self) -> None:
-        """Say goodbye in good order."""
-
-        def goodbye() -> Steps:
-            ok, _ = yield ("ask", CONTROL, wire.FinishJob, (self.job_id,))
-            assert ok
-
-        Thread(self, goodbye(), self._ended).step()
-
-
-class WorkerBody(OwnerBody):
-    """A worker: runs what is pushed to it, one after the other."""
-
-    def __init__(self, cluster: Cluster, process_id: bytes, name: str) -> None:
-        super().__init__(cluster, process_id, name, "worker", "worker")
-        self.running: bytes | None = None
-        self.blocked = False
-        self._queue: deque[tuple[bytes, int, Any]] = deque()
-        self._functions: dict[bytes, None] = {}
-        self._results: dict[tuple[bytes, int], list[Any]] = {}
-        self._busy_since = 0.0
-        self.send(AGENT, wire.WorkerReady(self.id, self.address[1], 1))
-
-    def on_open_lease(self, now: float, peer: bytes, lease_id: int, job_id: bytes, *rest: Any) -> None:
-        self.job_id = job_id
-        self.owner.enter_job(job_id)
-
-    def on_exit_worker(self, now: float, peer: bytes, reason: str) -> None:
-        if self.owner.needed():
-            self.send(AGENT, wire.WorkerStays(self.id))
-        else:
-            self.cluster.end_worker(self, reason, politely=True)
-
-    def on_list_events(self, now: float, peer: bytes, request_id: int) -> None:
-        raise NotImplementedError
-
-    def on_push(self, now: float, peer: bytes, lease_id: int, specs: list[Any]) -> None:
-        for spec in specs:
-            self._queue.append((peer, lease_id, spec))
-        if self.running is None:
-            self._start()
-        elif self.blocked or now >= self._busy_since + self.world.config.handback_ms / 1000:
-            self._hand_back()
-
-    def _hand_back(self) -> None:
-        back: dict[tuple[bytes, int], list[bytes]] = {}
-        while self._queue:
-            peer, lease_id, spec = self._queue.popleft()
-            back.setdefault((peer, lease_id), []).append(spec[0])
-        for (peer, lease_id), task_ids in back.items():
-            self.send(peer, wire.HandBack(lease_id, task_ids))
-
-    def _start(self) -> None:
-        peer, lease_id, spec = self._queue.popleft()
-        self.running = spec[0]
-        self._busy_since = self.world.now
-        self.world.after(self.world.config.handback_ms / 1000, self._on_busy, spec[0])
-
-        def end(entries: Any, error: BaseException | None) -> None:
-            if error is not None:
-                entries = ((ERROR, pickle.dumps(error, 5)),) * spec[4]
-            run_us = int((self.world.now - self._busy_since) * 1e6)
-            borrowed, self.borrowed = self.borrowed, None
-            self._results.setdefault((peer, lease_id), []).append((spec[0], entries, run_us, borrowed or {}))
-            self.running = None
-            if not self._queue or self.world.rng.random() < 0.4:
-                self._flush()
-            if self._queue:
-                self._start()
-
-        self.world.after(0.0, Thread(self, self._execute(peer, spec), end).step)
-
-    def _on_busy(self, task_id: bytes) -> None:
-        if self.alive and self.running == task_id and self._queue:
-            self._hand_back()
-
-    def _flush(self) -> None:
-        """Report results, and which of the references that came with the arguments are kept."""
-        self.drain()
-        results, self._results = self._results, {}
-        for (peer, lease_id), items in results.items():
-            named = [(task_id, entries, run_us, self.owner.kept(kept)) for task_id, entries, run_us, kept in items]
-            self.send(peer, (DONE, lease_id, named))
-
-    def on_blocking(self, begin: bool) -> None:
-        self.blocked = begin
-        if begin:
-            self._flush()
-            self._hand_back()
-        self.send(AGENT, (wire.WorkerBlocked if begin else wire.WorkerUnblocked)(self.id))
-
-    def _execute(self, peer: bytes, spec: Any) -> Steps:
-        task_id, function_id, payload, slots, num_returns, depth, _, _ = spec
-        self.judge.task_started(task_id)
-        self.world.note(self, f"runs {task_id.hex()}")
-        self.borrowed = {}
-        if function_id not in self._functions:
-            ok, text = yield ("ask", CONTROL, wire.FetchFunction, (function_id,))
-            if not ok:
-                raise FunctionLost(text)
-            self._functions[function_id] = None
-        arguments = serialization.deserialize(payload)
-        self.starting = True
-        for _, object_id, _, entry in slots:
-            self.judge.touched(self.id, object_id)
-            value = yield from self.read(object_id, entry)
-            if isinstance(value, BaseException):
-                self.starting = False
-                raise value
-            arguments.refs.extend(value[2])
-            del value
-        self.starting = False
-        values = yield from self.cluster.run_task(self, arguments, num_returns, depth)
-        entries = []
-        for number, value in enumerate(values):
-            object_id = return_id(task_id, number + 1)
-            self.judge.touched(self.id, object_id)
-            entry = yield from self.entry(object_id, value, peer)
-            entries.append(entry)
-        for entry in entries:  # not before all are made: when there is no room for one of them, none will arrive
-            for inner, owner in contained_in(entry):
-                self.owner.references.give(inner, owner, peer)
-        return tuple(entries)

@@ -244,6 +244,7 @@ class ActorTaskSubmitter:
         for task in lost.values():
             if task.id not in self._tasks.pending:
                 continue  # it ran once more after an answer that came late
+            task.suspect = True  # it may have left results in the store
             if not queue.error and self._tasks.may_retry(task):
                 again.append(task)
             else:

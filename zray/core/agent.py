@@ -32,7 +32,7 @@ from zray.base.wire import (
 from zray.base.wire_actors import ActorLost, ActorPlaced, ActorRefused, PlaceActor, StartActor
 from zray.core.effects import HANG_UP, KILL_WORKER, MEASURE, SEND, TIMER, WARN, WATCH, Effect
 from zray.core.memory import Candidate, choose_victims, report
-from zray.core.scheduler import GrantedLease, LeaseScheduler
+from zray.core.scheduler import GrantedLease, LeaseScheduler, Request
 from zray.core.spilling import SPILL_TIMER
 from zray.core.store import CREATE_TIMER, ObjectStore
 from zray.core.workers import Worker, WorkerPool, WorkerState
@@ -271,7 +271,8 @@ class NodeAgent:
     ) -> None:
         kind = "exhausted"
         reason = f"its node runs {self._config.actors_max} actors already, which is its limit (ZRAY_ACTORS_MAX)"
-        if not self.pool.full_of_actors():
+        queued = sum(1 for request in self.scheduler.queue.values() if request.actor is not None)
+        if not self.pool.full_of_actors(queued):
             place = PlaceActor(
                 actor_id, incarnation, job_id, detached, placement, resources, retriable, creation
             )
@@ -284,9 +285,11 @@ class NodeAgent:
             self._advance(now)
 
     def on_end_actor(self, now: float, peer: bytes, actor_id: bytes, incarnation: int, force: bool) -> None:
+        unborn = ActorLost(actor_id, incarnation, "it was ended before it had a process")
         for request in list(self.scheduler.queue.values()):
             if request.actor is not None and request.actor[:2] == (actor_id, incarnation):
                 self.scheduler.cancel(request.owner, request.id)
+                self.out.append((SEND, self._control, unborn))
         lease = self._actors.get(actor_id)
         if lease is None or lease.request.actor is None or lease.request.actor.incarnation != incarnation:
             return
@@ -297,6 +300,7 @@ class NodeAgent:
         self.scheduler.end(lease.id)
         if lease.worker is None:
             self.pool.cancel(lease.id)
+            self.out.append((SEND, self._control, unborn))
         else:
             self._serve(self.pool.on_returned(now, lease.worker))
         self._advance(now)
@@ -392,7 +396,7 @@ class NodeAgent:
 
     def _exhausted(self) -> bool:
         """Whether every worker is taken by a task that waits for another, and no more may be started for those."""
-        if not self.pool.full() or not (self.pool.waiting or self.scheduler.queue):
+        if not self.pool.full() or not (self.pool.waiting or self._queued_tasks()):
             return False
         for worker in self.pool.workers.values():
             stays = worker.state is WorkerState.IDLE and (worker.needed or self.scheduler.holds(worker.id))
@@ -403,7 +407,7 @@ class NodeAgent:
     def _refuse_exhausted(self) -> None:
         """Waiting would be for ever. What the blocked tasks ask for goes first: that wakes them, and the others may run."""
         granted = {i: self.scheduler.leases[i].request for i in self.pool.waiting}
-        requests = [*granted.values(), *self.scheduler.queue.values()]
+        requests = [*granted.values(), *self._queued_tasks()]
         own = [request for request in requests if request.owner in self.scheduler.by_worker]
         reason = (
             f"all {len(self.pool.workers)} workers of the node wait for other tasks and no more may be started "
@@ -416,6 +420,10 @@ class NodeAgent:
             if request in own or not own:
                 self.scheduler.end(lease_id)
                 self.pool.cancel(lease_id)
+
+    def _queued_tasks(self) -> list[Request]:
+        """The requests that wait for resources, without those of actors, which have processes of their own."""
+        return [request for request in self.scheduler.queue.values() if request.actor is None]
 
     def _serve(self, served: tuple[int, Worker] | None) -> None:
         if served is not None:

@@ -96,7 +96,7 @@ class Owner:
         self.directory = ObjectDirectory()
         self.leases = NormalTaskSubmitter(job_id, agent, config, self.out, self._make_spec)
         held = self.references.counts.__contains__
-        self.calls = ActorTaskSubmitter(config, self.out, self.tasks, self._make_spec, self._fail, held)
+        self.calls = ActorTaskSubmitter(config, self.out, self.tasks, self._make_spec, self._fail_call, held)
         self.creations: dict[bytes, Task] = {}  # actors of this process that may need their constructor's arguments (again)
         self.fetching: dict[bytes, None] = {}  # borrowed objects asked for at their owners
         self.waiters = Waiters(self.out)
@@ -439,6 +439,12 @@ class Owner:
             self.out.append((SEND, CONTROL, CreateActor(actor[0], b"", entry[1])))
         for object_id in task.returns:
             self._arrive(now, object_id, entry)
+
+    def _fail_call(self, now: float, task: Task, entry: Entry) -> None:
+        """The actor is gone, and may have left results of an attempt in the store."""
+        if task.tried_before():
+            self._sweep(task)
+        self._fail(now, task, entry)
 
     def _may_run_again(self, task: Task, out_of_memory: bool) -> bool:
         """Charge the attempt that just ended: want of memory has a budget of its own."""

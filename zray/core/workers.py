@@ -154,10 +154,10 @@ class WorkerPool:
         """Whether no further worker may be started for tasks."""
         return self._shared() >= self._config.workers_max
 
-    def full_of_actors(self) -> bool:
-        """Whether no further actor may be placed here."""
+    def full_of_actors(self, queued: int) -> bool:
+        """Whether no further actor may be placed here, when so many wait for resources."""
         held = sum(1 for w in self.workers.values() if w.dedicated)
-        return held + len(self.actors_waiting) >= self._config.actors_max
+        return held + len(self.actors_waiting) + queued >= self._config.actors_max
 
     def cancel(self, lease_id: int) -> None:
         """A lease that waited for a worker is not wanted any more."""

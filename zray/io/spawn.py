@@ -22,6 +22,7 @@ import socket
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -75,8 +76,8 @@ class Zygote:
     Args:
         run_worker: what a new worker runs, given its id; its return ends the process.
         at_end: what the zygote does last, when its node is gone.
-        on_event: called with ``("started", worker_id, pid)`` or ``("exited", worker_id, status)``; with ``("lost",)`` when the
-            zygote itself ended.
+        on_event: called with ``("started", worker_id, pid)``, ``("exited", worker_id, status)`` or ``("failed", worker_id, reason)``;
+            with ``("lost",)`` when the zygote itself ended.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Zygote:
             _guarded(_Nursery(theirs, run_worker, at_end).run)
         theirs.close()
         self._socket = ours
+        self._outbox: deque[bytes] = deque()
         ours.setblocking(False)
 
     def fileno(self) -> int:
@@ -116,6 +118,7 @@ class Zygote:
                 self._on_event(("lost",))
                 return
             self._on_event(pickle.loads(data))
+            self._flush()
 
     def close(self, timeout_s: float = 5.0) -> None:
         """End the zygote and all workers, and wait for it."""
@@ -131,8 +134,20 @@ class Zygote:
             os.waitpid(self.pid, 0)
 
     def _send(self, message: tuple[Any, ...]) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError, OSError):
-            self._socket.send(pickle.dumps(message))  # a dead zygote is reported by on_readable
+        self._outbox.append(pickle.dumps(message))
+        self._flush()
+
+    def _flush(self) -> None:
+        """Send what the socket takes. Every message has an answer, so what is left goes when the next answer comes."""
+        while self._outbox:
+            try:
+                self._socket.send(self._outbox[0])
+            except BlockingIOError:
+                return
+            except OSError:  # a dead zygote is reported by on_readable
+                self._outbox.clear()
+                return
+            self._outbox.popleft()
 
 
 def _guarded(function: Callable[[], None]) -> NoReturn:
@@ -198,7 +213,11 @@ class _Nursery:
 
     def _start(self, worker_id: bytes) -> None:
         parent = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._tell(("failed", worker_id, f"no process could be made for it: {error}"))
+            return
         if pid == 0:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -216,6 +235,7 @@ class _Nursery:
     def _kill(self, worker_id: bytes) -> None:
         pid = self._workers.get(worker_id)
         if pid is None:
+            self._tell(("gone", worker_id))
             return
         self._kill_group(pid)
         with contextlib.suppress(ProcessLookupError):

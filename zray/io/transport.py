@@ -28,6 +28,9 @@ _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 _NOBLOCK = int(zmq.NOBLOCK)
 _SNDMORE = int(zmq.SNDMORE)
+# A context keeps twelve bytes for each socket it may ever have, touched at once: a worker, of which there may be thousands, gets by
+# with fewer than a driver or the head.
+_SOCKETS_MAX = {"worker": 8192}
 _BATCH_MAX = 100  # frames read from one socket before the others have their turn
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
@@ -98,7 +101,7 @@ class Transport:
         self._on_batch = on_batch
         self._on_hello = on_hello
         self._context = zmq.Context()
-        self._context.set(zmq.MAX_SOCKETS, 65535)
+        self._context.set(zmq.MAX_SOCKETS, _SOCKETS_MAX.get(role, 65535))
         self._message_bytes_max = message_bytes_max
         self.links: dict[bytes, Link] = {}
         self._by_routing_id: dict[bytes, Link] = {}

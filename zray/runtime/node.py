@@ -22,6 +22,7 @@ from zray.runtime.worker import WorkerSettings, run_worker
 _EXIT_TIMER = "node.exited"
 _LATE_TIMER = "node.late"
 _LAST_WORDS_S = 0.05
+_FORK_REST_S = 1.0  # a machine that has no room for a process is asked again after this
 _SMALL_STORE = 75 << 20
 
 
@@ -172,6 +173,11 @@ class Node:
                 self.agent.on_worker_exited(now, event[1], f"pid {pid} {reason}")
         elif event[0] == "started":
             self._pids[event[1]] = event[2]
+        elif event[0] == "failed":
+            log.warning("worker %s was not started: %s", event[1][6:10].hex(), event[2])
+            self._process.loop.add_timer(now + _FORK_REST_S, (_EXIT_TIMER, event[1], event[2]))
+        elif event[0] == "gone":
+            pass  # it was told to end, and had ended
         else:
             self._process.loop.remove_source(self.zygote)
             log.error("the zygote ended: this node can not go on")
