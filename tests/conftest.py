@@ -70,6 +70,7 @@ def _shared_memory() -> dict[str, str]:
     elsewhere = {
         os.path.basename(path)
         for path in glob.glob(f"{tempfile.gettempdir()}/{mine}/s-*") + glob.glob(f"/tmp/*/{mine}/s-*")
+        + glob.glob(f"/tmp/*/*/{mine}/s-*")  # those of zray.cluster_utils
         if not path.startswith(os.environ["ZRAY_TMPDIR"])
     }
     return {name: "/dev/shm" for name in names if name.removeprefix(f"{mine}-") not in elsewhere}

@@ -40,17 +40,19 @@ LEVELS: list[list[set[str]]] = [
             "actor_description",
             "arguments",
             "options",
+            "placement_group",
             "remote_function",
             "runtime_context",
             "state",
+            "strategy",
             "timeline",
         }
     ],
-    [{"util"}, {"ops"}, {"experimental"}],
+    [{"util"}, {"ops"}, {"experimental"}, {"cluster_utils"}],
 ]
 CORE_BANS = {"zmq", "sqlite3", "threading", "asyncio", "os", "time", "random", "logging", "subprocess"}
 ONLY_IN = {
-    "zmq": {"zray.io.loop", "zray.io.transport"},
+    "zmq": {"zray.io.loop", "zray.io.transport", "zray.io.handshake", "zray.io.transfer"},
     "sqlite3": {"zray.io.db"},
     "multiprocessing.shared_memory": {"zray.io.storage"},
     "cloudpickle": {"zray.base.serialization"},
@@ -226,15 +228,19 @@ def handlers() -> dict[str, list[type]]:
     """The classes that handle messages, by the receiver's role."""
     from zray.core.actors import ActorManager
     from zray.core.agent import NodeAgent
+    from zray.core.bundles import NodeBundles
     from zray.core.gcs import Gcs
+    from zray.core.object_desk import ObjectDesk
     from zray.core.owner import Owner
+    from zray.core.placement import PlacementGroupManager
+    from zray.core.transfer import ObjectTransfer
     from zray.runtime.client import Client
     from zray.runtime.core_worker import CoreWorker
     from zray.runtime.worker import TaskExecutor
 
     return {
-        "control": [Gcs, ActorManager],
-        "agent": [NodeAgent],
+        "control": [Gcs, ActorManager, PlacementGroupManager],
+        "agent": [NodeBundles, NodeAgent, ObjectDesk, ObjectTransfer],
         "owner": [Owner, CoreWorker],
         "worker": [TaskExecutor],
         "any": [Client, CoreWorker],

@@ -25,6 +25,7 @@ from zray.object_ref import ObjectRef
 from zray.runtime.actor import ActorExit
 from zray.runtime.core_worker import CoreWorker
 from zray.runtime.worker import TaskExecutor
+from zray.strategy import strategy_of
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -192,18 +193,17 @@ class ActorClass(Generic[T]):
             if group is not None and group not in groups:
                 raise ValueError(f"{self._name}.{name}() is in concurrency group {group!r}, which the class does not have")
         asynchronous = any(is_async(member) for member in members_of(self._cls).values())
-        in_order = not asynchronous and not chosen.get("allow_out_of_order_execution")
+        limit = chosen.get("max_concurrency") or (_ASYNC_CONCURRENCY if asynchronous else 1)
         description = Description(
             self._name,
             methods,
-            in_order,
+            self._in_order(one_at_a_time=limit == 1 and not asynchronous and not groups),
             chosen.get("max_task_retries") or 0,
             chosen.get("max_pending_calls") or -1,
         )
         self._description = description
         plain = (*description[:1], {name: tuple(m) for name, m in methods.items()}, *description[2:])
         self._blob = serialization.serialize(plain).pickle
-        limit = chosen.get("max_concurrency") or (_ASYNC_CONCURRENCY if asynchronous else 1)
         extra = {
             "class_name": self._name,
             "name": chosen.get("name") or "",
@@ -218,6 +218,15 @@ class ActorClass(Generic[T]):
         self._constructor = constructor_of(self._cls)
         self._worker = worker
         return worker
+
+    def _in_order(self, *, one_at_a_time: bool) -> bool:
+        """Whether calls of one caller wait for each other's arguments."""
+        chosen = self._options.get("allow_out_of_order_execution")
+        if chosen is False and not one_at_a_time:
+            raise ValueError(
+                f"{self._name} runs several calls at a time, in no order: allow_out_of_order_execution=False can not be kept"
+            )
+        return one_at_a_time and not chosen
 
     def _made_template(self, actor_id: bytes, handle_id: bytes) -> TaskTemplate:
         common = self._template
@@ -246,6 +255,7 @@ class ActorClass(Generic[T]):
             dict(placement),
             dict(resources),
             self._blob,
+            strategy_of(chosen),
         )
 
     def _register(self, worker: CoreWorker, registration: RegisterActor) -> Any:

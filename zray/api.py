@@ -101,7 +101,8 @@ def init(
 
     Args:
         address: None takes ``ZRAY_ADDRESS`` or else starts a cluster of one node that lives as long as this process;
-            "local" always starts one.
+            "local" always starts one; "auto" joins the running cluster of this user, "HOST:PORT" that of this head. A node
+            of it must run on this machine.
         num_cpus: CPUs the node offers; by default those this process may use.
         num_gpus, resources: GPUs, and further resources by name, that the node offers.
         object_store_memory: bytes of shared memory for objects; by default 30 % of memory, and never more than /dev/shm has.
@@ -110,7 +111,7 @@ def init(
         ignore_reinit_error: a second ``init`` is not an error.
         log_to_driver: whether the output of tasks is shown here; if not, it goes to files in the session directory.
         logging_level: of the cluster's own log.
-        _temp_dir: where the session directory is made.
+        _temp_dir: where the session directory is made, or that of a running node is looked for.
         _system_config: limits by name (see ``zray.base.config``).
 
     Returns:
@@ -132,32 +133,42 @@ def init(
             if ignore_reinit_error:
                 return _context()
             raise RuntimeError("zray.init() was called before: call zray.shutdown() first, or pass ignore_reinit_error=True")
-        _refuse_what_is_missing(address, local_mode)
-        _start_embedded(
-            {
-                "num_cpus": num_cpus,
-                "num_gpus": num_gpus,
-                "resources": resources,
-                "object_store_memory": object_store_memory,
-                "namespace": namespace,
-                "log_to_driver": log_to_driver,
-                "logging_level": logging_level,
-                "temp_dir": _temp_dir,
-                "system_config": _system_config,
-                "env_vars": _job_env_vars(runtime_env),
-            }
-        )
+        if local_mode:
+            raise NotImplementedError("local_mode is not supported yet: use init() without it")
+        address = address if address is not None else os.environ.get("ZRAY_ADDRESS") or None
+        given = {"num_cpus": num_cpus, "num_gpus": num_gpus, "resources": resources, "labels": labels}
+        given["object_store_memory"] = object_store_memory
+        env_vars = _job_env_vars(runtime_env)
+        if address not in (None, "local"):
+            _join_running(str(address), given, namespace, env_vars, _temp_dir or "")
+        else:
+            how = {"log_to_driver": log_to_driver, "logging_level": logging_level, "temp_dir": _temp_dir}
+            limits = {"namespace": namespace, "system_config": _system_config, "env_vars": env_vars}
+            _start_embedded({**given, **how, **limits})
         return _context()
 
 
-def _refuse_what_is_missing(address: str | None, local_mode: bool) -> None:
-    if local_mode:
-        raise NotImplementedError("local_mode is not supported yet: use init() without it")
-    address = address if address is not None else os.environ.get("ZRAY_ADDRESS") or None
-    if address not in (None, "local"):
+def _join_running(
+    address: str, given: dict[str, Any], namespace: str | None, env_vars: dict[str, str], temp_dir: str
+) -> None:
+    """Connect to a running cluster through the node that runs on this machine."""
+    from zray.io.session import living_nodes
+    from zray.runtime import driver
+
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name} is for a cluster that init() starts: the one at {address!r} has its nodes already")
+    nodes = living_nodes(temp_dir)
+    found = [node for node in nodes if address in ("auto", node["address"])]
+    if not found:
+        others = ", ".join(dict.fromkeys(node["address"] for node in nodes))
+        hint = f"; those that run here belong to {others}" if others else ""
         raise ConnectionError(
-            f"no cluster at {address!r}: joining a running cluster is not supported yet; call init() without an address"
+            f"no cluster: no node of one at {address!r} runs on this machine{hint}; start one with zray-head, or with "
+            "zray-node --address"
         )
+    space = namespace or f"anonymous-{uuid.uuid4()}"
+    object_ref.connected = driver.connect_running(found[0], space, env_vars)
 
 
 def _start_embedded(arguments: dict[str, Any]) -> None:
@@ -229,9 +240,10 @@ def _usable_cpus() -> int:
 def _context() -> Context:
     worker: Any = object_ref.connected
     head = getattr(worker, "head", None)
+    running = worker.running if hasattr(worker, "running") else {}
     info = {
-        "address": head.session.endpoint("h") if head else "",
-        "session_dir": head.session.path if head else "",
+        "address": head.session.endpoint("h") if head else running.get("address", ""),
+        "session_dir": head.session.path if head else running.get("session", ""),
         "node_id": worker.node_id.hex(),
         "job_id": worker.job_id.hex(),
         "namespace": worker.namespace,
@@ -416,7 +428,7 @@ def available_resources() -> dict[str, float]:
 def _sum(field: str) -> dict[str, float]:
     total: dict[str, int] = {}
     for node in runtime().call(CONTROL, ListNodes):
-        for name, units in node[field].items():
+        for name, units in node[field].items() if node["alive"] else ():
             total[name] = total.get(name, 0) + units
     return _amounts(total)
 

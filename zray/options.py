@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from zray.base import serialization
 from zray.base.resources import ResourceSet, to_units
+from zray.strategy import strategy_of
 
 
 class Option(NamedTuple):
@@ -78,6 +79,9 @@ _COMMON_OPTIONS: dict[str, Option] = {
     "accelerator_type": Option("a string", _optional(str)),
     "label_selector": Option("a dict", _optional(dict)),
     "scheduling_strategy": Option('"DEFAULT", "SPREAD" or a strategy object', lambda value: True),
+    "placement_group": Option("a placement group", lambda value: True),  # the way before there were strategies
+    "placement_group_bundle_index": Option("an integer >= -1; -1 is any", _optional_count(-1)),
+    "placement_group_capture_child_tasks": Option("a bool", _optional(bool)),
     "runtime_env": Option("a dict", _optional(dict)),
     "_metadata": Option("a dict", _optional(dict)),
     "enable_task_events": Option("a bool", _optional(bool)),
@@ -183,9 +187,7 @@ def _check(what: str, table: Mapping[str, Option], options: Mapping[str, Any]) -
 def _check_common(what: str, options: Mapping[str, Any]) -> None:
     if options.get("runtime_env"):
         raise NotImplementedError(f"runtime_env of {what} is not supported yet: init(runtime_env={{'env_vars': ...}}) is")
-    strategy = options.get("scheduling_strategy")
-    if isinstance(strategy, str) and strategy not in ("DEFAULT", "SPREAD"):
-        raise ValueError(f"option 'scheduling_strategy' must be \"DEFAULT\", \"SPREAD\" or an object, not {strategy!r}")
+    strategy_of(options)
 
 
 def task_resources(options: Mapping[str, Any]) -> ResourceSet:

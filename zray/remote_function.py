@@ -15,6 +15,7 @@ from zray.base.ids import FIRST_RETURN, return_id
 from zray.core.tasks import Task, TaskTemplate
 from zray.object_ref import ObjectRef
 from zray.runtime.core_worker import CoreWorker
+from zray.strategy import strategy_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -154,6 +155,7 @@ class RemoteFunction(Generic[P, R]):
             1 if returns is None else returns,
             worker.config.max_retries if retries is None else retries,
             extra or None,
+            strategy_of(chosen),
         )
         self._worker = worker
         return worker

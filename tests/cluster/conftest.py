@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 
 import zray as ray
+from zray.util.state import list_actors
 
-from .driving import Script
+from .driving import Script, eventually
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +22,18 @@ def cluster() -> Iterator[Any]:
     with ray.init(num_cpus=2) as context:
         ray.put(0).future().result(30)  # the thread that serves futures belongs to the cluster, not to one test
         yield context
+
+
+@pytest.fixture
+def no_actor_left(cluster: Any) -> Iterator[None]:
+    """The actors of a test are gone soon after it, since nobody has a handle of them any more."""
+    yield
+
+    def all_dead() -> bool:
+        gc.collect()  # an exception that was caught keeps the variables of those who raised it
+        return all(actor["state"] == "DEAD" for actor in list_actors())
+
+    eventually(all_dead, "the end of all actors")
 
 
 @pytest.fixture

@@ -154,6 +154,12 @@ class Script:
             if first == word:
                 return rest
 
+    def say(self, words: str) -> None:
+        """A line for it to read."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(words.encode() + b"\n")
+        self._process.stdin.flush()
+
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 import zray as ray
+
+from .driving import Script
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -53,6 +55,28 @@ def test_without_it_the_class_does_not_pickle_again() -> None:
 def test_references_inside_a_registered_class_are_kept() -> None:
     outer = ray.put(Holder(ray.put("inner")))
     assert ray.get(ray.get(outer).value) == "inner"
+
+
+def test_a_module_that_is_sent_along(script: Callable[..., Script], tmp_path: Any) -> None:
+    """Its functions and classes arrive where it can not be imported, in every place."""
+    (tmp_path / "only_here.py").write_text("def f(x):\n    return x + 1\nclass K:\n    value = 3\n")
+    program = script(
+        f"""
+        import cloudpickle
+        sys.path.append({str(tmp_path)!r})
+        import only_here
+        sys.path.remove({str(tmp_path)!r})
+        cloudpickle.register_pickle_by_value(only_here)
+        start()
+        assert ray.get(ray.remote(only_here.f).remote(1)) == 2
+        assert ray.get(ray.remote(lambda f: f(2)).remote(only_here.f)) == 3
+        assert ray.get(ray.remote(lambda k: k[0].value).remote([only_here.K()])) == 3
+        assert ray.get(ray.remote(lambda ref: ray.get(ref[0]).value).remote([ray.put(only_here.K())])) == 3
+        say("works")
+        """
+    )
+    program.until("works")
+    assert program.finish()[::2] == (0, "")
 
 
 def test_inspect_serializability_finds_the_member() -> None:

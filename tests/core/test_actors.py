@@ -32,7 +32,7 @@ class Bench:
         self.demands: list[dict[str, int]] = []
         self.manager = ActorManager(Config(**limits), self.out, self._choose)
 
-    def _choose(self, demand: dict[str, int]) -> bytes | None:
+    def _choose(self, demand: dict[str, int], strategy: tuple[Any, ...]) -> bytes | None:
         self.demands.append(demand)
         return self.agent
 

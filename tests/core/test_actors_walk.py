@@ -37,7 +37,7 @@ class Walk:
     def __init__(self) -> None:
         self.out: list[Any] = []
         config = Config(actor_restart_delay_ms=100.0, infeasible_grace_s=1.0, function_fetch_timeout_s=5.0, dead_actors_max=3)
-        self.manager = ActorManager(config, self.out, lambda demand: AGENT)
+        self.manager = ActorManager(config, self.out, lambda demand, strategy: AGENT)
         self.now = 0.0
         self.names = 0
         self.to_node: list[Any] = []

@@ -30,7 +30,9 @@ def test_a_request_gets_resources_and_then_a_worker() -> None:
     effects = bench.request()
     [(worker,)] = verbs(effects, START_WORKER)
     assert sent(effects, LeaseGranted) == []
-    assert sent(bench.ready(worker), LeaseGranted) == [(DRIVER, LeaseGranted(1, 1, worker, "sim://"))]
+    assert sent(bench.ready(worker), LeaseGranted) == [
+        (DRIVER, LeaseGranted(1, next(iter(bench.agent.scheduler.leases)), worker, "sim://"))
+    ]
 
 
 def test_the_pool_is_filled_when_the_node_starts() -> None:

@@ -21,6 +21,7 @@ from .reading import AGENT, drain, process, sent, timers, verbs
 
 JOB = b"job1"
 ONE = ResourceSet.of({"CPU": 1})
+ANYWHERE = ("default",)
 TWO = ResourceSet.of({"CPU": 2})
 
 
@@ -68,7 +69,7 @@ class Bench:
         return [(m.lease_id, [spec[0] for spec in m.specs]) for _, m in sent(self.effects(), Push)]
 
     def granted(self, request_id: int, lease_id: int) -> None:
-        self.does("on_granted", 0.0, request_id, lease_id, process(f"w{lease_id}"), f"sim://w{lease_id}")
+        self.does("on_granted", 0.0, AGENT, request_id, lease_id, process(f"w{lease_id}"), f"sim://w{lease_id}")
 
     def done(self, lease_id: int, tasks: list[Task], run_us: int = 10, now: float = 0.0) -> None:
         self.does("on_done", now, lease_id, [(t.id, [], run_us, []) for t in tasks], now=now)
@@ -194,7 +195,7 @@ def test_handed_back_tasks_go_to_the_front_in_their_order_and_the_lease_rests() 
     bench.does("on_handed_back", 1, [t.id for t in tasks[1:]])
     effects = bench.effects()
     assert sent(effects, Push) == [], "nothing more is pushed to a worker that is busy"
-    assert len(bench.leases.queues[ONE].requests) == 4, "five tasks, one lease"
+    assert len(bench.leases.queues[ONE, ANYWHERE].requests) == 4, "five tasks, one lease"
     bench.done(1, [tasks[0]])
     assert bench.pushed() == [(1, [t.id for t in tasks[1:]])]
 
@@ -269,7 +270,7 @@ def test_a_wanted_lease_goes_back_when_its_slice_is_over_and_it_is_empty_and_ano
     bench.done(1, [tasks[1]], run_us=1_000_000, now=0.021)
     effects = bench.effects()
     assert sent(effects, ReturnLease) == [(AGENT, ReturnLease(1))] and sent(effects, Push) == []
-    assert len(bench.leases.queues[ONE].requests) == 3, "one in the place of what went"
+    assert len(bench.leases.queues[ONE, ANYWHERE].requests) == 3, "one in the place of what went"
 
 
 def test_a_wanted_lease_that_is_idle_goes_back_at_once() -> None:
@@ -307,7 +308,7 @@ def test_the_tasks_of_a_lost_lease_come_back_and_several_of_them_are_suspects() 
     assert bench.does("on_lost", 1) == tasks
     assert all(t.suspect for t in tasks)
     bench.does("requeue", tasks)
-    [request] = list(bench.leases.queues[ONE].requests)[:1]
+    [request] = list(bench.leases.queues[ONE, ANYWHERE].requests)[:1]
     bench.effects()
     bench.granted(request, 2)
     assert bench.pushed() == [(2, [tasks[0].id])], "a suspect runs alone"
@@ -340,7 +341,7 @@ def test_a_queue_can_be_given_up() -> None:
     bench = Bench()
     tasks = bench.submit(3)
     queue = bench.does("on_rejected", 1)
-    assert queue is bench.leases.queues[ONE]
+    assert queue is bench.leases.queues[ONE, ANYWHERE]
     assert bench.does("give_up", queue) == tasks and not queue.tasks
 
 

@@ -10,6 +10,7 @@ from zray.base.wire import (
     ERROR,
     INLINE,
     STORED,
+    Entry,
     FreeObjects,
     Push,
     Refs,
@@ -243,6 +244,45 @@ def test_the_answer_of_a_lost_worker_counts_when_it_still_arrives_in_time() -> N
     assert sent(effects, FreeObjects) == [], "the second answer must not free what the first one brought"
 
 
+@pytest.mark.parametrize("again", [(INLINE, b"small"), (STORED, 7, NODE, ())])
+def test_a_result_that_is_small_when_it_was_large_before_leaves_nothing_in_the_store(again: Entry) -> None:
+    """The first worker may have died between writing the result and saying so."""
+    bench = Bench()
+    refs, effects = bench.call(retries=-1)
+    lease, _ = bench.grant(effects)
+    lease, _ = bench.grant(bench.hears("lease_lost", lease, "gone", True))
+    effects = bench.done(lease, refs[0], again)
+    assert sent(effects, FreeObjects) == ([] if again[0] == STORED else [(AGENT, FreeObjects([refs[0].binary()]))])
+    others, _ = bench.call(retries=-1)
+    assert sent(bench.done(lease, others[0], (INLINE, b"small")), FreeObjects) == [], "a first attempt leaves nothing"
+
+
+def test_a_result_that_came_late_is_not_replaced_by_an_error() -> None:
+    bench = Bench()
+    refs, effects = bench.call()
+    lease, _ = bench.grant(effects)
+    [(_, request)] = sent(bench.hears("lease_lost", lease, "gone"), RequestLease)
+    bench.done(lease, refs[0], (INLINE, b"late"))
+    bench.hears("lease_rejected", request.request_id, "exhausted", "all workers wait")
+    assert bench.owner.memory[refs[0].binary()] == (INLINE, b"late")
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_what_an_attempt_in_vain_may_have_left_in_the_store_is_freed_if_nobody_has_the_result(wanted: bool) -> None:
+    bench = Bench()
+    refs, effects = bench.call()
+    lease, _ = bench.grant(effects)
+    effects = bench.hears("lease_lost", lease, "gone")
+    second, _ = bench.grant(effects)
+    bench.done(lease, refs[0], (STORED, 5, NODE, ()))  # it had been on its way
+    object_id = refs[0].binary()
+    if not wanted:
+        refs.clear()
+        bench.turn()
+    effects = bench.hears("lease_lost", second, "gone")
+    assert sent(effects, FreeObjects) == ([] if wanted else [(AGENT, FreeObjects([object_id]))])
+
+
 def test_what_a_failed_task_may_have_left_in_the_store_is_freed() -> None:
     """A worker can die, or run out of room for its second result, after the first one was sealed."""
     bench = Bench()
@@ -257,6 +297,17 @@ def test_what_a_failed_task_may_have_left_in_the_store_is_freed() -> None:
     lease, _ = bench.grant(effects)
     effects = bench.done(lease, refs[0], (ERROR, b"full"), (ERROR, b"full"))
     assert sent(effects, FreeObjects) == [(AGENT, FreeObjects([r.binary() for r in refs]))]
+
+
+def test_that_the_result_of_a_failed_task_was_spilled_is_of_no_interest() -> None:
+    bench = Bench()
+    refs, effects = bench.call(retries=0)
+    lease, _ = bench.grant(effects)
+    bench.hears("lease_lost", lease, "gone")
+    bench.hears("objects_spilled", [(refs[0].binary(), "file")])
+    refs.clear()
+    bench.turn()
+    assert bench.owner.statistics()["spilled"] == 0
 
 
 # -- references -----------------------------------------------------------------------------------------------------
@@ -315,7 +366,12 @@ def test_an_infeasible_task_warns_once_and_fails_after_its_grace() -> None:
     [(text,)] = verbs(effects, WARN)
     assert "fun()" in text and "9 CPU" in text and "3 s" in text
     [(at, key)] = timers(effects)
-    assert at == 3.0 and key[0] == INFEASIBLE_TIMER
+    assert at == 0.5 and key[0] == INFEASIBLE_TIMER
+    [(_, request)] = sent(bench.does("on_timer", key, now=0.5), RequestLease)  # a node may have come
+    effects = bench.hears("lease_rejected", request.request_id, "infeasible", "it asks for 9 CPU", now=2.8)
+    assert verbs(effects, WARN) == []
+    [(at, key)] = timers(effects)
+    assert at == 3.0
     bench.does("on_timer", key, now=3.0)
     assert isinstance(bench.error(refs[0]), TaskUnschedulableError)
     _again, effects = bench.call()

@@ -38,7 +38,13 @@ class ActorBench(Bench):
     """An owner that deals with actors."""
 
     def create(
-        self, *args: Any, actor: bytes = ACTOR, nested: Any = (), restarts: int = 0, registered: bool = False
+        self,
+        *args: Any,
+        actor: bytes = ACTOR,
+        nested: Any = (),
+        restarts: int = 0,
+        registered: bool = False,
+        meanwhile: Any = (),
     ) -> tuple[ObjectRef[Any], list[Any]]:
         """Create an actor; its handle and the effects."""
         task_id = self.ids()
@@ -49,7 +55,11 @@ class ActorBench(Bench):
         task = Task(task_id, template, b"p", tuple(enumerate(args)), tuple(nested), (handle_id,), 1)
         what = (handle_id, "Counter", "", "", False, False, restarts, {}, {}, b"")
         registration = None if registered else RegisterActor(0, actor, b"job1", "sim://me", *what)
+        if registered:  # the handle is owned from the moment on when the name is asked for
+            self.owner.references.own(handle_id)
         handle = self.ref(handle_id)
+        for event in meanwhile:
+            event(handle_id)
         self.owner.create_actor(0.0, task, registration)
         del task
         return handle, self.turn()
@@ -152,6 +162,24 @@ def test_who_registered_a_name_before_asks_what_has_happened_since() -> None:
     assert isinstance(bench.error(bench.call_actor(handle)[0]), ActorDiedError)
 
 
+def test_who_finds_a_name_before_its_owner_hears_that_it_is_taken_keeps_the_actor() -> None:
+    bench = ActorBench()
+
+    def found(handle_id: bytes) -> None:
+        bench.owner.on_refs(0.0, FRIEND[0], [(handle_id, FRIEND[0], 1)])
+        bench.owner.put(A, (INLINE, b"[handle]", ((handle_id, ME),)))
+
+    handle, _ = bench.create(registered=True, meanwhile=[found])
+    handle_id = handle.binary()
+    value = bench.ref(A)
+    del handle
+    assert sent(bench.turn(), ActorOutOfScope) == []
+    del value
+    assert sent(bench.turn(), ActorOutOfScope) == [], "it has been lent"
+    effects = bench.hears("refs", [(handle_id, FRIEND[0], -1)], peer=FRIEND[0])
+    assert len(sent(effects, ActorOutOfScope)) == 1
+
+
 @pytest.mark.parametrize("restarts", [0, 1])
 def test_the_constructors_arguments_are_kept_for_as_long_as_it_may_run_again(restarts: int) -> None:
     bench = ActorBench()
@@ -252,6 +280,15 @@ def test_an_exception_that_is_to_be_retried_is_retried_as_often_as_allowed() -> 
     assert bench.owner.memory[result.binary()][:2] == (ERROR, b"oops")
 
 
+def test_a_call_that_is_retried_goes_before_those_that_wait_for_its_result() -> None:
+    bench = ActorBench()
+    handle = bench.living()
+    first, _ = bench.call_actor(handle, retries=1)
+    second, _ = bench.call_actor(handle, first)
+    assert called(bench.done(0, first, (ERROR, b"oops", True))) == [task_of(first)]
+    assert called(bench.done(0, first, (INLINE, b"1"))) == [task_of(second)]
+
+
 def test_a_stored_result_of_an_attempt_that_was_given_up_is_freed() -> None:
     bench = ActorBench()
     handle = bench.living(restarts=1)
@@ -289,6 +326,49 @@ def test_what_a_lost_call_may_have_left_in_the_store_is_freed() -> None:
     assert sent(effects, FreeObjects) == [(AGENT, FreeObjects([again.binary()]))], "the first attempt may have left some too"
     _late, effects = bench.call_actor(handle)
     assert sent(effects, FreeObjects) == [], "but not what was never sent"
+
+
+def test_what_a_killed_actor_writes_until_its_end_is_freed_when_it_has_ended() -> None:
+    """Its callers hear of its death before its process does."""
+    bench = ActorBench()
+    handle = bench.living()
+    result, _ = bench.call_actor(handle)
+    object_id = result.binary()
+    effects = bench.updated("DEAD", 1, error=DEAD)
+    assert sent(effects, FreeObjects) == [(AGENT, FreeObjects([object_id]))]
+    del result, handle
+    bench.turn()
+    effects = bench.hears("worker_died", WORKER[0], "killed")
+    assert sent(effects, FreeObjects) == [(AGENT, FreeObjects([object_id]))]
+    assert sent(bench.hears("worker_died", WORKER[0], "killed"), FreeObjects) == []
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_what_a_call_in_vain_may_have_left_in_the_store_is_freed_if_nobody_has_the_result(wanted: bool) -> None:
+    bench = ActorBench()
+    handle = bench.living(restarts=-1)
+    result, _ = bench.call_actor(handle, retries=-1)
+    object_id = result.binary()
+    bench.updated("RESTARTING", 1, error=DEAD)
+    assert called(bench.alive(2, FRIEND)) == [task_of(result)]
+    bench.done(0, result, (STORED, 5, NODE, ()))  # the answer of the first process
+    if not wanted:
+        result = handle
+        bench.turn()
+    effects = bench.updated("RESTARTING", 2, error=DEAD)
+    assert sent(effects, FreeObjects) == ([] if wanted else [(AGENT, FreeObjects([object_id]))])
+    assert wanted == (object_id in bench.owner.memory)
+
+
+def test_a_result_that_is_small_when_it_was_large_before_leaves_nothing_in_the_store() -> None:
+    bench = ActorBench()
+    handle = bench.living(restarts=-1)
+    result, _ = bench.call_actor(handle, retries=-1)
+    bench.updated("RESTARTING", 1, error=DEAD)
+    bench.alive(2, FRIEND)
+    items = [(task_of(result), [(INLINE, b"small")], 1, [])]
+    effects = bench.hears("done", 0, items, peer=FRIEND[0])
+    assert sent(effects, FreeObjects) == [(AGENT, FreeObjects([result.binary()]))]
 
 
 # -- how many may be pending ----------------------------------------------------------------------------------------
@@ -438,6 +518,31 @@ def test_a_process_is_needed_while_others_have_handles_of_its_actors() -> None:
     assert bench.owner.needed(), "a call of it is not done"
     bench.done(0, result, (INLINE, b"1"))
     assert not bench.owner.needed()
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_what_an_actor_answers_to_itself_is_kept_on_its_way(wanted: bool) -> None:
+    """An owner that is given its own object needs no registration; but here the giver keeps it no longer either."""
+    bench = ActorBench()
+    bench.owner.borrow(THEIRS, FRIEND)
+    myself = bench.ref(THEIRS, FRIEND)
+    result, _ = bench.call_actor(myself, actor=OTHER)
+    bench.alive(worker=ME, actor=OTHER)
+    mine = bench.put(b"7")
+    mine_id = mine.binary()
+    bench.owner.references.give(mine_id, ME, ME[0])
+    del mine
+    bench.turn()
+    assert mine_id in bench.owner.memory, "the answer is on its way"
+    items = [(task_of(result), [(INLINE, b"[ref]", ((mine_id, ME),))], 1, [])]
+    if not wanted:
+        del result
+    bench.hears("done", 0, items, peer=ME[0])
+    assert (mine_id in bench.owner.memory) == wanted
+    result = myself
+    del myself
+    bench.turn()
+    assert mine_id not in bench.owner.memory
 
 
 def test_the_answers_of_many_calls_come_together_and_those_of_strangers_change_nothing() -> None:

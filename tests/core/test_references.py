@@ -101,6 +101,17 @@ def test_an_owner_that_gives_registers_at_itself_and_an_owner_that_receives_need
     assert deltas(r) == {}
 
 
+def test_what_an_owner_gives_to_itself_is_held_on_its_way() -> None:
+    r = counter()
+    r.own(A)
+    r.give(A, ME, ME[0])
+    r.release(A)
+    assert r.needed(A) and r.borrowers == {}
+    r.come_home(((A, ME), (B, OTHER)))  # it has arrived
+    r.check()
+    assert r.freed == [A]
+
+
 def test_what_comes_home_to_its_owner_is_not_a_registration() -> None:
     r = counter()
     r.own(A)
@@ -151,6 +162,22 @@ def test_a_reference_by_hand_to_ones_own_object_is_one_need_more() -> None:
     r.release(A)
     r.check()
     assert r.freed == [A]
+
+
+def test_an_argument_is_registered_when_somebody_dies_who_may_have_protected_it() -> None:
+    """An actor outlives those who call it, and may have kept what they gave."""
+    r = counter()
+    r.hold(A, OTHER)
+    r.own(C)
+    r.contain(C, ((B, THIRD),), received=True)
+    r.give(A, OTHER, THIRD[0])
+    r.on_process_died(process("caller"))
+    r.on_process_died(process("caller"))
+    r.check()
+    assert deltas(r) == {OTHER: [(A, THIRD[0], 1), (A, ME[0], 1)]}
+    assert r.kept({A: OTHER}) == [(A, OTHER)], "if the caller lives, it registers once more"
+    r.release(A)
+    assert deltas(r) == {OTHER: [(A, ME[0], -2)]}
 
 
 # -- borrowers ------------------------------------------------------------------------------------------------------

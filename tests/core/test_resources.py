@@ -48,6 +48,14 @@ def test_the_parts_of_a_set_can_be_taken() -> None:
     assert repr(whole) == "{CPU: 1, GPU: 2}"
 
 
+def test_sets_are_added_and_compared() -> None:
+    one, other = ResourceSet.of({"CPU": 1, "GPU": 1}), ResourceSet.of({"CPU": 2, "disk": 1})
+    assert one.plus(other) == ResourceSet.of({"CPU": 3, "GPU": 1, "disk": 1})
+    assert other.minus(one) == ResourceSet({"CPU": 10_000, "GPU": -10_000, "disk": 10_000}), "what is missing is below zero"
+    assert one.minus(one) == ResourceSet({})
+    assert one.plus(other).covers(one) and not one.covers(other) and one.covers(ResourceSet({}))
+
+
 def test_what_can_never_fit_is_told_apart_from_what_does_not_fit_now() -> None:
     node = NodeResources(ResourceSet.of({"CPU": 2}))
     node.acquire(ResourceSet.of({"CPU": 2}))

@@ -346,6 +346,32 @@ def test_the_end_of_a_job_leaves_detached_actors_and_those_that_are_not_born_yet
     assert bench.killed() == [plain]
 
 
+def test_what_a_detached_actor_waits_for_outlives_its_job() -> None:
+    bench = Bench(workers_max=1)
+    bench.does("dedicate", 1, J)
+    [actor] = bench.started()
+    bench.ready(actor)[1].lasting = True
+    bench.does("lease", 2, J, process("driver"))
+    bench.does("lease", 3, J, actor)
+    [worker] = bench.started()
+    bench.does("kill_job", J)
+    assert list(bench.pool.waiting) == [3]
+    assert bench.ready(worker)[0] == 3
+
+
+def test_workers_of_a_job_that_is_over_are_not_kept_ahead() -> None:
+    """A detached actor may have had tasks run there after the end of its job; nobody else can use them."""
+    bench = Bench(prestart=1, worker_idle_s=2.0)
+    bench.does("kill_job", J)
+    bench.does("lease", 1, J)
+    [worker] = bench.started()
+    bench.ready(worker)
+    bench.does("on_returned", 1.0, worker)
+    assert bench.does("reap", 2.0) is True and bench.asked() == []
+    bench.does("reap", 3.0)
+    assert bench.asked() == [worker]
+
+
 def test_workers_of_actors_do_not_count_as_those_that_are_kept() -> None:
     bench = Bench(prestart=1, worker_idle_s=2.0)
     bench.does("prestart")

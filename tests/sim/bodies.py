@@ -14,8 +14,8 @@ from zray import object_ref
 from zray.base import serialization, wire
 from zray.base.ids import PUT_INDEX, TaskIDs, return_id
 from zray.base.resources import ResourceSet
-from zray.base.wire import DONE, ERROR, HELLO, INLINE, OBJECT_VALUE, PUSH, STORED, Address, Entry
-from zray.base.wire_actors import CALL
+from zray.base.wire import DONE, ERROR, HELLO, INLINE, OBJECT_VALUE, PUSH, REFS, STORED, Address, Entry
+from zray.base.wire_actors import CALL, StartActor
 from zray.core import effects as e
 from zray.core.entries import contained_in
 from zray.core.owner import Owner
@@ -24,7 +24,6 @@ from zray.core.waiters import Waiter
 from zray.exceptions import ObjectLostError, ObjectStoreFullError
 from zray.object_ref import ObjectRef
 
-from .checkers import TaskFailure
 from .world import SimulationError
 
 if TYPE_CHECKING:
@@ -32,11 +31,8 @@ if TYPE_CHECKING:
     from .cluster import Cluster
 
 Steps = Generator[tuple[Any, ...], Any, Any]
-CONTROL, AGENT, NODE = (name.ljust(16, b"-") for name in (b"control", b"agent", b"node"))
-
-
-class FunctionLost(TaskFailure):
-    """The exporter of a function died before its export arrived."""
+CONTROL = wire.CONTROL
+AGENT, NODE = (name.ljust(16, b"-") for name in (b"agent", b"node"))
 
 
 class Body:
@@ -133,6 +129,8 @@ class Body:
         if type(message) is tuple and message[0] in (PUSH, CALL):
             for spec in message[2]:
                 self.cluster.judge.task_pushed(spec[0], peer)
+        elif isinstance(message, StartActor):
+            self.cluster.judge.actor_placed(message.actor_id, peer)
         if peer in self.known:
             self.world.send(self, peer, message)
         elif peer not in self.world.dead:
@@ -284,13 +282,21 @@ class OwnerBody(Body):
             self.owner.references.release(self.inbox.pop(0))
 
     def finish(self) -> None:
-        while True:
+        while self.alive:
             self.drain()
             self.owner.settle(self.world.now)
             super().finish()
             if not self.inbox:
                 break
-        self.owner.check()
+        if self.alive:
+            self.owner.check()
+
+    def send(self, peer: bytes, message: tuple[Any, ...]) -> None:
+        if type(message) is tuple and message[0] == REFS:
+            for object_id, borrower, delta in message[1]:
+                if delta > 0:
+                    self.judge.registered(object_id, borrower, self.id)
+        super().send(peer, message)
 
     def execute(self, effect: tuple[Any, ...]) -> None:
         if effect[0] == e.RESOLVE:
@@ -311,9 +317,9 @@ class OwnerBody(Body):
         self.kept.clear()
         self.kept_handles.clear()
 
-    def _judge_failed_call(self, now: float, task: Task, entry: Entry) -> None:
+    def _judge_failed_call(self, now: float, task: Task, entry: Entry, worker: bytes) -> None:
         self.judge.call_failed(task, pickle.loads(entry[1]))
-        self._fail_call(now, task, entry)
+        self._fail_call(now, task, entry, worker)
 
     # -- messages of the body -------------------------------------------------------------------------------------
 

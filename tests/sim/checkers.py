@@ -7,9 +7,13 @@ accepted only if somebody's death, or a limit that the seed made too small, can 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from zray.core.actors import ActorState
 from zray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    ActorUnschedulableError,
     ObjectLostError,
     ObjectStoreFullError,
     TaskUnschedulableError,
@@ -18,11 +22,46 @@ from zray.exceptions import (
 
 from .world import SimulationError, World
 
+if TYPE_CHECKING:
+    from zray.core.tasks import Task
+
+    from .actors import Handle, Options
+    from .bodies import OwnerBody
+    from .processes import WorkerBody
+
 _TASK = re.compile(r"\(task ([0-9a-f]{32})\)")
 
 
 class TaskFailure(Exception):
     """What a task of the workload raises when it is meant to."""
+
+
+class ActorTruth:
+    """What really happened to an actor."""
+
+    def __init__(self, body: OwnerBody, options: Options) -> None:
+        self.owner = body.id
+        self.job_id = body.job_id
+        self.options = options
+        self.placed: list[bytes] = []  # workers that were to become it
+        self.processes: list[WorkerBody] = []  # those that heard of it
+        self.killed = False
+        self.ended = 0  # how often it was ended, to be restarted
+        self.exits = False
+
+
+class CallTruth:
+    """What really happened to a call."""
+
+    def __init__(self, caller: bytes, number: int, handle: Handle, retried: bool) -> None:
+        self.caller = caller
+        self.number = number  # among all calls of its caller
+        self.actor_id = handle.actor_id
+        self.ordered = handle.description.ordered
+        self.retries = handle.description.retries
+        self.found = handle.found
+        self.handle_id = handle.handle_id
+        self.retried = retried  # it raises, and that is to be tried again
 
 
 class Judge:
@@ -38,6 +77,13 @@ class Judge:
         self.started: dict[bytes, int] = {}
         self.retries: dict[bytes, int] = {}  # task -> max_retries
         self.outcomes: dict[tuple[bytes, bytes], str] = {}
+        self.actors: dict[bytes, ActorTruth] = {}
+        self.calls: dict[bytes, CallTruth] = {}
+        self.finished_jobs: dict[bytes, None] = {}
+        self.givers: dict[tuple[bytes, bytes], dict[bytes, None]] = {}  # (object, receiver) -> who registered it
+        self._run: dict[bytes, dict[bytes, None]] = {}  # process -> the calls that it has started
+        self._last: dict[tuple[bytes, bytes], int] = {}  # (process, caller) -> the number of the last call
+        self._failed: dict[str, None] = {}  # actors of which a call failed, for a reason
         self.small_store = False
         self.values = 0
         self.errors: dict[str, int] = {}
@@ -46,6 +92,9 @@ class Judge:
 
     def touched(self, process: bytes, object_id: bytes) -> None:
         self.hands.setdefault(object_id, {})[process] = None
+
+    def registered(self, object_id: bytes, receiver: bytes, giver: bytes) -> None:
+        self.givers.setdefault((object_id, receiver), {})[giver] = None
 
     def task_pushed(self, task_id: bytes, worker: bytes) -> None:
         self.pushed.setdefault(task_id, []).append(worker)
@@ -67,10 +116,94 @@ class Judge:
         name = type(error).__name__
         self.errors[name] = self.errors.get(name, 0) + 1
         self._same(process, object_id, "error")
-        if not self._excused(error):
+        if not self._excused(error) and not self._in_vain(process):
             raise SimulationError(
                 f"{self._world.name(process)} got {name} for {object_id.hex()} and nobody's death explains it: {error}"
             )
+
+    # -- actors ---------------------------------------------------------------------------------------------------
+
+    def actor_made(self, actor_id: bytes, body: OwnerBody, options: Options) -> None:
+        self.actors[actor_id] = ActorTruth(body, options)
+
+    def actor_placed(self, actor_id: bytes, worker: bytes) -> None:
+        self.actors[actor_id].placed.append(worker)
+
+    def actor_started(self, actor_id: bytes, body: WorkerBody) -> None:
+        """A process becomes an actor: it must be the only one."""
+        for other in self.actors[actor_id].processes:
+            if other.alive:
+                raise SimulationError(f"{body.name} becomes actor {actor_id.hex()}, which {other.name} still is")
+        self.actors[actor_id].processes.append(body)
+
+    def actor_killed(self, actor_id: bytes, no_restart: bool) -> None:
+        self.actors[actor_id].killed |= no_restart
+        self.actors[actor_id].ended += 1
+
+    def actor_exits(self, actor_id: bytes) -> None:
+        self._world.faults += 1
+        self.actors[actor_id].exits = True
+
+    def call_made(self, task_id: bytes, caller: bytes, handle: Handle, *, retried: bool) -> None:
+        self.calls[task_id] = CallTruth(caller, len(self.calls), handle, retried)
+
+    def call_started(self, process: bytes, caller: bytes, task_id: bytes) -> None:
+        """An actor runs a call: once, and in the order in which its caller made it."""
+        call = self.calls[task_id]
+        if call.caller != caller:
+            raise SimulationError(f"call {task_id.hex()} came from {self._world.name(caller)}, who did not make it")
+        if call.retried:
+            return  # its place is not the same each time
+        run = self._run.setdefault(process, {})
+        if task_id in run:
+            raise SimulationError(f"call {task_id.hex()} ran twice in {self._world.name(process)}")
+        run[task_id] = None
+        last = self._last.get((process, caller), -1)
+        if call.ordered and call.number < last:
+            raise SimulationError(f"call {task_id.hex()} ran after others that were made later")
+        self._last[process, caller] = max(call.number, last)
+
+    def call_failed(self, task: Task, error: BaseException) -> None:
+        """A caller hears that an actor, or one of its processes, is gone: is there a reason?"""
+        assert task.template.actor is not None
+        actor_id = task.template.actor[0]
+        actor = self.actors[actor_id]
+        dead = self._world.dead if self._world.faults else {}
+        if getattr(error, "actor_id", actor_id.hex()) != actor_id.hex():
+            good = self._excused(error)  # an argument of its constructor was a call of another
+        elif isinstance(error, ActorUnavailableError):
+            attempts = sum(1 for process in self.pushed.get(task.id, ()) if process in dead)
+            good = attempts > self.calls[task.id].retries >= 0
+        elif isinstance(error, ActorUnschedulableError):
+            good = "GPU" in actor.options.resources or self._world.config.actors_max < 100
+        elif isinstance(error, ActorDiedError):
+            good = self._died(actor, str(error), self.calls[task.id])
+        else:
+            good = self._excused(error)  # of its constructor
+        if not good:
+            raise SimulationError(f"a call of actor {actor_id.hex()} failed and nothing explains it: {error}")
+        self._failed[actor_id.hex()] = None
+
+    def _died(self, actor: ActorTruth, text: str, call: CallTruth) -> bool:
+        """Whether the reason of an actor's death is true."""
+        dead = self._world.dead
+        if "zray.kill() was called" in text:
+            return actor.killed
+        if "exit_actor()" in text:
+            return actor.exits
+        if "went out of scope" in text:
+            if call.found:
+                return True
+            hands = self.hands.get(call.handle_id, {})  # who was given a handle keeps the actor, unless a giver died too early
+            return self._world.faults > 0 and any(process in dead for process in hands)
+        if "created it ended" in text:
+            return actor.owner in dead and (call.found or self._world.faults > 0)
+        if "its job ended" in text:
+            return actor.job_id in self.finished_jobs
+        if "is unknown" in text:
+            return actor.owner in dead or self._world.config.dead_actors_max < 1000
+        deaths = sum(1 for worker in actor.placed if worker in dead) + actor.ended
+        return "max_restarts" in text and self._world.faults > 0 and deaths > actor.options.restarts >= 0
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -81,6 +214,15 @@ class Judge:
         if self.outcomes.setdefault((process, object_id), kind) != kind:
             raise SimulationError(f"{object_id.hex()} was both done and lost at its owner")
 
+    def _in_vain(self, process: bytes) -> bool:
+        """Whether a process is an actor that is dead already: the arguments of what it runs still may be gone."""
+        for actor_id, actor in self.actors.items():
+            for body in actor.processes:
+                if body.id == process:
+                    known = body.cluster.control.brain.actors.actors.get(actor_id)
+                    return known is None or known.state is ActorState.DEAD
+        return False
+
     def _excused(self, error: BaseException) -> bool:
         # Workers that the node ends itself excuse nothing, unless there was a fault from which that follows.
         dead = self._world.dead if self._world.faults else {}
@@ -90,6 +232,8 @@ class Judge:
             return self.small_store
         if isinstance(error, ObjectLostError):
             return any(process in dead for process in self.hands.get(bytes.fromhex(error.object_id), {}))
+        if isinstance(error, (ActorDiedError, ActorUnavailableError, ActorUnschedulableError)):
+            return error.actor_id in self._failed
         found = _TASK.search(str(error))
         if found is None:
             return False
@@ -102,9 +246,62 @@ class Judge:
         return False
 
 
-def at_rest(world: World, agent: Any, owners: list[tuple[str, Any]]) -> None:
-    """Nothing runs and nobody holds anything: so nothing may be left anywhere."""
+def reconcile(world: World, judge: Judge, bodies: dict[bytes, OwnerBody]) -> None:
+    """Give back what was registered for values that died with their givers: only the end of the receiver would.
+
+    Anything else that owners and borrowers do not agree on is a mistake.
+    """
+    for body in bodies.values():
+        for object_id, by in list(body.owner.references.borrowers.items()):
+            for borrower, count in list(by.items()):
+                other = bodies.get(borrower)
+                handed = other.owner.references.handed.get(object_id, 0) if other is not None else 0
+                if count == handed:
+                    continue
+                givers = judge.givers.get((object_id, borrower), {})
+                if count < handed or not any(giver in world.crashed for giver in givers):
+                    raise SimulationError(
+                        f"{body.name} has {world.name(borrower)} registered {count} times for {object_id.hex()}, "
+                        f"and {handed} is right"
+                    )
+                body.owner.references.on_refs([(object_id, borrower, handed - count)])
+                body.finish()
+
+
+def accounted_for(body: OwnerBody) -> None:
+    """Nothing runs: every reference that is counted is in a value, or among the arguments of a constructor."""
+    owner = body.owner
+    needs: dict[bytes, int] = {}
+    held = [object_id for inner in owner.references.contained.values() for object_id in inner]
+    refs = [ref for task in owner.creations.values() for ref in (*(ref for _, ref in task.slots), *task.nested)]
+    held += [ref.binary() for ref in {id(ref): ref for ref in refs}.values()]  # each counts once, wherever it is
+    for object_id in held:
+        needs[object_id] = needs.get(object_id, 0) + 1
+    if needs != owner.references.counts:
+        raise SimulationError(f"{body.name} holds {needs} and counts {owner.references.counts}")
+
+
+def actors_at_rest(agent: Any, manager: Any) -> list[str]:
+    """What is left of actors."""
     problems = []
+    for what, left in (
+        ("leases of actors", agent._actors),
+        ("actors waiting for workers", agent.pool.actors_waiting),
+        ("workers that start for actors", agent.pool._born_for),
+        ("processes of actors", [w for w in agent.pool.workers.values() if w.dedicated]),
+        ("names", manager.names),
+        ("living actors", [a for a in manager.actors.values() if a.state is not ActorState.DEAD]),
+        ("subscriptions", [s for s in manager._subscriptions.values() if s]),
+        ("questions for unknown actors", manager._unknown),
+    ):
+        if left:
+            problems.append(f"{what}: {len(left)}")
+    return problems
+
+
+def at_rest(world: World, agent: Any, manager: Any, owners: list[tuple[str, Any]]) -> None:
+    """Nothing runs and nobody holds anything: so nothing may be left anywhere."""
+    problems = actors_at_rest(agent, manager)
     scheduler = agent.scheduler
     if scheduler.resources.available != dict(scheduler.resources.total):
         problems.append(f"resources: {scheduler.resources.available} of {dict(scheduler.resources.total)}")
@@ -129,6 +326,7 @@ def at_rest(world: World, agent: Any, owners: list[tuple[str, Any]]) -> None:
             ("registrations", references.handed),
             ("notes of passed arguments", references.passed),
             ("words to owners", references.deltas),
+            ("actors' constructors", owner.creations),
         ):
             if table:
                 left_over[what] = len(table)

@@ -13,8 +13,9 @@ from zray.core.arena import PAGE
 from zray.core.gcs import Gcs
 from zray.core.owner import Owner
 
-from .bodies import AGENT, CONTROL, NODE, AgentBody, Body, DriverBody, OwnerBody, Steps, WorkerBody
+from .bodies import AGENT, CONTROL, NODE, AgentBody, ControlBody, OwnerBody, Steps
 from .checkers import Judge
+from .processes import DriverBody, WorkerBody
 from .world import SimulationError, World
 
 
@@ -102,7 +103,7 @@ class Disk:
 class Cluster:
     """One control, one node, two drivers, and the workers that come and go."""
 
-    def __init__(self, world: World, run_task: Callable[..., Steps]) -> None:
+    def __init__(self, world: World, run_task: Callable[..., Steps], construct: Callable[..., Steps]) -> None:
         self.world = world
         self.judge = Judge(world)
         self.memory = Memory()
@@ -110,6 +111,7 @@ class Cluster:
         self.short_of_memory = False
         self.may_keep = True  # tasks may leave references in their process
         self.run_task = run_task
+        self.construct = construct
         self.workers: dict[bytes, WorkerBody] = {}
         self._starting: dict[bytes, None] = {}
         self._watched: dict[bytes, None] = {}
@@ -118,10 +120,14 @@ class Cluster:
         store_bytes = rng.choice([6 * PAGE, 12 * PAGE, 1 << 22, 1 << 22])
         directories = rng.choice([[], ["disk0"], ["disk0", "disk1"], ["s3://bucket", "disk1"]])
         self.disk.fails = rng.choice([0.0, 0.0, 0.3])
+        # Where few workers may be started, an actor that lives hides that all others wait for each other.
+        self.with_actors = rng.random() < 0.75 and world.config.workers_max > 100
+        self.violent = rng.random() < 0.4  # users kill actors, and actors exit
+        self.cpus_for_actors = cpus - 1.0  # the rest is for tasks, which would wait for ever without
         self.judge.small_store = store_bytes < 1 << 20 and (not directories or self.disk.fails > 0)
         prestart = min(rng.choice([0, cpus]), world.config.workers_max)
-        gcs = Gcs(b"cluster", world.config)
-        self.control = Body(self, CONTROL, "control", "control", gcs, "control")
+        gcs = Gcs(b"cluster", world.config, home=AGENT)
+        self.control = ControlBody(self, CONTROL, "control", "control", gcs, "control")
         brain = NodeAgent(NODE, ResourceSet.of({"CPU": cpus}), store_bytes, prestart, CONTROL, world.config, directories)
         self.agent = AgentBody(self, AGENT, "agent", "agent", brain, "agent")
         registration = (NODE, "sim://agent", "host", 1, {"CPU": cpus * 10_000}, {}, "arena", store_bytes)
@@ -152,7 +158,7 @@ class Cluster:
             del self._starting[worker_id]
             self.world.dead[worker_id] = self.world.now
             self.agent.witness("on_worker_exited", worker_id, "ended before it started")
-        elif self.workers[worker_id].alive:
+        elif worker_id in self.workers and self.workers[worker_id].alive:
             self.end_worker(self.workers[worker_id], "told to end")
 
     def end_worker(self, worker: WorkerBody, reason: str, *, politely: bool = False) -> None:
@@ -166,6 +172,7 @@ class Cluster:
         self.agent.witness("on_worker_exited", worker_id, reason)
 
     def end_driver(self, driver: DriverBody) -> None:
+        self.judge.finished_jobs[driver.job_id] = None
         self.world.end(driver, politely=False)
         self._tell_end(driver.id)
 
@@ -177,6 +184,11 @@ class Cluster:
     def _tell_end(self, process: bytes) -> None:
         if process in self._watched and process in self.world.dead:
             self.world.after(self.world.some(0.005), self.agent.witness, "on_process_ended", process)
+
+    def budgets(self) -> list[tuple[str, int, int]]:
+        """How many calls each process that lives has made, and of how many it has the result."""
+        bodies: list[OwnerBody] = [body for body in (*self.drivers, *self.workers.values()) if body.alive]
+        return [(b.name, sum(x._taken for x in b.budgets), sum(x._given for x in b.budgets)) for b in bodies]
 
     def owners(self) -> list[tuple[str, Owner]]:
         """The brains of all drivers and workers that live."""

@@ -36,7 +36,7 @@ class Faults:
         alive = [w for w in self._cluster.workers.values() if w.alive]
         if self._on and alive:
             self._cluster.world.faults += 1
-            busy = [w for w in alive if w.running is not None]
+            busy = [w for w in alive if w.busy or w.actor is not None]
             self._cluster.end_worker(self._cluster.world.rng.choice(busy or alive), "killed by the simulator")
 
     def _kill_driver(self) -> None:

@@ -21,6 +21,13 @@ def test_nothing_wrong_happens_and_everything_comes_to_rest(first: int) -> None:
         simulate(seed)
 
 
+def test_actors_are_created_called_found_killed_and_restarted() -> None:
+    """The workload is drawn: what never happens in it is not tested."""
+    lines = [line for seed in range(40) for line in simulate(seed, trace=True).lines]
+    for what in ("becomes actor", "incarnation 2", "runs call", "GetActor", "KillActor", "ActorOutOfScope", "RESTARTING"):
+        assert any(what in line for line in lines), what
+
+
 def fingerprints(hash_seed: str) -> str:
     program = (
         "from tests.sim.simulation import simulate\n"

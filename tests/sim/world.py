@@ -62,6 +62,7 @@ class World:
         self.now = 0.0
         self.processes: dict[bytes, Inhabitant] = {}
         self.dead: dict[bytes, float] = {}  # processes that ended, and when
+        self.crashed: dict[bytes, None] = {}  # those of them that could not say all they had to say
         self.faults = 0  # how often somebody was killed who should have lived
         self.lines: list[str] = []
         self.events = 0
@@ -133,6 +134,8 @@ class World:
             if sender == process.id and link.pending and not politely:
                 link.cut = self.rng.choice([*link.pending, link.pending[-1] + 1])
         self.dead[process.id] = self.now
+        if not politely:
+            self.crashed[process.id] = None
         process.die()
         last = max((link.last for (sender, _), link in self._links.items() if sender == process.id), default=0.0)
         return (max(last, self.now) if politely else self.now) + self.some(0.005)
@@ -167,8 +170,14 @@ def draw_limits(rng: random.Random) -> Config:
         lease_requests_max=rng.choice([1, 2, 8]),
         workers_max=rng.choice([4] + [300] * 9),
         exhausted_grace_ms=rng.choice([1.0, 100.0]),
-        worker_idle_s=rng.choice([0.01, 0.1, 2.0]),
+        worker_idle_s=rng.choice([0.05, 0.1, 2.0]),
         heartbeat_ms=rng.choice([1.0, 100.0]),
+        actors_max=rng.choice([3] + [4096] * 9),
+        actor_starts_max=rng.choice([1, 2, 16]),
+        actor_restart_delay_ms=rng.choice([1.0, 50.0]),
+        actor_restart_delay_max_s=rng.choice([0.05, 10.0]),
+        actor_calls_bytes_max=rng.choice([300, 2000, 8 << 20]),
+        dead_actors_max=rng.choice([30, 10_000]),
     )
 
 

@@ -31,11 +31,21 @@ class Config:
     spill_threshold: float = 0.8  # of the store: above it cold objects go to disk before anybody waits
     spill_file_bytes_max: int = 100 << 20
     spill_rest_s: float = 2.0  # a directory that failed is tried again after this
+    # copies of objects on other nodes
+    pull_bytes_max: int = 512 << 20  # of objects that one node brings from others at once; the less urgent do not count
+    pulls_max: int = 64  # ... and how many objects
+    copy_receivers_max: int = 2  # nodes that bring the same object from one node at once; others get it from those
+    transfer_renew_s: float = 5.0  # nodes tell each other what they are bringing; what was not told three times is over
+    transfer_stall_s: float = 10.0  # a node that sends nothing for so long is asked anew, or another
+    transfer_attempts_max: int = 4  # in a row from one node, without a byte
+    transfer_chunk_bytes: int = 1 << 20
+    transfer_window_bytes: int = 8 << 20  # that are asked of one node and not here yet
     # tasks
     max_retries: int = 3  # attempts after the first when workers die; tasks can say otherwise
     task_depth_max: int = 200  # tasks that submit tasks that submit tasks ...
     args_bytes_max: int = 8 << 30  # one task's arguments in all
     infeasible_grace_s: float = 10.0  # then a demand that no node can ever fit fails
+    infeasible_retry_s: float = 0.5  # until then it is asked again so often, since nodes may come
     infeasible: str = "fail"  # "wait": leave it queued, for clusters that grow
     # leases and pipelining
     pipeline_window_ms: float = 5.0  # how much work may wait at a worker
@@ -58,6 +68,11 @@ class Config:
     actor_restart_delay_max_s: float = 10.0  # ... but never longer; who lived for that long starts again with no delay
     actor_calls_bytes_max: int = 8 << 20  # arguments of calls that are sent to one actor at once
     dead_actors_max: int = 10_000  # that are remembered, with the reason of their deaths
+    # placement groups
+    placement_bundles_max: int = 1000  # in one group
+    placement_retry_ms: float = 50.0  # before places are looked for again, then twice as long each time
+    placement_retry_max_s: float = 1.0  # ... but never longer
+    dead_placement_groups_max: int = 1000  # that are remembered, with the reason of their removal
     # memory of workers
     memory_check_ms: float = 250.0
     memory_fraction_max: float = 0.95  # above it workers are ended
@@ -71,6 +86,11 @@ class Config:
     # control
     start_timeout_s: float = 30.0  # how long init() waits for the head process
     heartbeat_ms: float = 100.0  # changes of what is free on a node are told no more often than this
+    health_check_ms: float = 500.0  # a node says at least so often that it lives
+    node_suspect_s: float = 1.5  # a node that was silent for so long is asked for a sign of life
+    node_death_s: float = 3.0  # ... and for so long, it is dead
+    control_death_s: float = 30.0  # a node that has not heard of the control for so long ends
+    lease_hops_max: int = 3  # how often a request for a lease is sent on to another node
     function_fetch_timeout_s: float = 60.0  # how long a worker waits for a function that was not exported
 
     @classmethod

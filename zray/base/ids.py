@@ -85,6 +85,12 @@ class ActorID(BaseID):
     SIZE = 12
 
 
+class PlacementGroupID(BaseID):
+    """The job's id and twelve random bytes."""
+
+    __slots__ = ()
+
+
 class ObjectID(BaseID):
     """The id of the task that made it and a four-byte index: 0 for a put, 1.. for returns."""
 
@@ -116,3 +122,29 @@ class TaskIDs:
 
     def __call__(self) -> bytes:
         return self._prefix + next(self._counter).to_bytes(6, "big")
+
+
+# Where a process lives can be read from its id: six bytes of its node's id, four of its own, six of its node's again. Agents have
+# zeros in the middle, workers count up from one, and drivers have the highest bit set.
+
+
+def process_id(node_id: bytes, own: bytes) -> bytes:
+    """The id of a process of a node."""
+    return bytes(node_id[:6] + own + node_id[6:12])
+
+
+def agent_id(node_id: bytes) -> bytes:
+    """The process id of the agent of a node."""
+    return process_id(node_id, bytes(4))
+
+
+def agent_of(process: bytes) -> bytes:
+    """The process id of the agent of the node on which a process lives."""
+    return bytes(process[:6] + bytes(4) + process[10:16])
+
+
+def driver_id(node_id: bytes) -> bytes:
+    """A new process id for a driver on a node."""
+    own = bytearray(os.urandom(4))
+    own[0] |= 0x80
+    return process_id(node_id, bytes(own))

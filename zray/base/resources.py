@@ -72,6 +72,18 @@ class ResourceSet(Mapping[str, int]):
         """The part of it that is called one of ``names``."""
         return ResourceSet({name: self[name] for name in names})
 
+    def covers(self, demand: ResourceSet) -> bool:
+        """Whether there is as much of everything as ``demand`` asks for."""
+        mine = self._items
+        return all(mine.get(name, 0) >= units for name, units in demand._items.items())
+
+    def plus(self, other: ResourceSet) -> ResourceSet:
+        return ResourceSet({name: self[name] + other[name] for name in {**self._items, **other._items}})
+
+    def minus(self, other: ResourceSet) -> ResourceSet:
+        """What is left without ``other``; below zero where that is more."""
+        return ResourceSet({name: self[name] - other[name] for name in {**self._items, **other._items}})
+
     def __repr__(self) -> str:
         return "{" + ", ".join(f"{name}: {amount:g}" for name, amount in self.amounts().items()) + "}"
 

@@ -2,8 +2,8 @@
 
 A serialized value is a pickle (protocol 5) and the buffers it keeps out of band: arrays are never copied into the pickle.
 The C pickler does nearly all the work. It pickles functions and classes by reference, which is wrong for those of the
-user's script, so a pickle that mentions ``__main__``, and anything the C pickler refuses (lambdas, local classes), is made
-again by cloudpickle, by value.
+user's script, so a pickle that mentions ``__main__`` or a module registered with cloudpickle, and anything the C pickler refuses
+(lambdas, local classes), is made again by cloudpickle, by value.
 
 References found inside a value are *captured*: ``ObjectRef.__reduce__`` hands itself to ``capture``, and whoever serialized
 the value learns which objects it contains. This module does not know ``ObjectRef`` itself.
@@ -18,6 +18,7 @@ import copyreg
 import hashlib
 import pickle
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from pickle import PickleBuffer
@@ -101,7 +102,7 @@ def serialize(value: Any) -> Serialized:
     try:
         try:
             data = pickle.dumps(value, 5, buffer_callback=buffers.append)
-            if _MAIN not in data:
+            if _MAIN not in data and not _sent_along(data):
                 return Serialized(data, buffers, refs)
         except (pickle.PicklingError, AttributeError, TypeError):
             pass  # not for the C pickler: cloudpickle decides
@@ -123,6 +124,12 @@ def serialize(value: Any) -> Serialized:
         ) from error
     finally:
         _captured.refs = outer
+
+
+def _sent_along(data: bytes) -> bool:
+    """Whether a pickle mentions a module that the user has registered to be sent by value."""
+    cloudpickle: Any = sys.modules.get("cloudpickle")
+    return cloudpickle is not None and any(name.encode() in data for name in cloudpickle.list_registry_pickle_by_value())
 
 
 def deserialize(payload: Payload) -> Any:

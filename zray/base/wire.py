@@ -1,9 +1,9 @@
 """The messages: one schema for all that processes say to each other.
 
 A message on the wire is a plain tuple ``(op, *fields)``; frames carry lists of them. What is true of all messages stands in
-``schema``, those about actors in ``wire_actors``. *Control* messages are written and
-read through the NamedTuples below, and their fields are checked on arrival. *Hot* messages (tasks, results, reference
-counts) are built as plain tuples where they are made: their classes here document the positions and fix the op.
+``schema``, those about actors in ``wire_actors``, those between nodes in ``wire_nodes``. *Control* messages are written and
+read through the NamedTuples below, and their fields are checked on arrival. *Hot* messages (tasks, results, reference counts)
+are built as plain tuples where they are made: their classes here document the positions and fix the op.
 
 What the sender calls *bytes* stays bytes for control and agents: they decode with an unpickler that admits no classes.
 """
@@ -12,7 +12,7 @@ import io
 import pickle
 from typing import Any, NamedTuple
 
-from zray.base import wire_actors  # noqa: F401 - its messages belong to the schema
+from zray.base import wire_actors, wire_nodes, wire_placement, wire_transfer  # noqa: F401 - their messages belong to the schema
 from zray.base.schema import OPS as OPS
 from zray.base.schema import SCHEMA as SCHEMA
 from zray.base.schema import message
@@ -210,6 +210,8 @@ class RequestLease(NamedTuple):
     resources: dict[str, int]
     depth: int  # of the tasks waiting: the deepest go first
     retriable: bool = True  # whether the tasks can be run again: those are ended first when memory is short
+    strategy: tuple[Any, ...] = ("default",)  # which node is wanted
+    hops: int = 0  # how often the request was sent on
 
 
 @message(32, "owner", "agent")
@@ -281,6 +283,8 @@ class PinObject(NamedTuple):
     request_id: int
     object_id: bytes
     urgent: bool = True  # somebody waits in get; else it is an argument of a task that has not started
+    node_id: bytes = b""  # where its primary copy lies
+    size_bytes: int = 0
 
 
 @message(40, "owner", "agent")
@@ -292,9 +296,10 @@ class UnpinObjects(NamedTuple):
 
 @message(41, "owner", "agent")
 class FreeObjects(NamedTuple):
-    """No reference is left anywhere: forget the objects."""
+    """No reference is left anywhere: forget the objects, which lie on this node or another."""
 
     object_ids: list[bytes]
+    agent: bytes = b""  # of that other node
 
 
 @message(46, "owner", "agent")

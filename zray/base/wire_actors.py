@@ -25,6 +25,7 @@ class RegisterActor(NamedTuple):
     placement: dict[str, int]  # what its node must have
     resources: dict[str, int]  # what it holds while it lives
     description: bytes  # what a handle must know; opaque
+    strategy: tuple[Any, ...] = ("default",)  # which node is wanted
 
 
 @message(24, "owner", "control")
@@ -144,6 +145,7 @@ class PlaceActor(NamedTuple):
     resources: dict[str, int]
     retriable: bool
     creation: bytes
+    strategy: tuple[Any, ...] = ("default",)  # a bundle says from where its resources are taken
 
 
 @message(87, "control", "agent")

@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import pickle
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 from zray.base.config import Config
 from zray.base.wire import CONTROL, ERROR, Entry
-from zray.base.wire_actors import CALL, SubscribeActor, UnsubscribeActor
+from zray.base.wire_actors import CALL, KillActor, SubscribeActor, UnsubscribeActor
 from zray.core.actors import ActorState
 from zray.core.effects import DIAL, SEND, TIMER, Effect
 from zray.core.tasks import Task, TaskManager
@@ -45,6 +45,7 @@ class CallQueue:
         "handle_id",
         "incarnation",
         "inflight",
+        "killed",
         "next",
         "session",
         "tasks",
@@ -61,6 +62,7 @@ class CallQueue:
         self.worker = b""  # the process of the actor, while it is known
         self.next = session  # the number of the next call that is sent there
         self.error = b""  # why it is dead, if it is
+        self.killed = False  # this process has it ended: the news will come
         self.dirty = False
         self.continues = False  # there is more to send, at the next timer
 
@@ -73,7 +75,7 @@ class ActorTaskSubmitter:
         out: where effects go.
         tasks: the tasks of this process: what is not pending there any more has its result.
         make_spec: turns a task into the tuple that is sent.
-        fail: gives a task an error as its result.
+        fail: gives a task an error as its result, if it has none; the last argument is the process that had it.
         held: whether a handle is counted in this process.
     """
 
@@ -97,7 +99,7 @@ class ActorTaskSubmitter:
         out: list[Effect],
         tasks: TaskManager,
         make_spec: Callable[[Task], tuple[Any, ...]],
-        fail: Callable[[float, Task, Entry], None],
+        fail: Callable[[float, Task, Entry, bytes], None],
         held: Callable[[bytes], bool],
     ) -> None:
         self._config = config
@@ -125,13 +127,14 @@ class ActorTaskSubmitter:
 
     def submit(self, task: Task) -> None:
         """A call was made; it may be sent when its arguments are there and its turn has come."""
-        actor = task.template.actor
-        assert actor is not None
-        actor_id, handle_id = actor
-        queue = self.queues.get(actor_id)
-        if queue is None:
-            queue = self.open(actor_id, handle_id, subscribed=False)
+        queue = self._queue_of(task)
         queue.tasks.append(task)
+        self._touch(queue)
+
+    def submit_again(self, task: Task) -> None:
+        """A call raised an exception that is to be retried: those behind it may wait for its result."""
+        queue = self._queue_of(task)
+        queue.tasks.appendleft(task)
         self._touch(queue)
 
     def on_arguments_ready(self, task: Task) -> None:
@@ -151,7 +154,7 @@ class ActorTaskSubmitter:
                     self._fail_all(now, queue)
                     if self.queues.get(queue.actor_id) is queue and not self._held(queue.handle_id):
                         self._close(queue)
-                elif queue.worker:
+                elif queue.worker and not queue.killed:
                     self._send(now, queue)
 
     def on_done(self, peer: bytes, items: list[Any]) -> None:
@@ -182,6 +185,21 @@ class ActorTaskSubmitter:
             self._out.append((DIAL, worker, endpoint))
         self._touch(queue)
 
+    def kill(self, actor_id: bytes, no_restart: bool) -> None:
+        """Have an actor ended. Whether later calls of this process would still run is a matter of chance, so they do not."""
+        queue = self.queues.get(actor_id)
+        if queue is not None and no_restart:
+            queue.killed = True
+        self._out.append((SEND, CONTROL, KillActor(actor_id, no_restart)))
+
+    def own(self, borrowed: Container[bytes]) -> dict[bytes, bytes]:
+        """The living actors that this process has made and has handles of, and their processes, as far as they are known."""
+        return {
+            queue.actor_id: queue.worker
+            for queue in self.queues.values()
+            if queue.handle_id not in borrowed and not queue.error and self._held(queue.handle_id)
+        }
+
     def forget(self, handle_id: bytes) -> bytes:
         """No handle of an actor is counted in this process any more: the actor.
 
@@ -201,6 +219,11 @@ class ActorTaskSubmitter:
             self._touch(queue)
 
     # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _queue_of(self, task: Task) -> CallQueue:
+        actor = task.template.actor
+        assert actor is not None
+        return self.queues.get(actor[0]) or self.open(*actor, subscribed=False)
 
     def _touch(self, queue: CallQueue) -> None:
         if not queue.dirty:
@@ -237,25 +260,24 @@ class ActorTaskSubmitter:
 
     def _lose(self, now: float, queue: CallQueue, error: bytes) -> None:
         """The process that had the calls is gone."""
-        del self.by_worker[queue.worker]
-        queue.worker = b""
+        worker, queue.worker = queue.worker, b""
+        del self.by_worker[worker]
         lost, queue.inflight = queue.inflight, {}
         again = []
         for task in lost.values():
-            if task.id not in self._tasks.pending:
-                continue  # it ran once more after an answer that came late
-            task.suspect = True  # it may have left results in the store
-            if not queue.error and self._tasks.may_retry(task):
+            task.tried = True
+            wanted = task.id in self._tasks.pending  # else it ran once more after an answer that came late
+            if wanted and not queue.error and self._tasks.may_retry(task):
                 again.append(task)
             else:
-                self._fail(now, task, (ERROR, error or _missed(queue.actor_id)))
+                self._fail(now, task, (ERROR, error or _missed(queue.actor_id)), worker)
         queue.tasks.extendleft(reversed(again))
 
     def _fail_all(self, now: float, queue: CallQueue) -> None:
         tasks, queue.tasks = queue.tasks, deque()
         for task in tasks:
             if task.id in self._tasks.pending:
-                self._fail(now, task, (ERROR, queue.error))
+                self._fail(now, task, (ERROR, queue.error), b"")
 
     # -- checks ---------------------------------------------------------------------------------------------------
 
@@ -268,7 +290,7 @@ class ActorTaskSubmitter:
                 raise InvariantError(f"actor {queue.actor_id.hex()} is dead and has calls")
             if queue.inflight and not queue.worker:
                 raise InvariantError(f"calls are on their way to actor {queue.actor_id.hex()}, which is nowhere")
-            ready = queue.worker and queue.tasks and not queue.tasks[0].missing
+            ready = queue.worker and not queue.killed and queue.tasks and not queue.tasks[0].missing
             if ready and not queue.dirty and not queue.continues:
                 raise InvariantError(f"a call of actor {queue.actor_id.hex()} could be sent, and was not")
         for worker, queue in self.by_worker.items():

@@ -95,6 +95,7 @@ class Actor:
         "restarts",
         "started_at",
         "state",
+        "strategy",
         "subscribers",
         "worker_id",
         "young_deaths",
@@ -114,6 +115,7 @@ class Actor:
         self.placement: dict[str, int] = {}
         self.resources: dict[str, int] = {}
         self.description = b""
+        self.strategy: tuple[Any, ...] = ("default",)
         self.creation = b""
         self.incarnation = 0
         self.restarts = 0
@@ -163,7 +165,10 @@ class ActorManager:
     )
 
     def __init__(
-        self, config: Config, out: list[Effect], choose_node: Callable[[dict[str, int]], bytes | None]
+        self,
+        config: Config,
+        out: list[Effect],
+        choose_node: Callable[[dict[str, int], tuple[Any, ...]], bytes | None],
     ) -> None:
         self._config = config
         self._out = out
@@ -196,6 +201,7 @@ class ActorManager:
         placement: dict[str, int],
         resources: dict[str, int],
         description: bytes,
+        strategy: tuple[Any, ...] = ("default",),
     ) -> None:
         if actor_id in self.actors:
             return  # said twice
@@ -215,6 +221,7 @@ class ActorManager:
         actor.placement = placement
         actor.resources = resources
         actor.description = description
+        actor.strategy = strategy
         self.actors[actor_id] = actor
         if name:
             self.names[namespace, name] = actor
@@ -386,6 +393,26 @@ class ActorManager:
         for waiting in self._unknown.values():
             waiting.pop(process, None)
 
+    def count_by_agent(self) -> dict[bytes, int]:
+        """How many actors each node has or is to have."""
+        counts: dict[bytes, int] = {}
+        for actor in self.actors.values():
+            if actor.agent:
+                counts[actor.agent] = counts.get(actor.agent, 0) + 1
+        return counts
+
+    def node_ended(self, now: float, agent: bytes, reason: str) -> None:
+        """A node is dead: the actors that were there, or were to be, are placed elsewhere if they may."""
+        for actor in list(self.actors.values()):
+            if actor.agent == agent:
+                self.on_actor_lost(now, agent, actor.id, actor.incarnation, reason)
+
+    def group_changed(self, now: float, group_id: bytes) -> None:
+        for actor in list(self.actors.values()):
+            waits = actor.state in (ActorState.PENDING_CREATION, ActorState.RESTARTING) and not actor.agent
+            if waits and actor.strategy[:2] == ("bundle", group_id):
+                self._place(now, actor)
+
     def job_finished(self, job_id: bytes) -> None:
         """A job is over: its actors end, except the detached ones."""
         for actor in list(self.actors.values()):
@@ -435,7 +462,7 @@ class ActorManager:
 
     def _place(self, now: float, actor: Actor) -> None:
         """Have a worker become the actor: a new incarnation."""
-        agent = self._choose_node(actor.placement)
+        agent = self._choose_node(actor.placement, actor.strategy)
         if agent is None:
             at = now + self._config.infeasible_grace_s
             self._out.append((TIMER, at, (RESTART_TIMER, actor.id, actor.incarnation)))
@@ -451,6 +478,7 @@ class ActorManager:
             actor.resources,
             actor.max_restarts != 0,
             actor.creation,
+            actor.strategy,
         )
         self._out.append((SEND, agent, place))
 

@@ -17,9 +17,9 @@ from __future__ import annotations
 from typing import Any
 
 from zray.base.config import Config
+from zray.base.ids import agent_id, agent_of
 from zray.base.resources import ResourceSet
 from zray.base.wire import (
-    CollectGarbage,
     Heartbeat,
     LeaseGranted,
     LeaseLost,
@@ -27,24 +27,34 @@ from zray.base.wire import (
     LeaseRejected,
     ProcessDied,
     Reply,
-    WorkerDied,
 )
 from zray.base.wire_actors import ActorLost, ActorPlaced, ActorRefused, PlaceActor, StartActor
-from zray.core.effects import HANG_UP, KILL_WORKER, MEASURE, SEND, TIMER, WARN, WATCH, Effect
-from zray.core.memory import Candidate, choose_victims, report
+from zray.base.wire_nodes import LeaseRedirected
+from zray.core.bundles import Bundle, NodeBundles
+from zray.core.chance import First
+from zray.core.death_watch import DeathWatch
+from zray.core.effects import DIAL, HANG_UP, KILL_WORKER, MEASURE, SEND, STOP, TIMER, WARN, WATCH, Effect
+from zray.core.memory import Candidate, verdicts
+from zray.core.neighbours import Neighbours
+from zray.core.object_desk import ObjectDesk
+from zray.core.policy import DEFAULT, Rng, Verdict, Waiting, readable
 from zray.core.scheduler import GrantedLease, LeaseScheduler, Request
 from zray.core.spilling import SPILL_TIMER
 from zray.core.store import CREATE_TIMER, ObjectStore
+from zray.core.transfer import ObjectTransfer
 from zray.core.workers import Worker, WorkerPool, WorkerState
 
 HEARTBEAT_TIMER = "agent.heartbeat"
 MEMORY_TIMER = "agent.memory"
 REAP_TIMER = "agent.reap"
+SIGN_TIMER = "agent.sign"
+HANG_UP_TIMER = "agent.hang_up"
+_GOODBYE_S = 1.0  # a driver whose job is finished hears that it is
 RELIEF_TIMER = "agent.relief"
 _RESTING = (WorkerState.IDLE, WorkerState.LEAVING)
 
 
-class NodeAgent:
+class NodeAgent(ObjectDesk):
     """The brain of one node.
 
     Args:
@@ -55,29 +65,37 @@ class NodeAgent:
         control: process id of the control process.
         config: limits.
         directories: where objects are spilled to.
+        rng: chance, for choices among nodes that are equally good.
+        remote: whether the control is another process, which must hear from this one.
+        labels: of this node.
     """
 
     __slots__ = (
         "_actors",
-        "_collected",
         "_config",
         "_control",
+        "_control_heard",
         "_dead",
         "_ended_for_memory",
         "_heartbeat_set",
+        "_me",
         "_memory_watched",
         "_node_id",
         "_placements",
         "_reap_set",
         "_relief_at",
+        "_remote",
         "_reported",
-        "_watchers",
-        "_watching",
+        "bundles",
         "clients",
+        "deaths",
+        "neighbours",
         "out",
         "pool",
+        "rejoin",
         "scheduler",
         "store",
+        "transfer",
     )
 
     def __init__(
@@ -89,15 +107,21 @@ class NodeAgent:
         control: bytes,
         config: Config,
         directories: list[str] | None = None,
+        *,
+        rng: Rng | None = None,
+        remote: bool = False,
+        labels: dict[str, str] | None = None,
     ) -> None:
         self._node_id = node_id
         self._control = control
         self._config = config
         self._dead: dict[bytes, str] = {}  # processes that ended, and how
-        self._watching: dict[bytes, dict[bytes, None]] = {}  # process -> those that it wants to be watched
-        self._watchers: dict[bytes, dict[bytes, None]] = {}  # process -> those that want it to be watched
+        self._me = agent_id(node_id)
+        self._remote = remote
+        self.rejoin = False  # the cluster gave this node up by mistake, and would have it back
         self._actors: dict[bytes, GrantedLease] = {}  # actor -> its lease
         self._placements = 0
+        self._control_heard = float("inf")  # when; nothing is missed before it was heard first
         self._collected = float("-inf")
         self._ended_for_memory: dict[bytes, str] = {}  # workers on their way out, and the report
         self._memory_watched = False
@@ -107,19 +131,29 @@ class NodeAgent:
         self._reported: dict[str, int] = dict(total)
         self.out: list[Effect] = []
         self.clients: dict[bytes, str] = {}  # processes of this node: id -> role
-        self.scheduler = LeaseScheduler(total)
+        self.deaths = DeathWatch(self._me, self.out)
+        self.neighbours = Neighbours(node_id, self._me, rng or First(), config.lease_hops_max)
+        self.neighbours.describe(total, labels or {})
+        self.scheduler = LeaseScheduler(total, int.from_bytes(node_id[:4], "big") << 28)
+        self.bundles = NodeBundles(
+            node_id, control, self.scheduler.resources, self.scheduler.gpus, self.out, self._evict, self._go_on
+        )
+        self.scheduler.bundles = self.bundles
         self.pool = WorkerPool(prestart, node_id, config, self.out, self.scheduler.holds)
         self.store = ObjectStore(store_bytes, config, self.out, self._dead.__contains__, directories)
+        self.transfer = ObjectTransfer(self._me, config, self.out, self.store)
 
     def start(self, now: float) -> None:
         """The node is up: fill the pool in the background."""
         self.pool.prestart()
+        if self._remote:
+            self.out.append((TIMER, now + self._config.health_check_ms / 1000, (SIGN_TIMER,)))
 
     # -- clients --------------------------------------------------------------------------------------------------
 
     def on_peer_joined(self, now: float, peer: bytes, role: str, pid: int) -> None:
         """A process of this machine introduced itself."""
-        if peer in self._dead:
+        if peer in self._dead or role == "agent" or agent_of(peer) in self.neighbours.by_agent:
             return
         self.clients[peer] = role
         if role == "driver":
@@ -132,16 +166,25 @@ class NodeAgent:
             self._advance(now)
 
     def on_watch_process(self, now: float, peer: bytes, process: bytes) -> None:
-        if process not in self.clients:
-            self.out.append((SEND, peer, WorkerDied(process, self._dead.get(process, "it ended earlier"))))
-        elif peer not in self._dead:
-            self._watching.setdefault(peer, {})[process] = None
-            self._watchers.setdefault(process, {})[peer] = None
+        if peer in self._dead:
+            return
+        elsewhere = self.neighbours.by_agent.get(agent_of(process))
+        if process in self.clients:
+            self.deaths.watch(peer, process, b"")
+        elif elsewhere is not None and process not in self._dead:
+            self.deaths.watch(peer, process, elsewhere.agent)
+        else:
+            self.deaths.tell(peer, process, self._dead.get(process, "it ended earlier"))
+
+    def on_process_gone(self, now: float, peer: bytes, process: bytes, reason: str) -> None:
+        """A process of another node ended."""
+        self._forget(now, process, reason)
+        self._advance(now)
 
     def on_job_finished(self, now: float, peer: bytes, job_id: bytes, driver: bytes) -> None:
         """A job is over: end its workers and free what is left of it."""
         self.pool.kill_job(job_id)
-        self._forget(now, driver, "its job is finished")
+        self._forget(now, driver, "its job is finished", at=now + _GOODBYE_S)
         self._advance(now)
 
     # -- workers --------------------------------------------------------------------------------------------------
@@ -168,10 +211,11 @@ class NodeAgent:
             self.scheduler.end(lease.id)
             actor = lease.request.actor
             if actor is not None:
-                del self._actors[actor.actor_id]
+                if self._actors.get(actor.actor_id) is lease:
+                    del self._actors[actor.actor_id]
                 lost_actor = ActorLost(actor.actor_id, actor.incarnation, shortage or reason)
                 self.out.append((SEND, self._control, lost_actor))
-            elif lease.request.owner in self.clients:
+            elif lease.request.owner not in self._dead:
                 lost = LeaseLost(lease.id, shortage or reason, bool(shortage))
                 self.out.append((SEND, lease.request.owner, lost))
         self._forget(now, worker_id, reason)
@@ -201,20 +245,17 @@ class NodeAgent:
             self._memory_watched = False  # nobody runs anything: the next lease starts the watch again
             return
         self.out.append((TIMER, now + self._config.memory_check_ms / 1000, (MEMORY_TIMER,)))
-        excess = used - int(limit * self._config.memory_fraction_max)
-        if excess <= 0:
-            return
         candidates = [
             Candidate(lease.worker, rss.get(lease.worker, 0), lease.id, retriable=lease.request.retriable)
             for lease in leases
             if lease.worker is not None and lease.worker not in self._ended_for_memory
         ]
-        pids = {worker.id: worker.pid for worker in self.pool.workers.values()}
-        text = report(used, limit, candidates, pids)
-        for victim in choose_victims(excess, candidates):
-            self._ended_for_memory[victim.worker_id] = f"{text}; pid {pids.get(victim.worker_id, 0)} was ended"
-            self.out.append((KILL_WORKER, victim.worker_id))
-            self.out.append((WARN, self._ended_for_memory[victim.worker_id]))
+        excess = used - int(limit * self._config.memory_fraction_max)
+        pids = {worker.id: worker.pid for worker in self.pool.workers.values()} if excess > 0 else {}
+        for worker_id, text in verdicts(excess, used, limit, candidates, pids):
+            self._ended_for_memory[worker_id] = text
+            self.out.append((KILL_WORKER, worker_id))
+            self.out.append((WARN, text))
 
     # -- leases ---------------------------------------------------------------------------------------------------
 
@@ -227,15 +268,92 @@ class NodeAgent:
         resources: dict[str, int],
         depth: int,
         retriable: bool = True,
+        strategy: tuple[Any, ...] = ("default",),
+        hops: int = 0,
     ) -> None:
         if peer in self._dead:
             return
         demand = ResourceSet(resources)
-        reason = self.scheduler.request(peer, request_id, job_id, demand, depth, retriable=retriable)
+        if not readable(strategy):
+            self.out.append((SEND, peer, LeaseRejected(request_id, "infeasible", f"{strategy!r} is no strategy")))
+            return
+        if self.neighbours.views or strategy != DEFAULT:
+            free, queued = self.scheduler.resources.available, len(self.scheduler.queue)
+            decision = self.neighbours.choose(free, queued, demand, strategy, hops, self.bundles)
+            if strategy[0] == "bundle":
+                self.bundles.learn(strategy[1])
+            if decision.verdict is Verdict.SEND and decision.node is not None:
+                node = decision.node
+                redirect = LeaseRedirected(request_id, node.agent, node.endpoint, decision.reason)
+                self.out.append((SEND, peer, redirect))
+                return
+            if decision.verdict in (Verdict.INFEASIBLE, Verdict.IMPOSSIBLE):
+                kind = "infeasible" if decision.verdict is Verdict.INFEASIBLE else "exhausted"
+                self.out.append((SEND, peer, LeaseRejected(request_id, kind, decision.reason)))
+                return
+            self._meet(peer)
+        reason = self.scheduler.request(
+            peer, request_id, job_id, demand, depth, retriable=retriable, strategy=strategy
+        )
         if reason:
             self.out.append((SEND, peer, LeaseRejected(request_id, "infeasible", reason)))
         else:
             self._advance(now)
+
+    def on_cluster_view(self, now: float, peer: bytes, rows: list[Any]) -> None:
+        """Other nodes came, changed, or ended: what waits here may run there. An empty one only says that the control lives."""
+        self._control_heard = now
+        if not rows:
+            return
+        for row in rows:
+            node = self.neighbours.update(row)
+            if node.alive:
+                self.out.append((DIAL, node.agent, node.endpoint))
+                continue
+            reason = f"its node {node.title()} is dead"
+            for process in self.deaths.of_node(node.agent):
+                self._forget(now, process, reason)
+            self.transfer.on_node_died(now, node.agent, reason)
+            self._forget(now, node.agent, reason)
+            later = (TIMER, now + self._config.control_death_s, (HANG_UP_TIMER, node.agent))  # the control may answer it
+            self.out.append((HANG_UP, node.agent) if self._remote else later)
+        self._go_on(now)
+
+    def _evict(self, now: float, bundle: Bundle, reason: str) -> None:
+        """A bundle is no more: what runs in it ends."""
+        for lease in list(self.scheduler.leases.values()):
+            if lease.bundle is not bundle:
+                continue
+            if lease.worker is not None:
+                self.pool.kill(self.pool.workers[lease.worker])
+            else:
+                self.scheduler.end(lease.id)
+                self.pool.cancel(lease.id)
+                self.out.append((SEND, lease.request.owner, LeaseRejected(lease.request.id, "exhausted", reason)))
+
+    def _go_on(self, now: float) -> None:
+        """There is room, or news: what waits may run here or elsewhere, or never."""
+        for request in list(self.scheduler.queue.values()):
+            if request.strategy[0] == "bundle" and request.actor is None:
+                decision = self.neighbours.choose(
+                    self.scheduler.resources.available, 0, request.demand, request.strategy, 0, self.bundles
+                )
+                if decision.verdict is Verdict.IMPOSSIBLE:
+                    self.scheduler.cancel(request.owner, request.id)
+                    self.out.append((SEND, request.owner, LeaseRejected(request.id, "exhausted", decision.reason)))
+        self._advance(now)
+        waiting = [
+            Waiting((request.owner, request.id), request.demand, request.strategy)
+            for request in self.scheduler.queue.values()
+            if request.actor is None
+        ]
+        if not waiting:
+            return
+        free = self.scheduler.resources.available
+        for waiter, view, reason in self.neighbours.relocate(free, len(waiting), waiting, self.bundles):
+            owner, request_id = waiter.key
+            self.scheduler.cancel(owner, request_id)
+            self.out.append((SEND, owner, LeaseRedirected(request_id, view.agent, view.endpoint, reason)))
 
     def on_cancel_lease(self, now: float, peer: bytes, request_id: int) -> None:
         self.scheduler.cancel(peer, request_id)
@@ -268,13 +386,14 @@ class NodeAgent:
         resources: dict[str, int],
         retriable: bool,
         creation: bytes,
+        strategy: tuple[Any, ...] = ("default",),
     ) -> None:
         kind = "exhausted"
         reason = f"its node runs {self._config.actors_max} actors already, which is its limit (ZRAY_ACTORS_MAX)"
         queued = sum(1 for request in self.scheduler.queue.values() if request.actor is not None)
         if not self.pool.full_of_actors(queued):
             place = PlaceActor(
-                actor_id, incarnation, job_id, detached, placement, resources, retriable, creation
+                actor_id, incarnation, job_id, detached, placement, resources, retriable, creation, strategy
             )
             self._placements += 1
             kind = "infeasible"
@@ -305,46 +424,8 @@ class NodeAgent:
             self._serve(self.pool.on_returned(now, lease.worker))
         self._advance(now)
 
-    # -- objects --------------------------------------------------------------------------------------------------
-
-    def on_create_object(
-        self, now: float, peer: bytes, request_id: int, object_id: bytes, size_bytes: int, call_site: str = ""
-    ) -> None:
-        if peer not in self._dead:
-            self.store.create(now, peer, request_id, object_id, size_bytes, call_site)
-
-    def on_list_objects(self, now: float, peer: bytes, request_id: int) -> None:
-        self.out.append((SEND, peer, Reply(request_id, True, self.store.rows())))
-
     def on_node_statistics(self, now: float, peer: bytes, request_id: int) -> None:
         self.out.append((SEND, peer, Reply(request_id, True, self.statistics())))
-
-    def on_seal_object(self, now: float, peer: bytes, object_id: bytes, owner: bytes, checksum: int = 0) -> None:
-        if peer not in self._dead:  # another may be writing the same object by now
-            self.store.seal(object_id, owner, checksum)
-
-    def on_abort_object(self, now: float, peer: bytes, object_id: bytes, reason: str = "") -> None:
-        if peer not in self._dead:
-            self.store.abort(object_id, reason, now)
-
-    def on_pin_object(
-        self, now: float, peer: bytes, request_id: int, object_id: bytes, urgent: bool = True
-    ) -> None:
-        if peer not in self._dead:
-            self.store.pin(peer, request_id, object_id, now=now, urgent=urgent)
-
-    def collect(self, now: float) -> None:
-        """The store is full: have every process here collect its garbage, which may hold references in cycles."""
-        if now >= self._collected + self._config.collect_interval_s:
-            self._collected = now
-            for client in self.clients:
-                self.out.append((SEND, client, CollectGarbage("the object store is full")))
-
-    def on_unpin_objects(self, now: float, peer: bytes, object_ids: list[bytes]) -> None:
-        self.store.unpin(peer, object_ids)
-
-    def on_free_objects(self, now: float, peer: bytes, object_ids: list[bytes]) -> None:
-        self.store.free(object_ids)
 
     # -- time -----------------------------------------------------------------------------------------------------
 
@@ -357,18 +438,43 @@ class NodeAgent:
             if available != self._reported:
                 self._reported = available
                 self.out.append((SEND, self._control, Heartbeat(self._node_id, available)))
+        elif key[0] == SIGN_TIMER:
+            self.on_probe_node(now, self._control, b"")
+            silent_s = now - self._control_heard
+            if silent_s > self._config.control_death_s:
+                self.out.append((STOP, f"the head has been silent for {silent_s:.0f} s"))
+            self.out.append((TIMER, now + self._config.health_check_ms / 1000, (SIGN_TIMER,)))
         elif key[0] == REAP_TIMER:
             self._reap_set = False
             if self.pool.reap(now):
                 self._plan_reaping(now)
         elif key[0] == MEMORY_TIMER:
             self.out.append((MEASURE,))
+        elif key[0] == HANG_UP_TIMER:
+            self.out.append((HANG_UP, key[1]))
         elif key[0] == RELIEF_TIMER and self._relief_at and now + 1e-6 >= self._relief_at:
             self._relief_at = 0.0
             self._refuse_exhausted()
             self._advance(now)
 
+    def on_probe_node(self, now: float, peer: bytes, sender: bytes) -> None:
+        """A sign of life is due."""
+        self._reported = dict(self.scheduler.resources.available)
+        self.out.append((SEND, self._control, Heartbeat(self._node_id, self._reported)))
+
+    def on_node_refused(self, now: float, peer: bytes, reason: str, rejoin: bool) -> None:
+        """The cluster does not want this node any more."""
+        if self._remote:  # a head is not told by its own control
+            self.rejoin = rejoin
+            self.out.append((STOP, reason))
+
     # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _meet(self, process: bytes) -> None:
+        """A process that may be of another node holds something here: it must be noticed when that ends."""
+        elsewhere = self.neighbours.by_agent.get(agent_of(process))
+        if elsewhere is not None and process not in self._dead:
+            self.deaths.watch(self._me, process, elsewhere.agent)
 
     def _advance(self, now: float) -> None:
         """Grant what can be granted; call leases back for the rest."""
@@ -450,7 +556,7 @@ class NodeAgent:
             self._reap_set = True
             self.out.append((TIMER, now + self._config.worker_idle_s, (REAP_TIMER,)))
 
-    def _forget(self, now: float, peer: bytes, reason: str) -> None:
+    def _forget(self, now: float, peer: bytes, reason: str, at: float = 0.0) -> None:
         """A process is gone: undo all it held, and tell the others."""
         if peer in self._dead:
             return
@@ -463,24 +569,23 @@ class NodeAgent:
             worker = self.pool.workers.get(lease.worker or b"")
             if worker is not None:
                 self.pool.kill(worker)
-        self.store.drop_client(peer)
+        self.transfer.drop_client(now, peer)
         if known is not None:
-            self.out.append((HANG_UP, peer))
+            self.out.append((TIMER, at, (HANG_UP_TIMER, peer)) if at else (HANG_UP, peer))
             self.out.append((SEND, self._control, ProcessDied(peer, reason)))
-        for process in self._watching.pop(peer, ()):
-            del self._watchers[process][peer]
-        for watcher in self._watchers.pop(peer, ()):
-            del self._watching[watcher][peer]
-            self.out.append((SEND, watcher, WorkerDied(peer, reason)))
+        self.deaths.ended(peer, reason)
 
 
     # -- checks ---------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Assert the invariants of this machine and its leaves."""
+        self.deaths.check()
         self.scheduler.check()
+        self.bundles.check()
         self.pool.check()
         self.store.check()
+        self.transfer.check()
 
     def statistics(self) -> dict[str, int]:
         return {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pickle
 
 from zray.base.wire import ERROR, INLINE, STORED, Contained, Entry
-from zray.exceptions import ObjectLostError, OwnerDiedError
+from zray.core.tasks import Task
+from zray.exceptions import ObjectLostError, OutOfMemoryError, OwnerDiedError, WorkerCrashedError
 
 
 def error_entry(error: BaseException) -> Entry:
@@ -37,3 +38,14 @@ def owner_died(object_id: bytes, owner: bytes, reason: str) -> Entry:
         f"{reason}. An object lives only as long as the process that made its reference"
     )
     return error_entry(OwnerDiedError(text, object_id.hex()))
+
+
+def worker_crashed(task: Task, reason: str, *, out_of_memory: bool) -> Entry:
+    """The result of a task whose worker died under it for the last time."""
+    text = f"the worker died while it ran {task.template.name}() (task {task.id.hex()}): {reason}. "
+    if out_of_memory:
+        advice = "Give the task num_cpus or memory that keeps others away, or have it use less"
+        return error_entry(OutOfMemoryError(text + advice))
+    return error_entry(
+        WorkerCrashedError(f"{text}It was tried {task.template.max_retries + 1} time(s); max_retries allows more")
+    )

@@ -13,10 +13,17 @@ from __future__ import annotations
 from typing import Any
 
 from zray.base.config import Config
-from zray.base.resources import UNIT
+from zray.base.ids import agent_of
+from zray.base.resources import ResourceSet
 from zray.base.wire import JobFinished, Reply
+from zray.base.wire_nodes import NodeRefused
 from zray.core.actors import ActorManager
+from zray.core.chance import First
 from zray.core.effects import AFTER_PERSIST, PERSIST, SEND, STOP, TIMER, Effect
+from zray.core.nodes import HEALTH_TIMER, VIEW_TIMER, Node, NodeManager
+from zray.core.placement import PlacementGroupManager
+from zray.core.policy import DEFAULT, Policy, Rng, readable
+from zray.core.views import NodeView
 
 FETCH_TIMER = "gcs.fetch"
 
@@ -28,6 +35,8 @@ class Gcs:
         cluster_id: identity of the cluster.
         config: limits, handed to every process that joins.
         embedded: whether this control lives for one driver only and ends with it.
+        home: the agent that lives in the same process.
+        rng: chance, for choices among nodes that are equally good.
         saved: rows of an earlier run: table name -> list of dicts.
     """
 
@@ -36,13 +45,15 @@ class Gcs:
         "_config",
         "_embedded",
         "_next_job",
+        "_policy",
         "_wanted",
         "actors",
         "functions",
         "jobs",
         "kv",
-        "nodes",
+        "members",
         "out",
+        "placement",
     )
 
     def __init__(
@@ -51,14 +62,18 @@ class Gcs:
         config: Config,
         *,
         embedded: bool = False,
+        home: bytes = b"",
+        rng: Rng | None = None,
         saved: dict[str, list[dict[str, Any]]] | None = None,
     ) -> None:
         self._cluster_id = cluster_id
         self._config = config
         self._embedded = embedded
+        self._policy = Policy(rng or First())
         self._wanted: dict[bytes, list[tuple[bytes, int]]] = {}  # functions asked for before their export
         self.out: list[Effect] = []
-        self.nodes: dict[bytes, dict[str, Any]] = {}
+        self.members = NodeManager(config, self.out, home)
+        self.placement = PlacementGroupManager(config, self.out, self._views, self._group_changed)
         self.actors = ActorManager(config, self.out, self._choose_node)
         saved = saved or {}
         self.jobs: dict[bytes, dict[str, Any]] = {row["job_id"]: row for row in saved.get("jobs", [])}
@@ -85,28 +100,37 @@ class Gcs:
         store_name: str,
         store_bytes: int,
     ) -> None:
-        self.nodes[node_id] = {
-            "node_id": node_id,
-            "agent": peer,
-            "endpoint": endpoint,
-            "hostname": hostname,
-            "pid": pid,
-            "total": resources,
-            "available": dict(resources),
-            "labels": labels,
-            "store_name": store_name,
-            "store_bytes": store_bytes,
-            "alive": True,
-        }
-        self.out.append((PERSIST, "save_node", (node_id, endpoint, hostname, pid, _as_text(resources), "ALIVE")))
+        self.members.register(
+            now, peer, node_id, endpoint, hostname, pid, resources, labels, store_name, store_bytes
+        )
+
+    def on_join_cluster(self, now: float, peer: bytes, request_id: int) -> None:
+        answer = {"config": self._config.as_dict(), "cluster_id": self._cluster_id}
+        self.out.append((SEND, peer, Reply(request_id, True, answer)))
 
     def on_heartbeat(self, now: float, peer: bytes, node_id: bytes, available: dict[str, int]) -> None:
-        node = self.nodes.get(node_id)
-        if node is not None:
-            node["available"] = available
+        self.members.heard(now, peer, node_id, available)
+        self.placement.nodes_changed(now)
 
     def on_list_nodes(self, now: float, peer: bytes, request_id: int) -> None:
-        self.out.append((SEND, peer, Reply(request_id, True, list(self.nodes.values()))))
+        self.out.append((SEND, peer, Reply(request_id, True, self._described())))
+
+    def leave(self, reason: str) -> None:
+        """The control ends in good order, and with it the cluster."""
+        for node in self.members.alive():
+            self.out.append((SEND, node.agent, NodeRefused(reason, False)))
+
+    def _described(self) -> list[dict[str, Any]]:
+        return [node.description() for node in self.members.nodes.values()]
+
+    def _end_node(self, now: float, node: Node, reason: str) -> None:
+        """A node is dead: so is all that lived there."""
+        self.members.end(now, node, reason)
+        self.placement.node_ended(now, node.id, node.agent)
+        self.actors.node_ended(now, node.agent, f"its node {node.id.hex()[:8]} on {node.hostname} is dead: {reason}")
+        for job in self.jobs.values():
+            if agent_of(job["driver"]) == node.agent:
+                self._finish(job["job_id"], "DIED")
 
     # -- jobs -----------------------------------------------------------------------------------------------------
 
@@ -140,7 +164,7 @@ class Gcs:
             "job_id": job_id,
             "cluster_id": self._cluster_id,
             "config": self._config.as_dict(),
-            "nodes": list(self.nodes.values()),
+            "nodes": self._described(),
         }
         self.out.append((AFTER_PERSIST, peer, Reply(request_id, True, answer)))
 
@@ -154,6 +178,7 @@ class Gcs:
             if job["driver"] == process:
                 self._finish(job["job_id"], "DIED")
         self.actors.process_ended(process)
+        self.placement.process_ended(process)
 
     def on_fetch_job(self, now: float, peer: bytes, request_id: int, job_id: bytes) -> None:
         job = self.jobs.get(job_id)
@@ -183,7 +208,13 @@ class Gcs:
         self.out.append((TIMER, at, (FETCH_TIMER, function_id, peer, request_id)))
 
     def on_timer(self, now: float, key: tuple[Any, ...]) -> None:
-        """A function was asked for and never came."""
+        if key[0] == VIEW_TIMER:
+            self.members.publish()
+            return
+        if key[0] == HEALTH_TIMER:
+            for node in self.members.tick(now):
+                self._end_node(now, node, f"it was silent for {self._config.node_death_s:g} s")
+            return
         _, function_id, peer, request_id = key
         waiting = self._wanted.get(function_id, [])
         if (peer, request_id) in waiting:
@@ -228,33 +259,61 @@ class Gcs:
         job["state"] = state
         self.out.append((PERSIST, "finish_job", (state, job_id)))
         self.actors.job_finished(job_id)
-        for node in self.nodes.values():
-            self.out.append((SEND, node["agent"], JobFinished(job_id, job["driver"])))
+        self.placement.job_finished(0.0, job_id)
+        for node in self.members.alive():
+            self.out.append((SEND, node.agent, JobFinished(job_id, job["driver"])))
         if self._embedded:
             self.out.append((STOP, f"job {job_id.hex()}: {state}"))
 
-    def _choose_node(self, demand: dict[str, int]) -> bytes | None:
-        """The agent of a node for an actor."""
-        for node in self.nodes.values():
-            if node["alive"]:
-                return node["agent"]  # type: ignore[no-any-return]
-        return None
+    def _choose_node(self, demand: dict[str, int], strategy: tuple[Any, ...]) -> bytes | None:
+        """The agent of a node for an actor: of those that are equally good, the one with the fewest actors."""
+        views = self._views()
+        if readable(strategy) and strategy[0] == "bundle":
+            groups = {strategy[1]: self.placement.view(strategy[1])}
+            decision = self._policy.choose(views, b"", ResourceSet(demand), strategy, groups=groups)
+            return decision.node.agent if decision.node is not None else None
+        return self._choose_among(views, demand, strategy)
+
+    def _group_changed(self, now: float, group_id: bytes) -> None:
+        """Actors that wait for a place in this group may have it now."""
+        self.actors.group_changed(now, group_id)
+
+    def _views(self) -> dict[bytes, NodeView]:
+        return {
+            node.id: NodeView(
+                node.id,
+                node.agent,
+                node.endpoint,
+                ResourceSet(node.total),
+                ResourceSet({name: max(0, units) for name, units in node.available.items()}),
+                node.labels,
+                hostname=node.hostname,
+            )
+            for node in self.members.alive()
+        }
+
+    def _choose_among(self, views: dict[bytes, NodeView], demand: dict[str, int], strategy: tuple[Any, ...]) -> bytes | None:
+        wanted = ResourceSet(demand)
+        if strategy == DEFAULT or not readable(strategy):
+            counts = self.actors.count_by_agent()
+            room = [view for view in views.values() if view.available.covers(wanted)]
+            room = room or [view for view in views.values() if view.total.covers(wanted)] or list(views.values())
+            return min(room, key=lambda view: counts.get(view.agent, 0)).agent if room else None
+        decision = self._policy.choose(views, b"", wanted, strategy)
+        return decision.node.agent if decision.node is not None else next((v.agent for v in views.values()), None)
 
     def check(self) -> None:
         """Assert the invariants of its leaf; the tables have none."""
+        self.members.check()
         self.actors.check()
+        self.placement.check()
 
     def statistics(self) -> dict[str, int]:
         return {
-            "nodes": len(self.nodes),
+            **self.members.statistics(),
             "jobs": len(self.jobs),
             "functions": len(self.functions),
             "keys": len(self.kv),
             "functions_wanted": len(self._wanted),
             **self.actors.statistics(),
         }
-
-
-def _as_text(resources: dict[str, int]) -> str:
-    """Resources as an operator reads them in SQLite."""
-    return ", ".join(f"{name}={units / UNIT:g}" for name, units in sorted(resources.items()))

@@ -3,8 +3,9 @@
 Theory of operation
 -------------------
 A *lease* is the right to push tasks to one worker, granted by a node agent for one scheduling key (the resources of the
-task). Ready tasks queue per key; ``pump`` spreads the queue evenly over the leases of the key and asks for more leases
-while there are more tasks than leases. An idle lease goes back after ``lease_idle_ms``, or as soon as its agent wants
+task, and which node it wants). The local agent is asked first, and may send this process on to another that has room. Ready
+tasks queue per key; ``pump`` spreads the queue evenly over the leases of the key and asks for more leases while there are more
+tasks than leases. An idle lease goes back after ``lease_idle_ms``, or as soon as its agent wants
 it for others.
 
 *Sharing.* An agent calls leases back when others wait. An idle lease goes at once; a busy one is used until its slice
@@ -47,10 +48,11 @@ IDLE_TIMER = "leases.idle"
 class Lease:
     """A worker lent to this process."""
 
-    __slots__ = ("alone", "closing", "fresh", "id", "idle_since", "inflight", "queue", "stalled", "until", "worker")
+    __slots__ = ("agent", "alone", "closing", "fresh", "id", "idle_since", "inflight", "queue", "stalled", "until", "worker")
 
-    def __init__(self, id: int, worker: bytes, queue: LeaseQueue, until: float) -> None:
+    def __init__(self, id: int, agent: bytes, worker: bytes, queue: LeaseQueue, until: float) -> None:
         self.id = id
+        self.agent = agent  # that granted it
         self.worker = worker
         self.queue = queue
         self.until = until  # it may be used for so long even if it is wanted back
@@ -65,15 +67,17 @@ class Lease:
 class LeaseQueue:
     """The tasks of one scheduling key, and the leases that serve them."""
 
-    __slots__ = ("dirty", "infeasible", "leases", "requests", "resources", "tasks")
+    __slots__ = ("dirty", "give_up_at", "infeasible", "leases", "requests", "resources", "strategy", "tasks")
 
-    def __init__(self, resources: ResourceSet) -> None:
+    def __init__(self, resources: ResourceSet, strategy: tuple[Any, ...]) -> None:
         self.resources = resources
+        self.strategy = strategy
         self.tasks: deque[Task] = deque()
         self.leases: dict[int, Lease] = {}
-        self.requests: dict[int, None] = {}
+        self.requests: dict[int, tuple[bytes, int]] = {}  # id -> the agent that was asked, and after how many others
         self.dirty = False
-        self.infeasible = ""  # why no node can serve it, while that is so
+        self.infeasible = ""  # why no node can serve it, until somebody is asked again
+        self.give_up_at: float | None = None  # when, if it stays so
 
 
 class NormalTaskSubmitter:
@@ -119,7 +123,7 @@ class NormalTaskSubmitter:
         self._requests: dict[int, LeaseQueue] = {}
         self._dirty: list[LeaseQueue] = []
         self._timer_set = False
-        self.queues: dict[ResourceSet, LeaseQueue] = {}
+        self.queues: dict[tuple[ResourceSet, tuple[Any, ...]], LeaseQueue] = {}
         self.leases: dict[int, Lease] = {}
         self.run_us: dict[bytes, float] = {}  # measured run time by function
 
@@ -127,9 +131,10 @@ class NormalTaskSubmitter:
 
     def submit(self, task: Task) -> None:
         """A task is ready to run."""
-        queue = self.queues.get(task.template.resources)
+        key = task.template.key
+        queue = self.queues.get(key)
         if queue is None:
-            queue = self.queues[task.template.resources] = LeaseQueue(task.template.resources)
+            queue = self.queues[key] = LeaseQueue(*key)
         queue.tasks.append(task)
         if not queue.dirty:
             queue.dirty = True
@@ -190,16 +195,25 @@ class NormalTaskSubmitter:
     # -- leases ---------------------------------------------------------------------------------------------------
 
     def on_granted(
-        self, now: float, request_id: int, lease_id: int, worker: bytes, endpoint: str, gpu_ids: tuple[int, ...] = ()
+        self,
+        now: float,
+        agent: bytes,
+        request_id: int,
+        lease_id: int,
+        worker: bytes,
+        endpoint: str,
+        gpu_ids: tuple[int, ...] = (),
     ) -> None:
-        """The agent lends a worker."""
+        """An agent lends a worker."""
         queue = self._requests.pop(request_id, None)
         if queue is not None:
             queue.requests.pop(request_id, None)
+        if queue is not None:
+            queue.give_up_at = None
         if queue is None or not queue.tasks:
-            self._out.append((SEND, self._agent, ReturnLease(lease_id)))
+            self._out.append((SEND, agent, ReturnLease(lease_id)))
             return
-        lease = Lease(lease_id, worker, queue, now + self._config.lease_slice_ms / 1000)
+        lease = Lease(lease_id, agent, worker, queue, now + self._config.lease_slice_ms / 1000)
         self.leases[lease_id] = queue.leases[lease_id] = lease
         self._out.append((DIAL, worker, endpoint))
         self._out.append((SEND, worker, OpenLease(lease_id, self.job_id, dict(queue.resources), gpu_ids)))
@@ -211,6 +225,24 @@ class NormalTaskSubmitter:
         if queue is not None:
             queue.requests.pop(request_id, None)
         return queue
+
+    def on_redirected(self, request_id: int, agent: bytes, endpoint: str) -> bool:
+        """The agent that was asked says who has room; whether the request is still wanted."""
+        queue = self._requests.get(request_id)
+        if queue is None:
+            return False
+        _, hops = queue.requests[request_id]
+        self._out.append((DIAL, agent, endpoint))
+        self._ask(queue, request_id, agent, hops + 1)
+        return True
+
+    def on_agent_lost(self, agent: bytes) -> list[int]:
+        """A node is gone: what was asked of it is asked here again. Returns the leases that it had granted."""
+        for queue in self.queues.values():
+            for request_id, (asked, _) in list(queue.requests.items()):
+                if asked == agent:
+                    self._ask(queue, request_id, self._agent, 0)
+        return [lease.id for lease in self.leases.values() if lease.agent == agent]
 
     def on_reclaimed(self, lease_id: int) -> None:
         """The agent wants a lease back: it goes when it is idle, or has served out its slice and is empty."""
@@ -227,15 +259,15 @@ class NormalTaskSubmitter:
         del lease.queue.leases[lease_id]
         self._touch(lease.queue)
         tasks = list(lease.inflight.values())
-        if len(tasks) > 1:
-            for task in tasks:
-                task.suspect = True
+        for task in tasks:
+            task.tried = True
+            task.suspect |= len(tasks) > 1
         return tasks
 
     def requeue(self, tasks: list[Task]) -> None:
         """Tasks whose worker died go to the front again."""
         for task in reversed(tasks):
-            queue = self.queues[task.template.resources]
+            queue = self.queues[task.template.key]
             queue.tasks.appendleft(task)
             self._touch(queue)
 
@@ -253,9 +285,9 @@ class NormalTaskSubmitter:
                     self._return(lease)
                 else:
                     idle_left = idle_left or lease.idle_since is not None
-            for request_id in queue.requests:
+            for request_id, (agent, _) in queue.requests.items():
                 del self._requests[request_id]
-                self._out.append((SEND, self._agent, CancelLease(request_id)))
+                self._out.append((SEND, agent, CancelLease(request_id)))
             queue.requests.clear()
         if idle_left:
             self._set_timer(now)
@@ -326,15 +358,19 @@ class NormalTaskSubmitter:
         busy = sum(len(lease.inflight) for lease in queue.leases.values())
         spare = len(queue.leases) + len(queue.requests)
         missing = min(busy + len(queue.tasks) - spare, self._config.lease_requests_max - len(queue.requests))
-        depth = queue.tasks[0].depth if queue.tasks else 0
-        retriable = not queue.tasks or queue.tasks[0].template.max_retries != 0
         for _ in range(missing):
             request_id = self._next_request
             self._next_request += 1
-            queue.requests[request_id] = None
             self._requests[request_id] = queue
-            request = RequestLease(request_id, self.job_id, dict(queue.resources), depth, retriable)
-            self._out.append((SEND, self._agent, request))
+            self._ask(queue, request_id, self._agent, 0)
+
+    def _ask(self, queue: LeaseQueue, request_id: int, agent: bytes, hops: int) -> None:
+        queue.requests[request_id] = (agent, hops)
+        depth = queue.tasks[0].depth if queue.tasks else 0
+        retriable = not queue.tasks or queue.tasks[0].template.max_retries != 0
+        resources = dict(queue.resources)
+        request = RequestLease(request_id, self.job_id, resources, depth, retriable, queue.strategy, hops)
+        self._out.append((SEND, agent, request))
 
     def _settle(self, now: float, queue: LeaseQueue) -> None:
         """Leases with nothing to do: back at once if wanted, else after a while."""
@@ -354,7 +390,7 @@ class NormalTaskSubmitter:
     def _return(self, lease: Lease) -> None:
         del self.leases[lease.id]
         del lease.queue.leases[lease.id]
-        self._out.append((SEND, self._agent, ReturnLease(lease.id)))
+        self._out.append((SEND, lease.agent, ReturnLease(lease.id)))
 
     def _set_timer(self, now: float) -> None:
         if not self._timer_set:

@@ -40,3 +40,12 @@ def report(used_bytes: int, limit_bytes: int, candidates: Iterable[Candidate], p
     rows = sorted(candidates, key=lambda c: -c.rss_bytes)[:10]
     table = ", ".join(f"pid {pids.get(c.worker_id, 0)}: {c.rss_bytes // _MIB} MiB" for c in rows)
     return f"the node was short of memory ({used_bytes // _MIB} of {limit_bytes // _MIB} MiB used; workers: {table})"
+
+
+def verdicts(
+    excess_bytes: int, used_bytes: int, limit_bytes: int, candidates: list[Candidate], pids: dict[bytes, int]
+) -> list[tuple[bytes, str]]:
+    """Who is to be ended so that ``excess_bytes`` come free, and the report for each."""
+    text = report(used_bytes, limit_bytes, candidates, pids)
+    victims = choose_victims(excess_bytes, candidates)
+    return [(v.worker_id, f"{text}; pid {pids.get(v.worker_id, 0)} was ended") for v in victims]

@@ -18,10 +18,11 @@ owners) once for the whole batch. The body calls it at the end of each turn.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterable
 from typing import Any
 
 from zray.base.config import Config
-from zray.base.ids import return_id
+from zray.base.ids import agent_id, agent_of, return_id
 from zray.base.wire import (
     CONTROL,
     ERROR,
@@ -34,21 +35,19 @@ from zray.base.wire import (
     GetObject,
     WatchProcess,
 )
-from zray.base.wire_actors import ActorOutOfScope, CreateActor, KillActor, RegisterActor
+from zray.base.wire_actors import ActorOutOfScope, CreateActor, RegisterActor
 from zray.core.actor_calls import CONTINUE_TIMER, ActorTaskSubmitter
 from zray.core.actors import ActorState
 from zray.core.directory import ObjectDirectory
 from zray.core.effects import DIAL, HANG_UP, SEND, TIMER, WARN, Effect
-from zray.core.entries import contained_in, error_entry, lost, owner_died
+from zray.core.entries import contained_in, error_entry, lost, owner_died, worker_crashed
 from zray.core.leases import IDLE_TIMER, LeaseQueue, NormalTaskSubmitter
 from zray.core.references import ReferenceCounter
 from zray.core.tasks import Task, TaskManager
 from zray.core.waiters import Waiter, Waiters
 from zray.exceptions import (
     InvariantError,
-    OutOfMemoryError,
     TaskUnschedulableError,
-    WorkerCrashedError,
 )
 
 INFEASIBLE_TIMER = "owner.infeasible"
@@ -67,10 +66,12 @@ class Owner:
 
     __slots__ = (
         "_agent",
+        "_agents",
         "_config",
         "_me",
         "_node_id",
         "_remote_gets",
+        "_unswept",
         "_watched",
         "calls",
         "creations",
@@ -89,6 +90,7 @@ class Owner:
         self._node_id = node_id
         self._agent = agent
         self._config = config
+        self._agents: dict[bytes, None] = {}  # of other nodes, that were asked for leases
         self.out: list[Effect] = []
         self.memory: dict[bytes, Entry] = {}
         self.references = ReferenceCounter(me)
@@ -101,6 +103,7 @@ class Owner:
         self.fetching: dict[bytes, None] = {}  # borrowed objects asked for at their owners
         self.waiters = Waiters(self.out)
         self._remote_gets: dict[bytes, list[bytes]] = {}
+        self._unswept: dict[bytes, list[bytes]] = {}  # processes of dead actors -> results that they may be writing still
         self._watched: dict[bytes, None] = {}  # processes whose end the agent will tell
 
     # -- what the local user does ---------------------------------------------------------------------------------
@@ -127,10 +130,10 @@ class Owner:
             self._ready(now, task)
 
     def create_actor(self, now: float, task: Task, registration: RegisterActor | None) -> None:
-        """An actor was called into being; it may be registered already."""
+        """An actor was called into being; one with a name is registered already, and its handle owned since that was asked."""
         actor = task.template.actor
         assert actor is not None
-        self.references.counts[actor[1]] = 1
+        self.references.counts.setdefault(actor[1], 1)
         if registration is not None:
             self.out.append((SEND, CONTROL, registration))
         self.calls.open(*actor, subscribed=registration is not None)  # or ask what has happened since
@@ -143,7 +146,7 @@ class Owner:
 
     def kill_actor(self, actor_id: bytes, no_restart: bool) -> None:
         """End an actor, after what was said of it before."""
-        self.out.append((SEND, CONTROL, KillActor(actor_id, no_restart)))
+        self.calls.kill(actor_id, no_restart)
 
     def borrow(self, object_id: bytes, owner: Address) -> None:
         """A reference was made by hand, as that of an actor that was found by its name: register it at the owner."""
@@ -186,11 +189,7 @@ class Owner:
         self.references.hold(object_id, owner)
 
     def kept(self, borrowed: dict[bytes, Address]) -> list[tuple[bytes, Address]]:
-        """A task is over: of the references that came with its arguments, those to name in its DONE.
-
-        The submitter will register this process for each of them. To be asked after the references in the results were
-        given to the submitter.
-        """
+        """A task is over, its results given to the submitter: of the references that came along, those to name in its DONE."""
         return self.references.kept(borrowed)
 
     def needed(self) -> bool:
@@ -244,16 +243,20 @@ class Owner:
             entry = entries[0] if entries else None
             if entry is not None and entry[0] == ERROR and len(entry) > 2 and self.tasks.may_retry(task):
                 pending[task_id] = task
-                self._submit_ready(task)
+                task.tried = True
+                (self.leases.submit if task.template.actor is None else self.calls.submit_again)(task)
                 continue
             if task.template.budget is not None:
                 task.template.budget.give()
             if task.template.creates:
                 self._created(task)
-            if entry is not None and entry[0] == ERROR and (len(entries) > 1 or task.tried_before()):
-                self._sweep(task)
-            for object_id, entry in zip(task.returns, entries, strict=True):
-                self._arrive(now, object_id, entry)
+            for object_id, result in zip(task.returns, entries, strict=True):
+                self._arrive(now, object_id, result)
+            if task.tried or (len(entries) > 1 and entries[0][0] == ERROR):
+                self._sweep(task.returns, peer)
+        if peer == self._me:  # an actor has called itself
+            for entry in (entry for item in items for entry in item[1]):
+                self.references.come_home(contained_in(entry))
 
     def on_hand_back(self, now: float, peer: bytes, lease_id: int, task_ids: list[bytes]) -> None:
         self.leases.on_handed_back(lease_id, task_ids)
@@ -269,7 +272,14 @@ class Owner:
         gpu_ids: tuple[int, ...] = (),
     ) -> None:
         self.meet(worker_id)
-        self.leases.on_granted(now, request_id, lease_id, worker_id, endpoint, gpu_ids)
+        self.leases.on_granted(now, peer, request_id, lease_id, worker_id, endpoint, gpu_ids)
+
+    def on_lease_redirected(
+        self, now: float, peer: bytes, request_id: int, agent: bytes, endpoint: str, reason: str
+    ) -> None:
+        if self.leases.on_redirected(request_id, agent, endpoint) and agent != self._agent:  # it may be sent home
+            self._agents[agent] = None
+            self.meet(agent)
 
     def on_lease_rejected(self, now: float, peer: bytes, request_id: int, kind: str, reason: str) -> None:
         queue = self.leases.on_rejected(request_id)
@@ -279,11 +289,14 @@ class Owner:
             self._give_up(now, queue, reason)
         elif not queue.infeasible:
             queue.infeasible = reason
-            grace_s = self._config.infeasible_grace_s
-            fate = "it waits for a node that can" if self._config.infeasible == "wait" else f"it fails in {grace_s:g} s"
-            self.out.append((WARN, f"no node can run {queue.tasks[0].template.name}(): {reason}; {fate}")
-                            if queue.tasks else (WARN, reason))
-            self.out.append((TIMER, now + grace_s, (INFEASIBLE_TIMER, queue)))
+            if queue.give_up_at is None:
+                waits, grace_s = self._config.infeasible == "wait", self._config.infeasible_grace_s
+                queue.give_up_at = float("inf") if waits else now + grace_s
+                fate = "it waits for a node that can" if waits else f"it fails in {grace_s:g} s"
+                name = f"{queue.tasks[0].template.name}(): " if queue.tasks else ""
+                self.out.append((WARN, f"no node can run {name}{reason}; {fate}"))
+            retry_at = now + self._config.infeasible_retry_s
+            self.out.append((TIMER, max(now, min(retry_at, queue.give_up_at)), (INFEASIBLE_TIMER, queue)))
 
     def on_lease_reclaimed(self, now: float, peer: bytes, lease_id: int) -> None:
         self.leases.on_reclaimed(lease_id)
@@ -292,27 +305,26 @@ class Owner:
         self, now: float, peer: bytes, lease_id: int, reason: str, out_of_memory: bool = False
     ) -> None:
         """The worker of a lease died: what it had is run again or fails."""
+        lease = self.leases.leases.get(lease_id)
         tasks = self.leases.on_lost(lease_id)
+        budget = self._config.oom_retries_max if out_of_memory else None
         again = []
         for task in tasks:
-            if task.id not in self.tasks.pending:
-                continue
-            if len(tasks) > 1 or self._may_run_again(task, out_of_memory):
+            if task.id in self.tasks.pending and (len(tasks) > 1 or self.tasks.may_run_again(task, budget)):
                 again.append(task)
                 continue
-            text = f"the worker died while it ran {task.template.name}() (task {task.id.hex()}): {reason}. "
-            if out_of_memory:
-                text += "Give the task num_cpus or memory that keeps others away, or have it use less"
-            else:
-                text += f"It was tried {task.template.max_retries + 1} time(s); max_retries allows more"
-            self._sweep(task)
-            kind = OutOfMemoryError if out_of_memory else WorkerCrashedError
-            self._fail(now, task, error_entry(kind(text)))
+            self._sweep(task.returns, lease.worker if lease is not None else b"")
+            self._fail(now, task, worker_crashed(task, reason, out_of_memory=out_of_memory))
         self.leases.requeue(again)
 
     def on_worker_died(self, now: float, peer: bytes, worker_id: bytes, reason: str) -> None:
         """A process that owned or borrowed objects, or ran tasks, is gone."""
         self._watched.pop(worker_id, None)
+        self._sweep(self._unswept.pop(worker_id, ()), worker_id)
+        if worker_id in self._agents:
+            del self._agents[worker_id]
+            for lease_id in self.leases.on_agent_lost(worker_id):
+                self.on_lease_lost(now, peer, lease_id, reason)
         self.out.append((HANG_UP, worker_id))
         for object_id in self.references.on_process_died(worker_id):
             known = self.memory.get(object_id)
@@ -345,7 +357,7 @@ class Owner:
 
     def on_objects_spilled(self, now: float, peer: bytes, rows: list[Any]) -> None:
         """A node has written objects of ours to disk."""
-        self.directory.on_spilled([row for row in rows if row[0] in self.memory])
+        self.directory.on_spilled([row for row in rows if self.memory.get(row[0], (ERROR,))[0] == STORED])
 
     def on_refs(self, now: float, peer: bytes, deltas: list[Any]) -> None:
         self.references.on_refs(deltas)
@@ -375,7 +387,8 @@ class Owner:
         elif key[0] == INFEASIBLE_TIMER:
             queue = key[1]
             reason, queue.infeasible = queue.infeasible, ""
-            if self._config.infeasible != "wait":
+            if queue.give_up_at is not None and now + 1e-6 >= queue.give_up_at:
+                queue.give_up_at = None
                 self._give_up(now, queue, reason)
             self.leases.retry(queue)
 
@@ -430,28 +443,24 @@ class Owner:
             self.creations.pop(actor[0], None)
 
     def _fail(self, now: float, task: Task, entry: Entry) -> None:
-        pending = self.tasks.pending.pop(task.id, None)
-        if pending is not None and task.template.budget is not None:
+        if self.tasks.pending.pop(task.id, None) is None:
+            return  # an answer came late, and is its result
+        if task.template.budget is not None:
             task.template.budget.give()
         actor = task.template.actor
-        if actor is not None and task.template.creates and pending is not None and actor[0] in self.creations:
+        if actor is not None and task.template.creates and actor[0] in self.creations:
             del self.creations[actor[0]]  # an argument of its constructor is an error
             self.out.append((SEND, CONTROL, CreateActor(actor[0], b"", entry[1])))
         for object_id in task.returns:
             self._arrive(now, object_id, entry)
 
-    def _fail_call(self, now: float, task: Task, entry: Entry) -> None:
-        """The actor is gone, and may have left results of an attempt in the store."""
-        if task.tried_before():
-            self._sweep(task)
+    def _fail_call(self, now: float, task: Task, entry: Entry, worker: bytes) -> None:
+        """The actor is gone, or soon will be, and may leave results of an attempt in the store."""
+        if task.tried:
+            self._sweep(task.returns, worker)
+        if worker in self._watched:
+            self._unswept.setdefault(worker, []).extend(task.returns)
         self._fail(now, task, entry)
-
-    def _may_run_again(self, task: Task, out_of_memory: bool) -> bool:
-        """Charge the attempt that just ended: want of memory has a budget of its own."""
-        if not out_of_memory:
-            return self.tasks.may_retry(task)
-        task.oom_retries += 1
-        return task.template.max_retries != 0 and task.oom_retries <= self._config.oom_retries_max
 
     def _give_up(self, now: float, queue: LeaseQueue, reason: str) -> None:
         for task in self.leases.give_up(queue):
@@ -490,8 +499,7 @@ class Owner:
         self.out.append((SEND, peer, (OBJECT_VALUE, object_id, entry)))
 
     def _answer_lost(self, peer: bytes, object_id: bytes) -> None:
-        entry = lost(object_id)
-        self.out.append((SEND, peer, (OBJECT_VALUE, object_id, entry)))
+        self.out.append((SEND, peer, (OBJECT_VALUE, object_id, lost(object_id))))
 
     def _seek(self, object_id: bytes, owner: Address) -> None:
         """Somebody here waits for an object: make sure that it is on its way, or say that it never comes."""
@@ -520,11 +528,18 @@ class Owner:
         self.references.decline(contained_in(entry))
         known = self.memory.get(object_id)
         if entry[0] == STORED and object_id[:16] not in self.tasks.pending and (known is None or known[0] != STORED):
-            self.out.append((SEND, self._agent, FreeObjects([object_id])))
+            self._free_at(entry[2], [object_id])
 
-    def _sweep(self, task: Task) -> None:
+    def _sweep(self, returns: Iterable[bytes], worker: bytes) -> None:
         """A task failed: an earlier attempt, or this one half way through its results, may have left some in the store."""
-        self.out.append((SEND, self._agent, FreeObjects(list(task.returns))))
+        agent = agent_of(worker)
+        left = [o for o in returns if self.memory.get(o, (ERROR,))[0] != STORED]  # another attempt may have made it
+        if left:
+            self.out.append((SEND, self._agent, FreeObjects(left, agent if agent in self._agents else b"")))
+
+    def _free_at(self, node_id: bytes, object_ids: list[bytes]) -> None:
+        agent = b"" if node_id == self._node_id else agent_id(node_id)
+        self.out.append((SEND, self._agent, FreeObjects(object_ids, agent)))
 
     def _drop(self) -> None:
         """Forget the values of borrowed objects that nobody here holds any more.
@@ -544,16 +559,16 @@ class Owner:
         references = self.references
         freed, references.freed = references.freed, []
         memory = self.memory
-        stored = []
+        stored: dict[bytes, list[bytes]] = {}
         for object_id in freed:
             if object_id in self.calls.handles:
                 self._out_of_scope(object_id)
             entry = memory.pop(object_id, None)
             if entry is not None and entry[0] == STORED:
-                stored.append(object_id)
+                stored.setdefault(entry[2], []).append(object_id)
                 self.directory.forget(object_id)
-        if stored:
-            self.out.append((SEND, self._agent, FreeObjects(stored)))
+        for node_id, object_ids in stored.items():
+            self._free_at(node_id, object_ids)
 
     def _out_of_scope(self, handle_id: bytes) -> None:
         """No handle of an actor is left anywhere; a detached one lives on."""

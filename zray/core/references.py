@@ -27,6 +27,7 @@ A borrower that ends gives nothing back, so somebody must tell of its end: ``met
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 from zray.base.wire import Address, Contained
@@ -149,8 +150,10 @@ class ReferenceCounter:
 
     def give(self, object_id: bytes, owner: Address, receiver: bytes) -> None:
         """Register ``receiver`` as a borrower, here or at the owner."""
-        if owner[0] == receiver:
-            return  # an owner needs no registration for what is its own
+        if owner[0] == receiver:  # an owner needs no registration for what is its own
+            if receiver == self._me:
+                self.hold(object_id, owner)  # ... but what it sends to itself is kept by nobody else on the way
+            return
         if owner[0] == self._me:
             self._adjust(object_id, receiver, 1)
         else:
@@ -158,13 +161,29 @@ class ReferenceCounter:
             if object_id in self._bare:
                 self.passed[object_id] = None
 
+    def come_home(self, inner: Contained) -> None:
+        """A value arrived that this process had sent to itself: what it held on the way is held no more."""
+        for object_id, owner in inner:
+            if owner[0] == self._me:
+                self.release(object_id)
+
     def on_refs(self, deltas: list[Any]) -> None:
         """Other processes changed their counts of objects owned here."""
         for object_id, borrower, delta in deltas:
             self._adjust(object_id, borrower, delta)
 
     def on_process_died(self, process: bytes) -> list[bytes]:
-        """A process is gone: its borrowings end. Returns the borrowed objects that it owned."""
+        """A process is gone: its borrowings end. Returns the borrowed objects that it owned.
+
+        It may have been the submitter that protected an argument which is held here: an actor outlives its callers. So this
+        process registers itself for all that only submitters protect.
+        """
+        bare, self._bare = self._bare, {}
+        for object_id in bare:
+            owner = self.owners[object_id]
+            if owner[0] != process:
+                self.received(object_id)
+                self.deltas.setdefault(owner, []).append((object_id, self._me, 1))
         self._borrowing.pop(process, None)
         for object_id in [o for o, by in self.borrowers.items() if process in by]:
             by = self.borrowers[object_id]
@@ -174,6 +193,10 @@ class ReferenceCounter:
 
     def needed(self, object_id: bytes) -> bool:
         return object_id in self.counts or object_id in self.borrowers
+
+    def lent_beyond(self, processes: Container[bytes]) -> bool:
+        """Whether others than these processes hold references to what this one owns."""
+        return any(process not in processes for by in self.borrowers.values() for process in by)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 

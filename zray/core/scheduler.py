@@ -14,8 +14,11 @@ done. This is what shares a node fairly between owners that could keep it busy f
 
 from __future__ import annotations
 
+from typing import Any
+
 from zray.base.resources import UNIT, NodeResources, ResourceSet
 from zray.base.wire_actors import PlaceActor
+from zray.core.bundles import Bundle, BundleState, NodeBundles
 from zray.core.gpus import GpuSlots
 from zray.exceptions import InvariantError
 
@@ -23,12 +26,13 @@ from zray.exceptions import InvariantError
 class Request:
     """An owner wants a lease; with ``actor``, the control wants one for an actor."""
 
-    __slots__ = ("actor", "demand", "depth", "id", "job_id", "owner", "retriable", "sequence")
+    __slots__ = ("actor", "demand", "depth", "id", "job_id", "owner", "retriable", "sequence", "strategy")
 
     def __init__(
         self, owner: bytes, id: int, job_id: bytes, demand: ResourceSet, depth: int, sequence: int, retriable: bool
     ) -> None:
         self.actor: PlaceActor | None = None
+        self.strategy: tuple[Any, ...] = ("default",)
         self.owner = owner
         self.id = id
         self.job_id = job_id
@@ -41,9 +45,10 @@ class Request:
 class GrantedLease:
     """Resources that are lent out, with a worker as soon as there is one."""
 
-    __slots__ = ("blocked", "gpu_ids", "id", "reclaiming", "request", "worker")
+    __slots__ = ("blocked", "bundle", "gpu_ids", "id", "reclaiming", "request", "worker")
 
-    def __init__(self, id: int, request: Request, gpu_ids: tuple[int, ...]) -> None:
+    def __init__(self, id: int, request: Request, gpu_ids: tuple[int, ...], bundle: Bundle | None = None) -> None:
+        self.bundle = bundle  # that it takes from, if it is not the node itself
         self.id = id
         self.request = request
         self.gpu_ids = gpu_ids
@@ -57,17 +62,19 @@ class LeaseScheduler:
 
     Args:
         total: what the node has.
+        first_lease: the number before that of the first lease, which no other node uses.
     """
 
-    __slots__ = ("_next_lease", "_sequence", "by_worker", "gpus", "leases", "queue", "resources")
+    __slots__ = ("_next_lease", "_sequence", "bundles", "by_worker", "gpus", "leases", "queue", "resources")
 
-    def __init__(self, total: ResourceSet) -> None:
+    def __init__(self, total: ResourceSet, first_lease: int = 0) -> None:
         self.resources = NodeResources(total)
         self.gpus = GpuSlots(total["GPU"] // UNIT)
+        self.bundles: NodeBundles | None = None
         self.queue: dict[tuple[bytes, int], Request] = {}
         self.leases: dict[int, GrantedLease] = {}
         self.by_worker: dict[bytes, GrantedLease] = {}
-        self._next_lease = 1
+        self._next_lease = first_lease + 1
         self._sequence = 0
 
     def request(
@@ -79,11 +86,13 @@ class LeaseScheduler:
         depth: int,
         *,
         retriable: bool = True,
+        strategy: tuple[Any, ...] = ("default",),
     ) -> str:
         """Queue a request. Returns why it can never be granted here, or nothing."""
-        refusal = self._refusal(demand)
+        refusal = "" if strategy[0] == "bundle" else self._refusal(demand)  # what a bundle holds is known to the policy
         if not refusal:
-            self._queue(owner, request_id, job_id, demand, depth, retriable=retriable)
+            request = self._queue(owner, request_id, job_id, demand, depth, retriable=retriable)
+            request.strategy = strategy
         return refusal
 
     def place(self, owner: bytes, request_id: int, actor: PlaceActor) -> str:
@@ -91,10 +100,13 @@ class LeaseScheduler:
 
         What the node must have and what the actor holds while it lives are two things, as in Ray: by default one CPU and none.
         """
-        refusal = self._refusal(ResourceSet(actor.placement)) or self._refusal(ResourceSet(actor.resources))
+        refusal = ""
+        if actor.strategy[0] != "bundle":
+            refusal = self._refusal(ResourceSet(actor.placement)) or self._refusal(ResourceSet(actor.resources))
         if not refusal:
             demand = ResourceSet(actor.resources)
             request = self._queue(owner, request_id, actor.job_id, demand, 0, retriable=actor.retriable)
+            request.strategy = actor.strategy
             request.actor = actor
         return refusal
 
@@ -124,24 +136,34 @@ class LeaseScheduler:
         if not self.queue:
             return []
         granted = []
-        failed: dict[ResourceSet, None] = {}
+        failed: dict[tuple[ResourceSet, tuple[Any, ...]], None] = {}
         for request in sorted(self.queue.values(), key=lambda r: (-r.depth, r.sequence)):
-            if request.demand in failed:
+            pool = request.strategy[1:3] if request.strategy[0] == "bundle" else ()
+            if (request.demand, pool) in failed:
                 continue
-            gpu_ids: tuple[int, ...] | None = ()
-            fits = self.resources.fits(request.demand)
-            if fits and request.demand["GPU"]:
-                gpu_ids = self.gpus.assign(request.demand["GPU"])
-            if not fits or gpu_ids is None:
-                failed[request.demand] = None
+            taken = self._take(request.demand, pool)
+            if taken is None:
+                failed[request.demand, pool] = None
                 continue
             del self.queue[request.owner, request.id]
-            self.resources.acquire(request.demand)
-            lease = GrantedLease(self._next_lease, request, gpu_ids)
+            bundle, gpu_ids = taken
+            lease = GrantedLease(self._next_lease, request, gpu_ids, bundle)
             self._next_lease += 1
             self.leases[lease.id] = lease
             granted.append(lease)
         return granted
+
+    def _take(self, demand: ResourceSet, pool: tuple[Any, ...]) -> tuple[Bundle | None, tuple[int, ...]] | None:
+        """Resources from the node or one of its bundles; None if there is no room now."""
+        if pool:
+            return self.bundles.take(pool[0], pool[1], demand) if self.bundles is not None else None
+        if not self.resources.fits(demand):
+            return None
+        gpu_ids = self.gpus.assign(demand["GPU"]) if demand["GPU"] else ()
+        if gpu_ids is None:
+            return None
+        self.resources.acquire(demand)
+        return None, gpu_ids
 
     def assign(self, lease_id: int, worker: bytes) -> GrantedLease:
         """A lease has its worker."""
@@ -160,6 +182,9 @@ class LeaseScheduler:
         demand = lease.request.demand
         if lease.blocked:
             demand = ResourceSet({name: demand[name] for name in demand if name != "CPU"})
+        if lease.bundle is not None:
+            lease.bundle.give(demand, lease.gpu_ids)
+            return lease
         self.resources.release(demand)
         self.gpus.release(lease.gpu_ids, demand["GPU"])
         return lease
@@ -170,7 +195,11 @@ class LeaseScheduler:
         if lease is None or lease.blocked:
             return False
         lease.blocked = True
-        self.resources.release(lease.request.demand.only("CPU"))
+        cpu = lease.request.demand.only("CPU")
+        if lease.bundle is not None:
+            lease.bundle.give(cpu)
+        else:
+            self.resources.release(cpu)
         return True
 
     def on_unblocked(self, worker: bytes) -> None:
@@ -178,7 +207,11 @@ class LeaseScheduler:
         lease = self.by_worker.get(worker)
         if lease is not None and lease.blocked:
             lease.blocked = False
-            self.resources.acquire(lease.request.demand.only("CPU"))
+            cpu = lease.request.demand.only("CPU")
+            if lease.bundle is not None:
+                lease.bundle.retake(cpu)
+            else:
+                self.resources.acquire(cpu)
 
     def to_reclaim(self) -> list[GrantedLease]:
         """Leases to call back for the requests that wait: one each, of another owner or another shape."""
@@ -192,7 +225,7 @@ class LeaseScheduler:
         for request in list(self.queue.values())[pending:]:
             for lease in candidates:
                 other = lease.request.owner != request.owner or lease.request.demand != request.demand
-                if other:
+                if other and _group(lease.request) == _group(request):
                     lease.reclaiming = True
                     candidates.remove(lease)
                     wanted.append(lease)
@@ -215,8 +248,12 @@ class LeaseScheduler:
     def check(self) -> None:
         """Assert the invariants: what is free and what is lent is all there is."""
         lent: dict[str, int] = {}
+        set_apart = self.bundles.reserved() if self.bundles is not None else ResourceSet({})
+        lent.update(set_apart)
         for lease in self.leases.values():
             demand = lease.request.demand
+            if lease.bundle is not None and lease.bundle.state is not BundleState.RETURNED:
+                continue
             for name in demand:
                 if not (lease.blocked and name == "CPU"):
                     lent[name] = lent.get(name, 0) + demand[name]
@@ -230,3 +267,8 @@ class LeaseScheduler:
 
     def statistics(self) -> dict[str, int]:
         return {"lease_requests": len(self.queue), "leases": len(self.leases)}
+
+
+def _group(request: Request) -> Any:
+    """The placement group that a request is for: what others have in other pools is of no use for it."""
+    return request.strategy[1] if request.strategy[0] == "bundle" else None

@@ -15,7 +15,10 @@ moved because everything is being read, or the object is larger than the whole s
 used there through a mapping. Only when that is impossible too, a demand waits for ``store_full_grace_s`` and is refused, with
 the reason. When a demand has to wait at all, clients are asked to collect their garbage: cycles can hold references.
 
-*Copies.* A copy on disk stays valid after the object was brought back, so the object can be dropped again for nothing.
+*Copies.* A copy on disk stays valid after the object was brought back, so the object can be dropped again for nothing. The same
+is true of a *secondary* copy, which was brought from the node that has the primary: it is never written to disk, it is forgotten
+when memory is short and nobody reads it, and it goes with its primary. ``PULLS`` and ``PUSHES`` are clients of the store too:
+machines of the same agent (``transfer``), which are answered by effects.
 """
 
 from __future__ import annotations
@@ -24,14 +27,16 @@ from collections.abc import Callable
 
 from zray.base.config import Config
 from zray.base.wire import ObjectsSpilled, Reply
+from zray.base.wire_transfer import CopiesDropped
 from zray.core.arena import Arena
-from zray.core.effects import COLLECT, RESTORE, SEND, SPILL, TIMER, Effect
+from zray.core.effects import ANSWER, COLLECT, RESTORE, SEND, SPILL, TIMER, Effect
 from zray.core.spilling import SPILL_TIMER, Copy, SpillFiles
 from zray.core.stored_object import ObjectState, StoredObject
 from zray.exceptions import InvariantError
 
 CREATE_TIMER = "store.create"
-_GET, _CREATE, _ARGUMENT = 0, 1, 2  # priorities of demands
+PULLS, PUSHES = b"pulls", b"pushes"
+GET, CREATE, ARGUMENT = 0, 1, 2  # priorities of demands
 _BATCHES_MAX = 2  # spill files written at the same time
 
 
@@ -76,6 +81,7 @@ class ObjectStore:
         "_out",
         "_spillable",
         "arena",
+        "copies",
         "files",
         "objects",
         "spilled_bytes",
@@ -93,6 +99,7 @@ class ObjectStore:
         self.arena = Arena(capacity)
         self.files = SpillFiles(directories or [], config.spill_rest_s, out)
         self.objects: dict[bytes, StoredObject] = {}
+        self.copies: dict[bytes, bytes] = {}  # secondary ones, and the agent that has the primary
         self.spilling_bytes = 0  # on the way to disk
         self.spilled_bytes = 0  # written to disk so far, in all
         self._config = config
@@ -109,23 +116,41 @@ class ObjectStore:
     # -- clients --------------------------------------------------------------------------------------------------
 
     def create(
-        self, now: float, peer: bytes, request_id: int, object_id: bytes, size: int, call_site: str = ""
+        self,
+        now: float,
+        peer: bytes,
+        request_id: int,
+        object_id: bytes,
+        size: int,
+        call_site: str = "",
+        priority: int = CREATE,
     ) -> None:
         """A client wants room; the reply is (offset, warm), (path, False), or "exists" when the object is here already."""
         known = self.objects.get(object_id)
         if known is not None and known.sealed and not known.freed:
+            if peer != PULLS and object_id in self.copies:
+                self._promote(object_id, known)
             self._reply(peer, request_id, "exists")
         elif known is not None or (size > self.arena.capacity and not self.files.has_local()):
             self._refuse(peer, request_id, size)
         else:
-            self._demand(now, _CREATE, peer, request_id, object_id, size, call_site)
+            self._demand(now, priority, peer, request_id, object_id, size, call_site)
 
-    def seal(self, object_id: bytes, owner: bytes, checksum: int = 0) -> None:
-        """All bytes are written; ``checksum`` is of those written to a file."""
+    def withdraw(self, object_id: bytes) -> bool:
+        """PULLS does not want room for this object any more; False: it has been answered."""
+        before = len(self._demands)
+        self._demands = [d for d in self._demands if d.peer != PULLS or d.object_id != object_id]
+        self._advance()
+        return len(self._demands) < before
+
+    def seal(self, object_id: bytes, owner: bytes, checksum: int = 0, primary: bytes = b"") -> None:
+        """All bytes are written; ``checksum`` is of those written to a file. ``primary``: the agent that has the primary copy."""
         stored = self.objects.get(object_id)
         if stored is None or stored.sealed:
             return
         stored.owner = owner
+        if primary:
+            self.copies[object_id] = primary
         if stored.copy is not None:
             stored.copy.checksum = checksum
             stored.move("sealed on disk")
@@ -135,7 +160,7 @@ class ObjectStore:
         if stored.freed or self._dead(owner):
             self.free([object_id])
         else:
-            self._sort(object_id, stored)
+            self._settle(object_id, stored)
             self._advance()
 
     def abort(self, object_id: bytes, reason: str = "", now: float = 0.0) -> None:
@@ -159,11 +184,20 @@ class ObjectStore:
         else:
             stored.readers.append((peer, request_id))
             if stored.state is ObjectState.ON_DISK:
-                priority = _GET if urgent else _ARGUMENT
+                priority = GET if urgent else ARGUMENT
                 known = [d for d in self._demands if d.object_id == object_id and d.request_id < 0]
                 if not any(d.priority <= priority for d in known):
                     self._demands = [d for d in self._demands if d not in known]
-                    self._demand(now, priority, b"", -1, object_id, stored.size)
+                    self._demand(now, priority, b"", -1, object_id, stored.size, "")
+
+    def lend(self, now: float, request_id: int, object_id: bytes) -> None:
+        """PUSHES wants to send the object to another node: a file of this machine will do as well as memory."""
+        stored = self.objects.get(object_id)
+        on_disk = stored is not None and stored.state is ObjectState.ON_DISK
+        if stored is not None and on_disk and stored.copy is not None and "://" not in stored.copy.path:
+            self._pin(PUSHES, request_id, object_id, stored)
+        else:
+            self.pin(PUSHES, request_id, object_id, now=now, urgent=False)
 
     def unpin(self, peer: bytes, object_ids: list[bytes]) -> None:
         """A client's last views of objects are gone."""
@@ -187,7 +221,7 @@ class ObjectStore:
         self._advance()
 
     def drop_client(self, peer: bytes) -> None:
-        """A process is gone: its pins, what it was writing, what it owned."""
+        """A process is gone: its pins, what it was writing, what it owned; and the copies of what an agent's node had."""
         for stored in self.objects.values():
             stored.readers = [reader for reader in stored.readers if reader[0] != peer]
         self._demands = [
@@ -199,7 +233,7 @@ class ObjectStore:
                 if stored.creator == peer:
                     self._remove(object_id, stored)
                 continue
-            if stored.owner == peer:
+            if peer in (stored.owner, self.copies.get(object_id)):
                 stored.freed = True
             if stored.freed or pinned:
                 self._settle(object_id, stored)
@@ -257,7 +291,7 @@ class ObjectStore:
         stored.offset = -1
         readers, stored.readers = stored.readers, []
         for peer, request_id in readers:
-            self._out.append((SEND, peer, Reply(request_id, False, ("lost", reason))))
+            self._reply(peer, request_id, ("lost", reason), ok=False)
         self._settle(object_id, stored)
         self._advance()
 
@@ -280,14 +314,7 @@ class ObjectStore:
     # -- room -----------------------------------------------------------------------------------------------------
 
     def _demand(
-        self,
-        now: float,
-        priority: int,
-        peer: bytes,
-        request_id: int,
-        object_id: bytes,
-        size: int,
-        call_site: str = "",
+        self, now: float, priority: int, peer: bytes, request_id: int, object_id: bytes, size: int, call_site: str
     ) -> None:
         demand = _Demand(priority, peer, request_id, object_id, size, now + self._config.store_full_grace_s)
         demand.call_site = call_site
@@ -365,7 +392,9 @@ class ObjectStore:
         self._out.append((COLLECT,))  # what fills the store may be garbage
         stored = self.objects[demand.object_id] = StoredObject(-1, demand.size, demand.peer)
         stored.call_site = demand.call_site
-        path = f"{directory}/{demand.object_id.hex()}.object"
+        # The file of an earlier copy may not be deleted yet.
+        suffix = f"-{demand.request_id}" if demand.peer == PULLS else ""
+        path = f"{directory}/{demand.object_id.hex()}{suffix}.object"
         stored.copy = Copy(path, 0, 0)
         self.files.keep(path)
         self._reply(demand.peer, demand.request_id, (path, False))
@@ -429,7 +458,7 @@ class ObjectStore:
     def _sort(self, object_id: bytes, stored: StoredObject) -> None:
         """An object in memory that nobody reads is the warmest of those that can be moved."""
         if stored.state is ObjectState.IN_MEMORY and not stored.pins:
-            if stored.copy is None:
+            if stored.copy is None and object_id not in self.copies:
                 self._spillable[object_id] = None
             elif object_id not in self._droppable:
                 self._droppable[object_id] = None
@@ -444,13 +473,23 @@ class ObjectStore:
     def _settle(self, object_id: bytes, stored: StoredObject) -> None:
         """Something that held an object is gone: remove it if that was the last, else see whether it can be moved now."""
         busy = stored.state in (ObjectState.WRITING, ObjectState.SPILLING, ObjectState.RESTORING)
-        if stored.freed and not busy and not stored.pins:
+        useless = stored.freed or (stored.offset < 0 and object_id in self.copies)  # a file is no faster than the other node is
+        if useless and not busy and not stored.pins:
             self._remove(object_id, stored)
         else:
             self._sort(object_id, stored)
 
+    def _promote(self, object_id: bytes, stored: StoredObject) -> None:
+        """A task has made here what was only a copy: from now on it is this node's own."""
+        self._out.append((SEND, self.copies.pop(object_id), CopiesDropped([object_id])))
+        self._unlist(object_id, stored)
+        self._sort(object_id, stored)
+
     def _drop(self, object_id: bytes, stored: StoredObject) -> None:
-        """Forget the place in memory of an object that has a copy on disk."""
+        """Forget the place in memory of an object that has another copy, on disk or on its primary's node."""
+        if object_id in self.copies:
+            self._remove(object_id, stored)
+            return
         self._unlist(object_id, stored)
         stored.move("dropped")
         self.arena.free(stored.offset, warm=True)
@@ -464,15 +503,21 @@ class ObjectStore:
             self.arena.free(stored.offset, warm=stored.sealed)
         if stored.copy is not None:
             self.files.drop(stored.copy.path)
+        primary = self.copies.pop(object_id, b"")
+        if primary and not stored.freed:
+            self._out.append((SEND, primary, CopiesDropped([object_id])))
         for peer, request_id in stored.readers:
             self._miss(peer, request_id, object_id)
 
-    def _reply(self, peer: bytes, request_id: int, value: object) -> None:
-        self._out.append((SEND, peer, Reply(request_id, True, value)))
+    def _reply(self, peer: bytes, request_id: int, value: object, *, ok: bool = True) -> None:
+        if peer in (PULLS, PUSHES):
+            self._out.append((ANSWER, peer, request_id, ok, value))
+        else:
+            self._out.append((SEND, peer, Reply(request_id, ok, value)))
 
     def _miss(self, peer: bytes, request_id: int, object_id: bytes) -> None:
         text = f"object {object_id.hex()} is not in this node's store"
-        self._out.append((SEND, peer, Reply(request_id, False, ("lost", text))))
+        self._reply(peer, request_id, ("lost", text), ok=False)
 
     def _give_up(self, demand: _Demand) -> None:
         if demand.request_id >= 0:
@@ -498,7 +543,7 @@ class ObjectStore:
         if self.files.reason:
             kind = "disk"
             text += f". Objects can not be moved to disk: {self.files.reason}"
-        self._out.append((SEND, peer, Reply(request_id, False, (kind, text))))
+        self._reply(peer, request_id, (kind, text), ok=False)
 
     def rows(self) -> list[tuple[object, ...]]:
         """(id, size, state, owner, pins, path, call site) of each object."""
@@ -531,18 +576,21 @@ class ObjectStore:
                 raise InvariantError(f"object {name} can be read and is still waited for")
             if stored.copy is not None:
                 copies[stored.copy.path] = copies.get(stored.copy.path, 0) + 1
+            if object_id in self.copies and (stored.state is ObjectState.SPILLING or object_id in self._spillable):
+                raise InvariantError(f"object {name} is a copy and is written to disk")
             if stored.offset < 0 and stored.copy is None:
                 raise InvariantError(f"object {name} is nowhere")
             movable = object_id in self._spillable or object_id in self._droppable
             if movable != (stored.state is ObjectState.IN_MEMORY and not stored.pins):
                 raise InvariantError(f"object {name} is {stored.state.name} and wrongly listed as movable: {movable}")
-        if copies != self.files.live:
-            raise InvariantError(f"spill files are counted wrongly: {self.files.live} for {copies}")
+        if copies != self.files.live or not self.objects.keys() >= self.copies.keys():
+            raise InvariantError(f"copies are counted wrongly: {self.files.live} for {copies}, {self.copies}")
 
     def statistics(self) -> dict[str, int]:
         return {
             "objects": len(self.objects),
             "pinned": sum(1 for o in self.objects.values() if o.pins),
+            "secondary": len(self.copies),
             "on_disk": sum(1 for o in self.objects.values() if o.state is ObjectState.ON_DISK),
             "creations_waiting": len(self._demands),
             "spilled_bytes": self.spilled_bytes,

@@ -26,6 +26,7 @@ class TaskTemplate:
         "creates",
         "extra",
         "function_id",
+        "key",
         "max_retries",
         "name",
         "num_returns",
@@ -41,8 +42,10 @@ class TaskTemplate:
         num_returns: int,
         max_retries: int,
         extra: dict[str, Any] | None,
+        strategy: tuple[Any, ...] = ("default",),
     ) -> None:
         self.function_id = function_id
+        self.key = (resources, strategy)  # tasks of one key share leases
         self.name = name
         self.resources = resources
         self.num_returns = num_returns
@@ -99,6 +102,7 @@ class Task:
         "slots",
         "suspect",
         "template",
+        "tried",
     )
 
     def __init__(
@@ -121,11 +125,8 @@ class Task:
         self.missing = 0
         self.retries_left = template.max_retries
         self.suspect = False
+        self.tried = False  # an earlier attempt may have left results in the store
         self.oom_retries = 0  # how often it was ended for want of memory
-
-    def tried_before(self) -> bool:
-        """Whether this may not be the first attempt: unlimited ones are not counted."""
-        return self.suspect or self.retries_left != self.template.max_retries or self.retries_left < 0
 
 
 class TaskManager:
@@ -173,6 +174,13 @@ class TaskManager:
         if task.retries_left > 0:
             task.retries_left -= 1
         return True
+
+    def may_run_again(self, task: Task, oom_retries_max: int | None) -> bool:
+        """Charge the attempt that ended with its worker: want of memory has a budget of its own, given where that was it."""
+        if oom_retries_max is None:
+            return self.may_retry(task)
+        task.oom_retries += 1
+        return task.template.max_retries != 0 and task.oom_retries <= oom_retries_max
 
     def check(self) -> None:
         """Assert the invariants."""

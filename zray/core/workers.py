@@ -22,6 +22,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from zray.base.config import Config
+from zray.base.ids import process_id
 from zray.base.wire import ExitWorker
 from zray.core.effects import KILL_WORKER, SEND, START_WORKER, Effect
 from zray.core.lifecycle import Lifecycle
@@ -90,6 +91,7 @@ class WorkerPool:
     __slots__ = (
         "_born_for",
         "_config",
+        "_finished",
         "_holds_leases",
         "_next",
         "_node_id",
@@ -114,6 +116,7 @@ class WorkerPool:
         self._config = config
         self._out = out
         self._next = 1
+        self._finished: dict[bytes, None] = {}  # jobs
         self.workers: dict[bytes, Worker] = {}
         self.waiting: dict[int, tuple[bytes, bytes]] = {}  # leases that wait for a worker: id -> job and owner
         self.actors_waiting: dict[int, bytes] = {}  # ... of actors, for which no worker was started yet: id -> job
@@ -229,10 +232,12 @@ class WorkerPool:
 
     def kill_job(self, job_id: bytes) -> None:
         """A job is over: its workers go, and new ones take their places. Detached actors stay."""
+        self._finished[job_id] = None
         for worker in list(self.workers.values()):
             if worker.job_id == job_id and not worker.lasting and worker.id not in self._born_for:
                 self.kill(worker)  # an actor that is not born yet is cancelled by the control, if it is to go
-        for lease_id in [i for i, (job, _) in self.waiting.items() if job == job_id]:
+        lasting = {worker.id for worker in self.workers.values() if worker.lasting}
+        for lease_id in [i for i, (job, owner) in self.waiting.items() if job == job_id and owner not in lasting]:
             del self.waiting[lease_id]
 
     def reap(self, now: float) -> bool:
@@ -252,7 +257,7 @@ class WorkerPool:
                     self.kill(worker)
                 worker.overdue = True
         for worker in idle:
-            if surplus <= 0 and not worker.dedicated:
+            if surplus <= 0 and not worker.dedicated and worker.job_id not in self._finished:
                 continue
             rested = worker.idle_since + self._config.worker_idle_s <= now + 1e-6
             if rested and not self._holds_leases(worker.id):
@@ -321,7 +326,7 @@ class WorkerPool:
         self._out.append((SEND, worker.id, ExitWorker(reason)))
 
     def _start(self) -> Worker:
-        worker_id = self._node_id[:6] + self._next.to_bytes(4, "big") + self._node_id[6:12]
+        worker_id = process_id(self._node_id, self._next.to_bytes(4, "big"))
         self._next += 1
         worker = self.workers[worker_id] = Worker(worker_id)
         self._out.append((START_WORKER, worker_id))

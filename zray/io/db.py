@@ -73,6 +73,26 @@ MIGRATIONS: list[tuple[str, str]] = [
         );
         """,
     ),
+    (
+        "0003 placement groups",
+        """
+        CREATE TABLE placement_groups (
+            group_id BLOB PRIMARY KEY,
+            job_id BLOB NOT NULL,         -- the job that created it
+            creator BLOB NOT NULL,        -- process id, in the cluster, of the driver or worker that created it
+            name TEXT NOT NULL,           -- empty if it has none
+            namespace TEXT NOT NULL,
+            detached INTEGER NOT NULL,    -- 1: it outlives its job
+            strategy TEXT NOT NULL,       -- PACK, SPREAD, STRICT_PACK, STRICT_SPREAD
+            bundles TEXT NOT NULL,        -- what each holds: "{CPU: 1}; {CPU: 2}"
+            state TEXT NOT NULL,          -- PENDING, CREATED, RESCHEDULING, REMOVED
+            nodes TEXT,                   -- the first eight digits of the node of each bundle
+            reason TEXT,                  -- of its removal
+            registered_at TEXT NOT NULL DEFAULT (datetime('now')),
+            changed_at TEXT
+        );
+        """,
+    ),
 ]
 
 STATEMENTS = {
@@ -86,6 +106,11 @@ STATEMENTS = {
     "update_actor": "UPDATE actors SET state = ?, restarts = ?, node_id = ?, worker_id = ?, pid = ?, reason = ?, "
     "changed_at = datetime('now') WHERE actor_id = ?",
     "forget_actor": "DELETE FROM actors WHERE actor_id = ?",
+    "save_placement_group": "INSERT INTO placement_groups (group_id, job_id, creator, name, namespace, detached, strategy, "
+    "bundles, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    "update_placement_group": "UPDATE placement_groups SET state = ?, nodes = ?, reason = ?, changed_at = datetime('now') "
+    "WHERE group_id = ?",
+    "forget_placement_group": "DELETE FROM placement_groups WHERE group_id = ?",
     "save_kv": "INSERT OR REPLACE INTO kv (namespace, key, value) VALUES (?, ?, ?)",
     "delete_kv": "DELETE FROM kv WHERE namespace = ? AND key = ?",
 }

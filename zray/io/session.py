@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import stat
 import tempfile
 import time
+from typing import Any
 
 SHM_DIRECTORY = "/dev/shm"
 _LOCK = "lock"
 _DIRECTORIES = "directories"
+_NODE = "node.json"
 _YOUNG_S = 60.0  # a session that has no lock yet may be just being made
 
 
@@ -80,6 +83,13 @@ class Session:
         with open(os.path.join(self.path, _DIRECTORIES), "w") as file:
             file.write("\n".join(paths))
 
+    def describe(self, node: dict[str, Any]) -> None:
+        """Say which node this session is: programs of this user that want to join its cluster find it so."""
+        path = os.path.join(self.path, _NODE)
+        with open(path + ".new", "w", encoding="utf-8", opener=_private) as file:
+            json.dump(node, file)
+        os.rename(path + ".new", path)
+
     def release(self) -> None:
         """Let go of the lock; others of the session may still hold it."""
         if self.lock_fd >= 0:
@@ -110,6 +120,30 @@ def _remove(path: str) -> None:
             if os.path.basename(directory) in (_arena_name(path), "spill"):
                 shutil.rmtree(directory, ignore_errors=True)
     shutil.rmtree(path, ignore_errors=True)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def living_nodes(parent: str = "") -> list[dict[str, Any]]:
+    """The nodes of this user that run on this machine, as they described themselves; the newest first."""
+    found = []
+    with os.scandir(base_directory(parent)) as entries:
+        paths = [e.path for e in entries if e.name.startswith("s-") and e.is_dir(follow_symlinks=False)]
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            with open(os.path.join(path, _NODE), encoding="utf-8") as file:
+                node = json.load(file)
+                made = os.fstat(file.fileno()).st_mtime
+            fd = os.open(os.path.join(path, _LOCK), os.O_RDWR)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody holds it: the node is gone
+            except BlockingIOError:
+                found.append((made, path, node))
+            finally:
+                os.close(fd)
+    return [{**node, "session": path} for _, path, node in sorted(found, key=lambda row: -row[0])]
 
 
 def sweep(parent: str = "") -> list[str]:

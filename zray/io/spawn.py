@@ -76,8 +76,8 @@ class Zygote:
     Args:
         run_worker: what a new worker runs, given its id; its return ends the process.
         at_end: what the zygote does last, when its node is gone.
-        on_event: called with ``("started", worker_id, pid)``, ``("exited", worker_id, status)`` or ``("failed", worker_id, reason)``;
-            with ``("lost",)`` when the zygote itself ended.
+        on_event: called with ``("started", worker_id, pid)``, ``("exited", worker_id, status)``, ``("failed", worker_id,
+            reason)``, ``("gone", worker_id)`` when that was to be ended and had ended, and ``("lost",)`` when the zygote ended.
     """
 
     def __init__(

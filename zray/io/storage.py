@@ -54,6 +54,11 @@ class Arena(shared_memory.SharedMemory):
             finally:
                 module.resource_tracker = tracker
 
+    @property
+    def descriptor(self) -> int:
+        """The segment as a file, which can be written without a mapping."""
+        return int(self._fd)  # type: ignore[attr-defined]
+
     def close(self) -> None:
         """Unmap, unless somebody still has a view: then the mapping goes with the last of them."""
         try:

@@ -1,9 +1,12 @@
 """Actor: the instance that lives in a worker, and the threads or the event loop that run its calls.
 
 Calls go to *groups*, each with a limit of its own: the default group, and those that the class names (concurrency groups). A
-plain actor runs its calls in the worker's main thread, one after the other. A group with a higher limit has threads of its own,
-started as they are needed. The groups of an asynchronous actor, one that has any ``async def`` method, share one event loop in
-one thread; a limit is then the number of coroutines at once.
+plain actor, which has one group of one call at a time, runs its calls in the worker's main thread. Any other has threads for
+each group, started as they are needed. The groups of an asynchronous actor, one that has any ``async def`` method, share one
+event loop in one thread; a limit is then the number of coroutines at once.
+
+Where calls run side by side, one of them may end the actor while others run or wait for their turn. Calls are numbered as they
+come: those that came before the one that ends the actor are finished, those after it are not started.
 """
 
 from __future__ import annotations
@@ -56,12 +59,15 @@ class ThreadGroup:
         self._actor = actor
         self._name = name
         self._limit = limit
-        self._calls: queue.SimpleQueue[tuple[bytes, Any]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[int, bytes, Any]] = queue.SimpleQueue()
         self._threads = 0
         self._idle = threading.Semaphore(0)
 
     def submit(self, peer: bytes, spec: Any) -> None:
-        self._calls.put((peer, spec))
+        number = self._actor.received()
+        if not number:
+            return
+        self._calls.put((number, peer, spec))
         if not self._idle.acquire(blocking=False) and self._threads < self._limit:
             self._threads += 1
             threading.Thread(target=self._work, name=f"zray-{self._name}-{self._threads}", daemon=True).start()
@@ -79,12 +85,15 @@ class AsyncGroup:
         self._actor = actor
         self._loop = loop
         self._limit = limit
-        self._calls: deque[tuple[bytes, Any]] = deque()
+        self._calls: deque[tuple[int, bytes, Any]] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._called = False
 
     def submit(self, peer: bytes, spec: Any) -> None:
-        self._calls.append((peer, spec))
+        number = self._actor.received()
+        if not number:
+            return
+        self._calls.append((number, peer, spec))
         if not self._called:
             self._called = True
             self._loop.call_soon_threadsafe(self._start)
@@ -136,7 +145,9 @@ class Actor:
         self.instance: Any = None
         self.closing = False  # it was told to end, or wants to: nothing is started any more
         self._exit: SystemExit | None = None
-        self._active = 0  # calls that run outside of the main thread
+        self._received = 0  # calls that do not run in the main thread
+        self._active = 0  # ... of which are not over
+        self._last = 0.0  # ... those from this number on are not started, once it is closing
         self._lock = threading.Lock()
         self._methods: dict[bytes, Callable[..., Any]] = {}
         limit = extra["max_concurrency"]
@@ -144,13 +155,12 @@ class Actor:
         self._groups: dict[str, Group] = {}
         self._default: Group
         if extra["asyncio"]:
-            import asyncio  # other actors do without it
-
-            loop = self._event_loop = asyncio.new_event_loop()
+            loop = self._event_loop = _new_event_loop(worker)
             self._default = AsyncGroup(self, loop, limit)
             self._groups = {name: AsyncGroup(self, loop, most) for name, most in extra["groups"].items()}
         else:
-            self._default = MainGroup(worker) if limit == 1 else ThreadGroup(self, "actor", limit)
+            plain = limit == 1 and not extra["groups"]
+            self._default = MainGroup(worker) if plain else ThreadGroup(self, "actor", limit)
             self._groups = {name: ThreadGroup(self, name, most) for name, most in extra["groups"].items()}
 
     def construct(self, args: list[Any], kwargs: dict[str, Any]) -> None:
@@ -163,10 +173,16 @@ class Actor:
         asyncio.set_event_loop(self._event_loop)
         threading.Thread(target=self._run_event_loop, name="zray-asyncio", daemon=True).start()
 
-        async def construct() -> None:
-            self.instance = self._cls(*args, **kwargs)
+        async def construct() -> BaseException | None:
+            try:
+                self.instance = self._cls(*args, **kwargs)
+            except BaseException as error:  # sys.exit() would end the loop, and nobody would hear of it
+                return error
+            return None
 
-        asyncio.run_coroutine_threadsafe(construct(), self._event_loop).result()
+        error = asyncio.run_coroutine_threadsafe(construct(), self._event_loop).result()
+        if error is not None:
+            raise error
 
     def submit(self, peer: bytes, spec: Any) -> None:
         """In the loop: a call whose turn it is."""
@@ -196,9 +212,18 @@ class Actor:
         self._methods[name] = method
         return method
 
-    def run(self, peer: bytes, spec: Any) -> None:
+    def received(self) -> int:
+        """In the loop: a call came that will not run in the main thread. Its number; 0 if it will not run at all."""
+        with self._lock:
+            if self.closing:
+                return 0  # its caller learns of the actor's end
+            self._received += 1
+            self._active += 1
+            return self._received
+
+    def run(self, number: int, peer: bytes, spec: Any) -> None:
         """Run a call in a thread of its own group. Its result must live until it is posted, as in ``TaskExecutor._execute``."""
-        if not self._begin():
+        if not self._may_run(number):
             return
         task_id, function_id, payload, slots, num_returns, _, name, extra = spec
         current_call.set((task_id, name))
@@ -210,16 +235,16 @@ class Actor:
             del args, kwargs
             entries = worker.entries(peer, task_id, result, num_returns, name)
         except SystemExit as error:
-            self._end(error)
+            self._end(error, number)
             return
         except BaseException as error:
             entries = (worker.error_entry(error, name, extra),) * num_returns
         self._finish(peer, spec, entries, started)
-        self._end(None)
+        self._end()
 
-    async def run_async(self, peer: bytes, spec: Any) -> None:
+    async def run_async(self, number: int, peer: bytes, spec: Any) -> None:
         """Run a call in the event loop."""
-        if not self._begin():
+        if not self._may_run(number):
             return
         task_id, function_id, payload, slots, num_returns, _, name, extra = spec
         current_call.set((task_id, name))
@@ -239,12 +264,12 @@ class Actor:
             del args, kwargs
             entries = worker.entries(peer, task_id, result, num_returns, name)
         except SystemExit as error:
-            self._end(error)
+            self._end(error, number)
             return
         except BaseException as error:
             entries = (worker.error_entry(error, name, extra),) * num_returns
         self._finish(peer, spec, entries, started, refs)
-        self._end(None)
+        self._end()
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -261,23 +286,33 @@ class Actor:
         refs = self._worker.adopted() if refs is None else refs
         self._worker.finish(peer, 0, (spec[0], entries, int((ended - started) * 1e6), refs))
 
-    def _begin(self) -> bool:
+    def _may_run(self, number: int) -> bool:
+        self._worker.end_if_forked()
         with self._lock:
-            if self.closing:
-                return False  # its caller learns of the actor's end
-            self._active += 1
-            return True
+            if not self.closing or number < self._last:
+                return True
+        self._end()
+        return False
 
-    def _end(self, error: SystemExit | None) -> None:
+    def _end(self, error: SystemExit | None = None, number: int = 0) -> None:
         """A call is over; with ``error`` it wants the actor to end, which happens when the others are over too."""
         with self._lock:
             self._active -= 1
-            if error is not None and not self.closing:
-                self.closing = True
-                self._exit = error
-                self._worker.announce_exit(error)
-            last = self._exit is not None and self._active == 0
-        if last and self._exit is not None:
+            if error is not None:
+                self._close(error, number)
+            self._leave_if_done()
+
+    def _close(self, error: SystemExit, last: float) -> None:
+        """Start no call from number ``last`` on; the lock is held."""
+        if not self.closing:
+            self.closing = True
+            self._exit = error
+            self._last = last
+            self._worker.announce_exit(error)
+
+    def _leave_if_done(self) -> None:
+        """End the process if the actor is closing and the last call is over; the lock is held."""
+        if self._exit is not None and self._active == 0:
             self._worker.end_soon(self._exit)
 
     def _apply(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -290,7 +325,28 @@ class Actor:
         assert loop is not None
         asyncio.set_event_loop(loop)
         self._worker.event_loop_thread = threading.get_ident()
-        loop.run_forever()
+        while True:  # what stops the loop comes from a task of the user's own: the calls must go on, or hear of the end
+            try:
+                loop.run_forever()
+            except KeyboardInterrupt:
+                continue
+            except SystemExit as error:
+                with self._lock:
+                    self._close(error, float("inf"))
+                    self._leave_if_done()
+
+
+def _new_event_loop(worker: TaskExecutor) -> asyncio.AbstractEventLoop:
+    """An event loop that a fork does not use: it would take away what wakes the actor's."""
+    import asyncio  # other actors do without it
+    import selectors
+
+    class Selector(selectors.DefaultSelector):
+        def select(self, timeout: float | None = None) -> Any:
+            worker.end_if_forked()
+            return super().select(timeout)
+
+    return asyncio.SelectorEventLoop(Selector())
 
 
 def _ready() -> bool:

@@ -28,8 +28,8 @@ class Request:
 class Client(Process):
     """What drivers and workers have in common with anybody who asks the node agent or the control something."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
         self.agent = b""  # of the node this process lives on
         self.broken: RayError | None = None  # why nothing can be done any more
         self._requests: dict[int, Request] = {}

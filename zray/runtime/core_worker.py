@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zray.base import serialization, wire
 from zray.base.config import Config
@@ -35,9 +35,12 @@ from zray.exceptions import (
     RayTaskError,
 )
 from zray.object_ref import ObjectRef
-from zray.runtime.client import Client, resolve
+from zray.runtime.client import Client, Request, resolve
 from zray.runtime.process import log
 from zray.runtime.store_client import StoreClient
+
+if TYPE_CHECKING:
+    from zray.io.cluster_key import ClusterKey
 
 
 class CoreWorker(Client):
@@ -49,13 +52,27 @@ class CoreWorker(Client):
         endpoint: where it can be reached.
         cluster: identity of the cluster.
         config: limits.
+        host: where other machines reach this one, in a cluster of several.
+        key: what proves that a process belongs to the cluster.
     """
 
-    def __init__(self, role: str, me: bytes, endpoint: str, cluster: bytes, config: Config) -> None:
+    def __init__(
+        self,
+        role: str,
+        me: bytes,
+        endpoint: str,
+        cluster: bytes,
+        config: Config,
+        host: str = "",
+        key: ClusterKey | None = None,
+    ) -> None:
         lazy_s = config.lazy_handover_ms / 1000
-        super().__init__(me, role, endpoint, cluster, wire.decode, lazy_s, config.message_bytes_max)
+        tcp = (host, 0, host) if host else None
+        super().__init__(
+            me, role, endpoint, cluster, wire.decode, lazy_s, config.message_bytes_max, tcp=tcp, key=key
+        )
         self.role = role
-        self.address: Address = (me, endpoint)
+        self.address: Address = (me, self.transport.endpoint)
         self.config = config
         self.job_id = b""
         self.node_id = b""
@@ -148,6 +165,17 @@ class CoreWorker(Client):
             super().fail(error)
             if self._brains:
                 self.owner.abandon()
+
+    def ask(self, peer: bytes, message: type, *fields: Any) -> Request:
+        """As of any client, and after what was done before: who kills an actor finds its name free."""
+        request = Request()
+        self.loop.post((self._ask_in_order, request, peer, message, fields))
+        return request
+
+    def _ask_in_order(self, request: Request, peer: bytes, message: type, fields: tuple[Any, ...]) -> None:
+        if self._brains:
+            self.execute(self.owner)
+        self._ask(request, peer, message, fields)
 
     # -- tasks ----------------------------------------------------------------------------------------------------
 
@@ -351,6 +379,7 @@ class CoreWorker(Client):
         deserialize = serialization.deserialize
         values: list[Any] = []
         stored: list[tuple[int, bytes]] = []
+        entries: list[Entry] = []
         for index, ref in enumerate(refs):
             entry = memory.get(ref._id)
             if entry is None:
@@ -359,12 +388,13 @@ class CoreWorker(Client):
                 values.append(deserialize(entry[1]))
             elif entry[0] == STORED:
                 stored.append((index, ref._id))
+                entries.append(entry)
                 values.append(None)
             else:
                 raise _user_error(entry)
         if stored:
             try:
-                read = self.store.read([object_id for _, object_id in stored])
+                read = self.store.read([object_id for _, object_id in stored], entries)
             except ObjectLostError:
                 for _, object_id in stored:  # the news of the owner's death may have come meanwhile
                     entry = memory.get(object_id)
@@ -407,10 +437,13 @@ class CoreWorker(Client):
                 continue
             try:
                 value = self.get([ref])[0]
+            except StopIteration as error:  # whoever awaits it would take it for the end of a coroutine
+                future.set_exception(_not_stop_iteration(error))
             except Exception as error:
                 future.set_exception(error)
             else:
                 future.set_result(value)
+                del value
             del item, future, ref  # or the last one's reference would live until the next
 
     # -- end ------------------------------------------------------------------------------------------------------
@@ -431,6 +464,13 @@ class CoreWorker(Client):
             self._completions.put(None)
         if self._brains:
             self.store.close()
+
+
+def _not_stop_iteration(error: StopIteration) -> Exception:
+    """The same error as another type."""
+    if isinstance(error, RayTaskError):
+        return RayTaskError(error.function_name, error.traceback_str, error.cause, error.pid, error.node)
+    return RuntimeError(f"reading the value raised {error!r}")
 
 
 def _first_ready(refs: list[ObjectRef[Any]], memory: dict[bytes, Entry], limit: int) -> list[int]:

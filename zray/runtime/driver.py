@@ -7,11 +7,12 @@ import os
 import signal
 import sys
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from zray.base import wire
 from zray.base.config import Config
-from zray.base.ids import WorkerID
+from zray.base.ids import agent_id, agent_of, driver_id
 from zray.base.wire import CONTROL
 from zray.core.waiters import Waiter
 from zray.exceptions import NodeDiedError, RaySystemError
@@ -20,13 +21,25 @@ from zray.runtime.core_worker import CoreWorker
 from zray.runtime.embedded import EmbeddedHead
 from zray.runtime.process import PidWatch
 
+if TYPE_CHECKING:
+    from zray.io.cluster_key import ClusterKey
+
 
 class Driver(CoreWorker):
     """The runtime of a driver."""
 
-    def __init__(self, config: Config, endpoint: str, cluster: bytes) -> None:
-        super().__init__("driver", bytes(WorkerID.from_random()), endpoint, cluster, config)
+    def __init__(
+        self,
+        config: Config,
+        endpoint: str,
+        cluster: bytes,
+        node_id: bytes,
+        host: str = "",
+        key: ClusterKey | None = None,
+    ) -> None:
+        super().__init__("driver", driver_id(node_id), endpoint, cluster, config, host, key)
         self.head: EmbeddedHead | None = None
+        self.running: dict[str, Any] = {}  # the node of a running cluster that was joined
         self._watch: PidWatch | None = None  # of the head
         self.nodes: list[dict[str, Any]] = []
         self._previous_handler: Any = None
@@ -43,7 +56,7 @@ class Driver(CoreWorker):
             CONTROL, wire.RegisterJob, self.me, self.address[1], os.getpid(), entrypoint, namespace, environment
         )
         self.nodes = answer["nodes"]
-        node = self.nodes[0]
+        node = next(n for n in self.nodes if n["alive"] and agent_id(n["node_id"]) == agent_of(self.me))
         joined = Waiter(1)
         self.loop.post((self._join, answer["job_id"], node, endpoint))
         self.loop.post((finish, joined))
@@ -62,14 +75,27 @@ class Driver(CoreWorker):
         """Fail everything that waits when the head ends before us."""
         self.head = head
 
+        def why() -> str:
+            tail = head.log_tail().strip().splitlines()[-1:] or ["it left no word"]
+            return f"the head process (pid {head.pid}) ended: {tail[0]}. Call zray.shutdown() and zray.init() to start anew"
+
+        self._live_with(head.pid, why)
+
+    def live_with_node(self, pid: int) -> None:
+        """Fail everything that waits when the agent of this machine ends before us."""
+        self._live_with(
+            pid,
+            lambda: f"the node agent of this machine (pid {pid}) ended: start one with zray-node or zray-head, and call "
+            "zray.shutdown() and zray.init() to join again",
+        )
+
+    def _live_with(self, pid: int, why: Callable[[], str]) -> None:
         def ended() -> None:
             self.loop.remove_source(watch)
             watch.close()
-            tail = head.log_tail().strip().splitlines()[-1:] or ["it left no word"]
-            text = f"the head process (pid {head.pid}) ended: {tail[0]}. Call zray.shutdown() and zray.init() to start anew"
-            self.fail(NodeDiedError(text))
+            self.fail(NodeDiedError(why()))
 
-        watch = self._watch = PidWatch(head.pid, ended)
+        watch = self._watch = PidWatch(pid, ended)
         self.loop.post((self.loop.add_source, watch))
 
     def shutdown(self) -> None:
@@ -104,11 +130,37 @@ class Driver(CoreWorker):
             self._previous_handler = None
 
 
+def connect_running(node: dict[str, Any], namespace: str, env_vars: dict[str, str]) -> Driver:
+    """Connect to the cluster of a node that runs on this machine, as it described itself.
+
+    Raises:
+        NodeDiedError: it has just ended.
+    """
+    from zray.io.cluster_key import ClusterKey
+
+    key = ClusterKey.load(node["key_file"]) if node["key_file"] else None
+    endpoint = f"ipc://{node['session']}/d{os.urandom(6).hex()}"
+    config = Config.from_dict(node["config"])
+    cluster, node_id = bytes.fromhex(node["cluster"]), bytes.fromhex(node["node_id"])
+    driver = Driver(config, endpoint, cluster, node_id, node["host"], key)
+    try:
+        try:
+            driver.live_with_node(node["pid"])
+        except ProcessLookupError:
+            raise NodeDiedError(f"the node agent of this machine (pid {node['pid']}) has just ended") from None
+        driver.connect(node["control"], namespace, env_vars)
+    except BaseException:
+        driver.close()
+        raise
+    driver.running = node
+    return driver
+
+
 def connect_embedded(head: EmbeddedHead, config: Config, namespace: str, env_vars: dict[str, str]) -> Driver:
     """Wait for the head that was started for this process, and connect to it."""
     driver: Driver | None = None
     try:
-        driver = Driver(config, head.session.endpoint("d"), head.cluster)  # while the head starts
+        driver = Driver(config, head.session.endpoint("d"), head.cluster, head.node_id)  # while the head starts
         head.wait_ready()
         driver.live_with(head)
         driver.connect(head.session.endpoint("h"), namespace, env_vars)

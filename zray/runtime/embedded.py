@@ -13,6 +13,7 @@ import sys
 
 import zray
 from zray.base.config import Config
+from zray.base.ids import NodeID
 from zray.io.session import Session, sweep
 
 _LOG_TAIL_BYTES = 2000
@@ -46,6 +47,7 @@ class EmbeddedHead:
         sweep(temp_dir)
         self.session = Session(parent=temp_dir)
         self.cluster = os.urandom(16)
+        self.node_id = bytes(NodeID.from_random())
         self._config = config
         ready_read, ready_write = os.pipe()
         arguments = {
@@ -53,6 +55,7 @@ class EmbeddedHead:
             "lock_fd": self.session.lock_fd,
             "ready_fd": ready_write,
             "cluster": self.cluster.hex(),
+            "node_id": self.node_id.hex(),
             "config": config.as_dict(),
             "resources": resources,
             "store_bytes": store_bytes,

@@ -7,6 +7,7 @@ read that one, because its class is unknown there or does not come out of a pick
 from __future__ import annotations
 
 import os
+import sys
 import traceback
 from typing import Any
 
@@ -22,8 +23,9 @@ def of_task(error: BaseException, name: str, extra: dict[str, Any] | None, node:
     cause: BaseException = error
     if isinstance(error, RayTaskError) and error.cause is not None:
         cause = error.cause  # came through get: the same error goes on
-    if isinstance(error, KeyboardInterrupt):
-        return (ERROR, serialization.serialize(TaskCancelledError(f"{name}() was interrupted")).inline())
+    if isinstance(error, KeyboardInterrupt) or _is_cancellation(error):
+        how = "interrupted" if isinstance(error, KeyboardInterrupt) else "cancelled"
+        return (ERROR, serialization.serialize(TaskCancelledError(f"{name}() was {how}")).inline())
     if isinstance(error, RayError) and not isinstance(error, RayTaskError):
         cause = error
     text, payload = _told(error, cause)
@@ -44,6 +46,12 @@ def of_constructor(error: BaseException, actor_id: bytes, extra: dict[str, Any],
     title = f"actor {extra['class_name']}{name} ({actor_id.hex()}) is dead: its constructor raised an error {where}"
     died = ActorDiedError(f"{title}\n{text.rstrip()}", actor_id.hex())
     return (ERROR, serialization.serialize((died, payload)).inline())
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    """Whether a coroutine was cancelled: as an exception of that type it would cancel whoever awaits the result."""
+    asyncio: Any = sys.modules.get("asyncio")
+    return asyncio is not None and isinstance(error, asyncio.CancelledError)
 
 
 def _told(error: BaseException, cause: BaseException) -> tuple[str, Any]:

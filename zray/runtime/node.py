@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zray.base.config import Config
+from zray.base.ids import agent_id
 from zray.base.resources import ResourceSet
 from zray.base.wire import Hello
 from zray.core import effects as e
@@ -18,6 +20,10 @@ from zray.io.spill import SpillStorage, open_directories
 from zray.io.storage import Arena, shared_memory_free_bytes
 from zray.runtime.process import PidWatch, Process, log
 from zray.runtime.worker import WorkerSettings, run_worker
+
+if TYPE_CHECKING:
+    from zray.io.cluster_key import ClusterKey
+    from zray.io.transfer import TransferService
 
 _EXIT_TIMER = "node.exited"
 _LATE_TIMER = "node.late"
@@ -38,16 +44,17 @@ def default_store_bytes(config: Config) -> int:
 
 
 def node_description(
-    session: Session, node_id: bytes, agent: bytes, endpoint: str, store_bytes: int, *, with_control: bool
+    session: Session, node_id: bytes, endpoint: str, store_bytes: int, *, control: str = ""
 ) -> dict[str, Any]:
-    """What workers and drivers must know of a node."""
+    """What workers and drivers must know of a node; ``control``: where the control is, if that is another process."""
     return {
         "node_id": node_id,
-        "agent": agent,
+        "agent": agent_id(node_id),
         "endpoint": endpoint,
+        "control": control,
         "store_name": session.arena_name(),
         "store_bytes": store_bytes,
-        "with_control": with_control,  # control lives in the same process
+        "with_control": not control,  # it lives in the same process
     }
 
 
@@ -63,6 +70,9 @@ class Node:
         node: the description workers get.
         resources: what the node offers.
         log_to_driver: whether workers write to this process's standard output rather than to files.
+        host: where other machines reach this one, in a cluster of several.
+        key: what proves that a process belongs to the cluster.
+        labels: of the node.
     """
 
     def __init__(
@@ -74,16 +84,25 @@ class Node:
         resources: ResourceSet,
         *,
         log_to_driver: bool,
+        host: str = "",
+        key: ClusterKey | None = None,
+        labels: dict[str, str] | None = None,
     ) -> None:
         self._session = session
         self.description = node
-        settings = WorkerSettings(session.path, cluster, config, node, session.endpoint("w"), log_to_driver)
+        self._labels = labels or {}
+        settings = WorkerSettings(
+            session.path, cluster, config, node, session.endpoint("w"), log_to_driver, host, key
+        )
         self.zygote = Zygote(lambda worker_id: run_worker(settings, worker_id), session.remove, self._on_zygote)
         self._pids: dict[bytes, int] = {}
         self._watches: dict[bytes, PidWatch] = {}
         self._resources = resources
         self._arena: Arena | None = None
         self._spills: SpillStorage | None = None
+        self._bytes: TransferService | None = None
+        self._host = host
+        self._key = key
         self._config = config
         self._process: Process
         self.agent: NodeAgent
@@ -102,7 +121,16 @@ class Node:
             )
         directories, paths = open_directories(self._config.spill_directories, self._session)
         self.agent = NodeAgent(
-            self.description["node_id"], self._resources, store_bytes, prestart, control, self._config, paths
+            self.description["node_id"],
+            self._resources,
+            store_bytes,
+            prestart,
+            control,
+            self._config,
+            paths,
+            rng=random.Random(),
+            remote=bool(self.description["control"]),
+            labels=self._labels,
         )
         if self._arena is not None:
             prefix = self.description["node_id"].hex()[:8]
@@ -110,9 +138,11 @@ class Node:
             process.on_effect(e.SPILL, self._spill)
             process.on_effect(e.RESTORE, self._restore)
             process.on_effect(e.DELETE_FILE, self._spills.delete)
+        self._attach_transfer(process)
         process.on_effect(e.MEASURE, self._measure)
         process.on_effect(e.COLLECT, lambda: self.agent.collect(process.now()))
         process.add_brain(self.agent, "agent")
+        process.add_handlers(self.agent.bundles, "agent")
         process.add_local(self.description["agent"])
         process.on_timers("agent", self.agent.on_timer)
         process.on_timers("store", self.agent.on_timer)
@@ -121,6 +151,37 @@ class Node:
         process.on_effect(e.KILL_WORKER, self.zygote.kill)
         process.on_effect(e.WATCH, self._watch)
         process.loop.add_source(self.zygote)
+
+    def _attach_transfer(self, process: Process) -> None:
+        """Objects come from other nodes and go there, where there may be any."""
+        transfer, now = self.agent.transfer, process.now
+        process.add_handlers(transfer, "agent")
+        process.on_timers("transfer", transfer.on_timer)
+        process.on_effect(
+            e.ANSWER, lambda client, request_id, ok, value: transfer.on_answer(now(), client, request_id, ok, value)
+        )
+        if not self._host or self._arena is None:
+            return
+        from zray.io.transfer import TransferService  # a machine of its own does without it
+
+        self._bytes = TransferService(
+            self._arena,
+            self._host,
+            "",
+            self._key,
+            process.loop.post,
+            lambda object_id, checksum: transfer.on_fetched(now(), object_id, checksum),
+            lambda object_id, received, kind, reason: transfer.on_fetch_failed(now(), object_id, received, kind, reason),
+            lambda ticket: transfer.on_unserved(now(), ticket),
+            chunk_bytes=self._config.transfer_chunk_bytes,
+            window_bytes=self._config.transfer_window_bytes,
+            stall_s=self._config.transfer_stall_s,
+        )
+        transfer.pushes.endpoint = self._bytes.endpoint
+        process.on_effect(e.SERVE, self._bytes.serve)
+        process.on_effect(e.UNSERVE, self._bytes.unserve)
+        process.on_effect(e.FETCH, self._bytes.fetch)
+        process.on_effect(e.CANCEL_FETCH, self._bytes.cancel)
 
     def registration(self) -> tuple[Any, ...]:
         """The fields of this node's RegisterNode."""
@@ -131,7 +192,7 @@ class Node:
             socket.gethostname(),
             os.getpid(),
             dict(self._resources),
-            {},
+            self._labels,
             node["store_name"],
             node["store_bytes"],
         )
@@ -142,6 +203,8 @@ class Node:
     def close(self) -> None:
         """End the workers, and remove what they shared."""
         self.zygote.close()
+        if self._bytes is not None:
+            self._bytes.close()
         if self._spills is not None:
             self._spills.close()
         if self._arena is not None:

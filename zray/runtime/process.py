@@ -6,12 +6,15 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zray.base.wire import SCHEMA, Hello, pack, well_formed
 from zray.core import effects as e
 from zray.io.loop import Loop
 from zray.io.transport import Transport
+
+if TYPE_CHECKING:
+    from zray.io.cluster_key import ClusterKey
 
 log = logging.getLogger("zray")
 
@@ -46,6 +49,8 @@ class Process:
         decode: how to read frames.
         lazy_s: see Loop.
         message_bytes_max: larger frames are refused by the socket.
+        tcp: where to listen for other machines; see Transport.
+        key: what proves that a process belongs to the cluster.
     """
 
     def __init__(
@@ -57,6 +62,9 @@ class Process:
         decode: Callable[[bytes], Any],
         lazy_s: float,
         message_bytes_max: int,
+        *,
+        tcp: tuple[str, int, str] | None = None,
+        key: ClusterKey | None = None,
     ) -> None:
         self.me = me
         self.loop = Loop(lazy_s)
@@ -70,6 +78,8 @@ class Process:
             self.on_batch,
             self.on_peer_joined,
             message_bytes_max=message_bytes_max,
+            tcp=tcp,
+            key=key,
         )
         self.loop.pending = self.transport.pending
         self.loop.settle = self.settle

@@ -12,6 +12,7 @@ from typing import Any
 
 from zray.base import serialization, wire
 from zray.base.serialization import Serialized
+from zray.base.wire import Entry
 from zray.core.waiters import Waiter
 from zray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, RayError
 from zray.io.storage import Arena, map_file, write_file
@@ -79,11 +80,12 @@ class StoreClient:
                 worker.tell(worker.agent, wire.SealObject(object_id, owner, checksum))
                 return size
 
-    def read(self, object_ids: list[bytes], *, urgent: bool = True) -> list[Any]:
+    def read(self, object_ids: list[bytes], entries: list[Entry], *, urgent: bool = True) -> list[Any]:
         """Values of objects, as views of where they lie.
 
         Args:
             object_ids: which.
+            entries: what their owners know of each: its size, and its node.
             urgent: whether somebody waits in ``get``; the arguments of tasks come second.
 
         Raises:
@@ -91,14 +93,14 @@ class StoreClient:
             ObjectStoreFullError: one of them lies in a storage elsewhere, and there is no room for it here.
         """
         loop = self._worker.loop
-        wanted = list(dict.fromkeys(object_ids))
+        wanted = dict(zip(object_ids, entries, strict=True))
         waiter = Waiter(len(wanted))
         refusals: dict[bytes, Any] = {}
         loop.post((self._pin, waiter, wanted, urgent, refusals))
         try:
             loop.wait(waiter)
         except BaseException:  # Ctrl-C: the pins that were asked for come nevertheless
-            loop.post((self._abandon, waiter, wanted, refusals))
+            loop.post((self._abandon, waiter, list(wanted), refusals))
             raise
         values: dict[bytes, Any] = {}
         try:
@@ -137,14 +139,15 @@ class StoreClient:
     def _unused(self, object_id: bytes) -> Callable[[], None]:
         return lambda: self._worker.loop.post((self._unpin, object_id))
 
-    def _pin(self, waiter: Waiter, object_ids: list[bytes], urgent: bool, refusals: dict[bytes, Any]) -> None:
+    def _pin(self, waiter: Waiter, wanted: dict[bytes, Entry], urgent: bool, refusals: dict[bytes, Any]) -> None:
         """In the loop: pin what is not pinned here yet; each view counts once."""
-        for object_id in object_ids:
+        for object_id, (_, size, node_id, _) in wanted.items():
             if object_id in self._places:
                 self._views[object_id] += 1
                 self._worker.count_down(waiter)
             else:
-                self._worker.ask_then(self._pinned(waiter, object_id, refusals), wire.PinObject, object_id, urgent)
+                pinned = self._pinned(waiter, object_id, refusals)
+                self._worker.ask_then(pinned, wire.PinObject, object_id, urgent, node_id, size)
 
     def _pinned(
         self, waiter: Waiter, object_id: bytes, refusals: dict[bytes, Any]

@@ -11,6 +11,7 @@ where ``runtime/actor.py`` says, until its process ends.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -20,7 +21,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zray import object_ref
 from zray.base import serialization, wire
@@ -39,6 +40,9 @@ from zray.object_ref import ObjectRef
 from zray.runtime import failures
 from zray.runtime.actor import Actor, ActorExit
 from zray.runtime.core_worker import CoreWorker
+
+if TYPE_CHECKING:
+    from zray.io.cluster_key import ClusterKey
 
 ARGUMENTS = -1  # the slot of a reference to all arguments at once, when they are large
 _LEASES_KEPT = 16
@@ -59,7 +63,11 @@ class WorkerSettings:
         node: dict[str, Any],
         endpoint_prefix: str,
         log_to_driver: bool,
+        host: str = "",
+        key: ClusterKey | None = None,
     ) -> None:
+        self.host = host  # where other machines reach this one; nothing if there are none
+        self.key = key
         self.session_path = session_path
         self.cluster = cluster
         self.config = config
@@ -79,7 +87,7 @@ class TaskExecutor(CoreWorker):
 
     def __init__(self, settings: WorkerSettings, worker_id: bytes) -> None:
         endpoint = f"{settings.endpoint_prefix}{worker_id[6:10].hex()}"
-        super().__init__("worker", worker_id, endpoint, settings.cluster, settings.config)
+        super().__init__("worker", worker_id, endpoint, settings.cluster, settings.config, settings.host, settings.key)
         self.add_handlers(self, "worker")
         self.on_timers("worker", self._on_busy_timer)
         self.join(b"", settings.node)
@@ -111,6 +119,8 @@ class TaskExecutor(CoreWorker):
         self.transport.dial(self.agent, settings.node["endpoint"])
         if settings.node["with_control"]:  # one process hosts both
             self.transport.alias(CONTROL, self.agent)
+        else:
+            self.transport.dial(CONTROL, settings.node["control"])
 
     # -- messages (in the loop) -----------------------------------------------------------------------------------
 
@@ -176,8 +186,18 @@ class TaskExecutor(CoreWorker):
         self.transport.hang_up(peer)
 
     def on_exit_worker(self, now: float, peer: bytes, reason: str) -> None:
-        """The node has no use for this worker: it ends, unless others need what it owns."""
-        if self.owner.needed() or self._queue or self._running_since:
+        """The node has no use for this worker: it ends, unless others need what it owns.
+
+        What an actor without handles still does, and what its own actors do for it, is done for nobody: if it takes long, the
+        node ends it.
+        """
+        owner = self.owner
+        own = owner.calls.own(owner.references.owners)
+        if _NO_LEASE in self.leases:
+            needed = owner.references.lent_beyond(own.values())
+        else:
+            needed = owner.needed() or bool(own or self._queue or self._running_since)
+        if needed:
             self.send(peer, wire.WorkerStays(self.me))
             return
         self._leaving = True
@@ -253,7 +273,7 @@ class TaskExecutor(CoreWorker):
                 self._flush()
         self._flush()
         if self._exiting is not None:
-            self._leave(self._exiting.code if isinstance(self._exiting.code, int) else 0)
+            self._leave(_exit_code(self._exiting))
 
     def _flush(self) -> None:
         """Have results sent: turn the loop if nobody does."""
@@ -326,11 +346,11 @@ class TaskExecutor(CoreWorker):
         if payload is not None:
             args, kwargs = serialization.deserialize(payload)
             args = list(args)
-        stored = [(where, object_id) for where, object_id, _, entry in slots if entry[0] == STORED]
+        stored = [(where, object_id, entry) for where, object_id, _, entry in slots if entry[0] == STORED]
         values: dict[Any, Any] = {}
         if stored:
-            read = self.store.read([object_id for _, object_id in stored], urgent=False)
-            values = dict(zip([where for where, _ in stored], read, strict=True))
+            read = self.store.read([row[1] for row in stored], [row[2] for row in stored], urgent=False)
+            values = dict(zip([row[0] for row in stored], read, strict=True))
         for where, _, _, entry in slots:
             value = values[where] if entry[0] == STORED else serialization.deserialize(entry[1])
             if where == ARGUMENTS:
@@ -348,6 +368,7 @@ class TaskExecutor(CoreWorker):
 
     def entries(self, peer: bytes, task_id: bytes, result: Any, num_returns: int, name: str) -> tuple[Entry, ...]:
         """What the owner will know of the results."""
+        self.end_if_forked()
         if num_returns == 1:
             return self._given(peer, (self._result(peer, return_id(task_id, 1), result),))
         if num_returns == 0:
@@ -386,16 +407,28 @@ class TaskExecutor(CoreWorker):
 
     def error_entry(self, error: BaseException, name: str, extra: dict[str, Any] | None) -> Entry:
         """An exception of a task or call as an entry."""
+        self.end_if_forked()
         return failures.of_task(error, name, extra, self.node_id.hex())
 
     def exit(self, error: SystemExit) -> None:
         """``sys.exit`` in a task ends the worker, as it would end any process. An actor may say that this was its will."""
-        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
         self.announce_exit(error)
-        self._leave(code)
+        self._leave(_exit_code(error))
+
+    def end_if_forked(self, code: int = 0) -> None:
+        """End a fork that the user's code made and that comes back to ours.
+
+        It has none of this process's threads, and must not touch its sockets. What it was to do there is done.
+        """
+        if os.getpid() != self._pid:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
 
     def announce_exit(self, error: SystemExit) -> None:
         """An actor ends by its own will, unless it says that something went wrong: it is not to be restarted."""
+        self.end_if_forked(_exit_code(error))
         if self.actor is not None and error.code in (None, 0):
             name = "exit_actor" if isinstance(error, ActorExit) else "sys.exit"
             self.tell(CONTROL, ActorExiting(self.actor.id, self.actor.incarnation, f"it called {name}()"))
@@ -481,6 +514,8 @@ class TaskExecutor(CoreWorker):
         else:
             self._functions.clear()
             self.actor = actor
+        finally:
+            self.end_if_forked()
         run_us = int((time.monotonic() - started) * 1e6)
         error_payload = entry[1] if entry[0] == ERROR else b""
         self.tell(CONTROL, ActorStarted(start.actor_id, start.incarnation, error_payload))
@@ -522,6 +557,11 @@ class TaskExecutor(CoreWorker):
         """What the running task was given."""
         _, resources, _ = self.leases[self.lease_id]
         return {name: from_units(units) for name, units in resources.items()}
+
+
+def _exit_code(error: SystemExit) -> int:
+    """As of a program that ends with this error."""
+    return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
 
 
 def run_worker(settings: WorkerSettings, worker_id: bytes) -> None:

@@ -1,0 +1,60 @@
+"""The messages between the nodes of a cluster. They belong to the one schema, as those of ``wire`` do."""
+
+from typing import Any, NamedTuple
+
+from zray.base.schema import message
+
+# ------------------------------------------------------------------------------------------------------- to the control
+
+
+@message(100, "agent", "control")
+class JoinCluster(NamedTuple):
+    """A machine wants to become a node; the reply holds the limits of the cluster."""
+
+    request_id: int
+
+
+# --------------------------------------------------------------------------------------------------------- to the agent
+
+
+@message(101, "control", "agent", rows=8)
+class ClusterView(NamedTuple):
+    """Nodes that are new, or changed: ``(node_id, agent, endpoint, host, total, available, labels, alive)`` each."""
+
+    rows: list[Any]
+
+
+@message(102, "agent", "agent")
+class ProcessGone(NamedTuple):
+    """A process that the receiver wanted to be watched is gone."""
+
+    process: bytes
+    reason: str
+
+
+@message(105, "control", "agent")
+class ProbeNode(NamedTuple):
+    """A sign of life is wanted: a Heartbeat."""
+
+    sender: bytes
+
+
+@message(103, "control", "agent")
+class NodeRefused(NamedTuple):
+    """The cluster has given this node up, or ends: it has to end, and may join anew if ``rejoin``."""
+
+    reason: str
+    rejoin: bool
+
+
+# -------------------------------------------------------------------------------------------------------- to an owner
+
+
+@message(104, "agent", "owner")
+class LeaseRedirected(NamedTuple):
+    """Another node has room: ask there."""
+
+    request_id: int
+    agent: bytes
+    endpoint: str
+    reason: str

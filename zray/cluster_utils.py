@@ -1,0 +1,223 @@
+"""Cluster: several nodes on one machine, through the real commands, for tests.
+
+Example:
+    >>> from zray.cluster_utils import Cluster
+    >>> with Cluster() as cluster:                      # doctest: +SKIP
+    ...     node = cluster.add_node(num_cpus=2)
+    ...     cluster.wait_for_nodes()
+    ...     cluster.connect()
+    ...     cluster.remove_node(node, allow_graceful=False)   # kill -9
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import zray
+
+_START_S = 60.0
+
+
+class ClusterNode:
+    """One node: the process of ``zray-head`` or ``zray-node``."""
+
+    def __init__(self, process: subprocess.Popen[bytes], description: dict[str, Any], log_path: str) -> None:
+        self._process = process
+        self.pid = process.pid
+        self.node_id: str = description["node_id"]
+        self.address: str = description["address"]  # of the head
+        self.session_dir: str = description["session"]
+        self.log_path = log_path
+
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process.poll() is None
+
+    def log(self) -> str:
+        """What it has logged."""
+        with open(self.log_path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+
+    def pause(self) -> None:
+        """Stop its process where it is (SIGSTOP), as a machine that hangs; its workers run on."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Have it go on."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def __repr__(self) -> str:
+        return f"ClusterNode({self.node_id[:8]}, pid {self.pid})"
+
+
+class Cluster:
+    """A head and nodes on this machine.
+
+    Args:
+        initialize_head: start the head at once.
+        connect: connect this process to it, as ``connect`` does.
+        head_node_args: arguments of ``add_node`` for the head.
+    """
+
+    def __init__(
+        self, initialize_head: bool = True, connect: bool = False, head_node_args: dict[str, Any] | None = None
+    ) -> None:
+        self.head_node: ClusterNode | None = None
+        self.worker_nodes: list[ClusterNode] = []
+        self._home = tempfile.mkdtemp(prefix="zc-", dir="/tmp")  # a short name: it becomes part of the paths of sockets
+        if initialize_head:
+            self.add_node(**(head_node_args or {}))
+            if connect:
+                self.connect()
+
+    @property
+    def address(self) -> str:
+        """Where its head listens.
+
+        Raises:
+            RuntimeError: it has no head.
+        """
+        if self.head_node is None:
+            raise RuntimeError("the cluster has no head: the first add_node() starts it")
+        return self.head_node.address
+
+    def connect(self, namespace: str | None = None) -> Any:
+        """Connect this process, through the head's machine; returns the context of ``zray.init``."""
+        home = os.path.join(self._home, "h")
+        return zray.init(self.address, namespace=namespace, _temp_dir=home)
+
+    def add_node(
+        self,
+        *,
+        num_cpus: float = 1,
+        num_gpus: float = 0,
+        resources: dict[str, float] | None = None,
+        labels: dict[str, str] | None = None,
+        object_store_memory: int = 64 << 20,
+        wait: bool = True,
+        env_vars: dict[str, str] | None = None,
+    ) -> ClusterNode:
+        """Start a node; the first one is the head.
+
+        Args:
+            num_cpus, num_gpus, resources, labels: what it offers.
+            object_store_memory: bytes of its object store.
+            wait: until it has joined.
+            env_vars: environment variables for it, as limits (``ZRAY_...``).
+
+        Raises:
+            RuntimeError: it did not start; the text is its log.
+        """
+        module = "head" if self.head_node is None else "node"
+        number = 1 + len(self.worker_nodes) if self.head_node is not None else 0
+        home = os.path.join(self._home, str(number) if number else "h")
+        os.makedirs(home, exist_ok=True)
+        command = [sys.executable, "-c", f"import sys; from zray.ops import cli; sys.exit(cli.{module}())"]
+        command += ["--host", "127.0.0.1", "--num-cpus", str(num_cpus), "--num-gpus", str(num_gpus)]
+        command += ["--resources", json.dumps(resources or {}), "--object-store-memory", str(object_store_memory)]
+        command += ["--labels", ",".join(f"{k}={v}" for k, v in (labels or {}).items()), "--session-dir", home]
+        command += ["--key-file", os.path.join(self._home, "key")]
+        if self.head_node is not None:
+            command += ["--address", self.address]
+        root = os.path.dirname(os.path.dirname(os.path.abspath(zray.__file__)))
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+        log_path = os.path.join(home, "log")
+        with open(log_path, "ab") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **(env_vars or {}), "PYTHONPATH": path},
+                start_new_session=True,
+            )
+        node = self._started(process, home, log_path)
+        if self.head_node is None:
+            self.head_node = node
+        else:
+            self.worker_nodes.append(node)
+        if wait and zray.is_initialized():
+            self.wait_for_nodes()
+        return node
+
+    def _started(self, process: subprocess.Popen[bytes], home: str, log_path: str) -> ClusterNode:
+        from zray.io.session import living_nodes
+
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline and process.poll() is None:
+            for description in living_nodes(home):
+                if description["pid"] == process.pid:
+                    return ClusterNode(process, description, log_path)
+            _wait_for_end([process.pid], 0.01)  # it tells by a file, but may end instead
+        process.kill()
+        process.wait()
+        with open(log_path, encoding="utf-8", errors="replace") as file:
+            raise RuntimeError(f"the node did not start: {file.read()}")
+
+    def remove_node(self, node: ClusterNode, allow_graceful: bool = True) -> None:
+        """End a node: with SIGTERM, or as a power cut would (kill -9)."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(node.pid, signal.SIGTERM if allow_graceful else signal.SIGKILL)
+            os.kill(node.pid, signal.SIGCONT)
+        node._process.wait(_START_S)
+        if node in self.worker_nodes:
+            self.worker_nodes.remove(node)
+        elif node is self.head_node:
+            self.head_node = None
+
+    def wait_for_nodes(self, timeout: float = 30.0) -> None:
+        """Wait until all nodes that run have joined, and those that were removed are known to be dead.
+
+        Raises:
+            TimeoutError: that did not happen in time.
+        """
+        expected = {node.node_id for node in self.list_all_nodes() if node.alive()}
+        deadline = time.monotonic() + timeout
+        while True:
+            known = {node["NodeID"] for node in zray.nodes() if node["Alive"]}
+            if known == expected:
+                return
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"after {timeout:g} s the cluster knows {len(known)} nodes, not {len(expected)}")
+            _wait_for_end([node.pid for node in self.list_all_nodes() if node.alive()], 0.02)
+
+    def list_all_nodes(self) -> list[ClusterNode]:
+        """The nodes that were started and not removed, the head first."""
+        return [*([self.head_node] if self.head_node else []), *self.worker_nodes]
+
+    def shutdown(self) -> None:
+        """Disconnect, and end all nodes."""
+        if zray.is_initialized():
+            zray.shutdown()
+        for node in reversed(self.list_all_nodes()):
+            self.remove_node(node)
+        shutil.rmtree(self._home, ignore_errors=True)
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.shutdown()
+
+
+def _wait_for_end(pids: list[int], at_most_s: float) -> None:
+    """Wait until one of these processes ends, or for a moment."""
+    pidfds = []
+    try:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                pidfds.append(os.pidfd_open(pid))
+        select.select(pidfds, [], [], at_most_s)
+    finally:
+        for pidfd in pidfds:
+            os.close(pidfd)

@@ -1,0 +1,74 @@
+"""DeathWatch: who wants to know of which process's end.
+
+Theory of operation
+-------------------
+A process asks its agent to watch another when it first deals with it, and is told once, with WorkerDied, when that has ended.
+Processes of other nodes are watched by the agents there: this agent asks them once for each process, as a watcher among others,
+and hears ProcessGone. When a whole node ends, so have all its processes.
+"""
+
+from __future__ import annotations
+
+from zray.base.ids import agent_of
+from zray.base.wire import WatchProcess, WorkerDied
+from zray.base.wire_nodes import ProcessGone
+from zray.core.effects import SEND, Effect
+from zray.exceptions import InvariantError
+
+
+class DeathWatch:
+    """The watchers that one agent knows.
+
+    Args:
+        me: process id of the agent.
+        out: where effects go.
+    """
+
+    __slots__ = ("_me", "_out", "_watchers", "_watching")
+
+    def __init__(self, me: bytes, out: list[Effect]) -> None:
+        self._me = me
+        self._out = out
+        self._watching: dict[bytes, dict[bytes, None]] = {}  # process -> those that it wants to be watched
+        self._watchers: dict[bytes, dict[bytes, None]] = {}  # process -> those that want it to be watched
+
+    def watch(self, watcher: bytes, process: bytes, agent: bytes) -> None:
+        """Tell ``watcher`` when ``process`` ends; ``agent`` is that of its node, or b"" if this is its node."""
+        if agent and process not in self._watchers and process != agent:
+            self._out.append((SEND, agent, WatchProcess(process)))
+        self._watching.setdefault(watcher, {})[process] = None
+        self._watchers.setdefault(process, {})[watcher] = None
+
+    def tell(self, watcher: bytes, process: bytes, reason: str) -> None:
+        """A process is gone."""
+        if watcher == self._me:
+            return  # it knows
+        message = ProcessGone(process, reason) if watcher == agent_of(watcher) else WorkerDied(process, reason)
+        self._out.append((SEND, watcher, message))
+
+    def ended(self, process: bytes, reason: str) -> None:
+        """A process is gone: those who wanted to know are told, and nothing is told to it any more."""
+        for watched in self._watching.pop(process, ()):
+            self._watchers[watched].pop(process)
+            if not self._watchers[watched]:
+                del self._watchers[watched]
+        for watcher in self._watchers.pop(process, ()):
+            self._watching[watcher].pop(process)
+            self.tell(watcher, process, reason)
+
+    def of_node(self, agent: bytes) -> list[bytes]:
+        """The processes of a node that somebody here has to do with."""
+        known = dict.fromkeys([*self._watchers, *self._watching])
+        return [process for process in known if agent_of(process) == agent]
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        pairs = [(watcher, process) for watcher, all_of in self._watching.items() for process in all_of]
+        for watcher, process in pairs:
+            if watcher not in self._watchers.get(process, {}):
+                raise InvariantError(f"a watcher of {process.hex()} is listed on one side only")
+        if len(pairs) != sum(len(watchers) for watchers in self._watchers.values()):
+            raise InvariantError("more watchers are listed than processes watched")
+
+    def statistics(self) -> dict[str, int]:
+        return {"processes_watched": len(self._watchers)}

@@ -1,0 +1,82 @@
+"""Neighbours: the other nodes of the cluster, as one agent sees them, and which of them should run a request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zray.base.resources import ResourceSet
+from zray.core.bundles import NodeBundles
+from zray.core.policy import Decision, NodeView, Policy, Rng, Strategy, Waiting, debit
+
+
+class Neighbours:
+    """What one agent knows of the other nodes.
+
+    Args:
+        node_id: its own node.
+        agent: its process id.
+        rng: chance, for choices among equals.
+        hops_max: how often a request may be sent on.
+    """
+
+    __slots__ = ("_own", "_policy", "by_agent", "views")
+
+    def __init__(self, node_id: bytes, agent: bytes, rng: Rng, hops_max: int) -> None:
+        self._own = NodeView(node_id, agent, "", ResourceSet({}), ResourceSet({}))
+        self._policy = Policy(rng, hops_max)
+        self.views: dict[bytes, NodeView] = {}
+        self.by_agent: dict[bytes, NodeView] = {}
+
+    def describe(self, total: ResourceSet, labels: dict[str, str]) -> None:
+        """What this node has in all."""
+        self._own.total = total
+        self._own.labels = labels
+
+    def update(self, row: tuple[Any, ...]) -> NodeView:
+        """The control says how a node is."""
+        node_id, agent, endpoint, hostname, total, available, labels, alive = row
+        view = NodeView(node_id, agent, endpoint, ResourceSet(total), _not_negative(available), labels, alive)
+        view.hostname = hostname
+        if alive:
+            self.views[node_id] = self.by_agent[agent] = view
+        else:
+            self.views.pop(node_id, None)
+            self.by_agent.pop(agent, None)
+        return view
+
+    def choose(
+        self,
+        available: dict[str, int],
+        queued: int,
+        demand: ResourceSet,
+        strategy: Strategy,
+        hops: int,
+        bundles: NodeBundles,
+    ) -> Decision:
+        """Where a request should run."""
+        self._own.bundles = bundles.free()
+        views = self._all(available, queued)
+        decision = self._policy.choose(views, self._own.node_id, demand, strategy, hops, groups=bundles.groups)
+        if decision.node is not None and decision.node is not self._own:
+            debit(decision.node, demand, strategy, bundles.groups)
+        return decision
+
+    def relocate(
+        self, available: dict[str, int], queued: int, waiting: list[Waiting], bundles: NodeBundles
+    ) -> list[tuple[Waiting, NodeView, str]]:
+        """Which of the requests that wait here should go elsewhere."""
+        self._own.bundles = bundles.free()
+        moves = self._policy.relocate(self._all(available, queued), self._own.node_id, waiting, bundles.groups)
+        for request, node, _ in moves:
+            debit(node, request.demand, request.strategy, bundles.groups)
+        return moves
+
+    def _all(self, available: dict[str, int], queued: int) -> dict[bytes, NodeView]:
+        self._own.available = _not_negative(available)
+        self._own.queued = queued
+        return {self._own.node_id: self._own, **self.views}
+
+
+def _not_negative(amounts: dict[str, int]) -> ResourceSet:
+    """What is free: a worker that woke may have taken more than there is."""
+    return ResourceSet({name: max(0, units) for name, units in amounts.items()})

@@ -1,0 +1,256 @@
+"""NodeManager: which nodes the cluster has, what is free on them, and whether they live.
+
+Theory of operation
+-------------------
+A node registers once, and then says what is free on it whenever that changes, and at least every ``health_check_ms``. What is
+new goes to all other agents together, once per ``heartbeat_ms``, so that each can send work where there is room; nobody asks the
+control for that.
+
+A node that has been silent for ``node_suspect_s`` is *suspected* and asked for a sign of life; when it has been silent for
+``node_death_s`` it is dead: everybody is told, and nothing that it says later is believed. If it comes back, because only the
+network was cut, it is told to end and to join anew, as another node. A control that was itself held up (its clock jumped
+between two of its own ticks) gives every node the time it has missed.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+from zray.base.config import Config
+from zray.base.resources import UNIT
+from zray.base.wire import CONTROL
+from zray.base.wire_nodes import ClusterView, NodeRefused, ProbeNode
+from zray.core.effects import PERSIST, SEND, TIMER, WARN, Effect
+from zray.core.lifecycle import Lifecycle
+from zray.exceptions import InvariantError
+
+VIEW_TIMER = "nodes.view"
+HEALTH_TIMER = "nodes.health"
+
+
+class NodeState(Enum):
+    ALIVE = 1
+    SUSPECTED = 2
+    DEAD = 3
+
+
+NODE_LIFECYCLE = Lifecycle(
+    "node",
+    {
+        NodeState.ALIVE: "It has been heard lately.",
+        NodeState.SUSPECTED: "It has been silent for a while, and was asked for a sign of life.",
+        NodeState.DEAD: "It was silent for too long, or left; nothing it says is believed any more.",
+    },
+    {
+        NodeState.ALIVE: {"silent": NodeState.SUSPECTED, "ended": NodeState.DEAD},
+        NodeState.SUSPECTED: {"heard": NodeState.ALIVE, "ended": NodeState.DEAD},
+        NodeState.DEAD: {},
+    },
+)
+
+
+class Node:
+    """What the control knows of one node."""
+
+    __slots__ = (
+        "agent",
+        "available",
+        "endpoint",
+        "heard_at",
+        "hostname",
+        "id",
+        "labels",
+        "pid",
+        "state",
+        "store_bytes",
+        "store_name",
+        "total",
+    )
+
+    def __init__(self, id: bytes, agent: bytes, now: float) -> None:
+        self.id = id
+        self.agent = agent
+        self.heard_at = now
+        self.state = NodeState.ALIVE
+        self.endpoint = ""
+        self.hostname = ""
+        self.pid = 0
+        self.total: dict[str, int] = {}
+        self.available: dict[str, int] = {}
+        self.labels: dict[str, str] = {}
+        self.store_name = ""
+        self.store_bytes = 0
+
+    def row(self) -> tuple[Any, ...]:
+        """What the other agents must know of it."""
+        return (
+            self.id,
+            self.agent,
+            self.endpoint,
+            self.hostname,
+            self.total,
+            self.available,
+            self.labels,
+            self.state is not NodeState.DEAD,
+        )
+
+    def description(self) -> dict[str, Any]:
+        """What drivers see of it."""
+        return {
+            "node_id": self.id,
+            "agent": self.agent,
+            "endpoint": self.endpoint,
+            "hostname": self.hostname,
+            "pid": self.pid,
+            "total": self.total,
+            "available": self.available if self.state is not NodeState.DEAD else {},
+            "labels": self.labels,
+            "store_name": self.store_name,
+            "store_bytes": self.store_bytes,
+            "alive": self.state is not NodeState.DEAD,
+        }
+
+
+class NodeManager:
+    """All nodes of the cluster.
+
+    Args:
+        config: limits.
+        out: where effects go.
+        home: the agent that lives in the control's own process, and can not be silent.
+    """
+
+    __slots__ = ("_changed", "_config", "_out", "_ticked_at", "_ticking", "_view_set", "home", "nodes")
+
+    def __init__(self, config: Config, out: list[Effect], home: bytes = b"") -> None:
+        self._config = config
+        self._out = out
+        self.home = home
+        self.nodes: dict[bytes, Node] = {}
+        self._changed: dict[bytes, None] = {}
+        self._view_set = False
+        self._ticking = False
+        self._ticked_at = 0.0
+
+    def register(
+        self,
+        now: float,
+        peer: bytes,
+        node_id: bytes,
+        endpoint: str,
+        hostname: str,
+        pid: int,
+        resources: dict[str, int],
+        labels: dict[str, str],
+        store_name: str,
+        store_bytes: int,
+    ) -> None:
+        """A machine is a node from now on; it learns of all others."""
+        node = Node(node_id, peer, now)
+        node.endpoint = endpoint
+        node.hostname = hostname
+        node.pid = pid
+        node.total = resources
+        node.available = dict(resources)
+        node.labels = labels
+        node.store_name = store_name
+        node.store_bytes = store_bytes
+        others = [other.row() for other in self.nodes.values() if other.state is not NodeState.DEAD]
+        self.nodes[node_id] = node
+        if others:
+            self._out.append((SEND, peer, ClusterView(others)))
+        self._note(now, node)
+        self._out.append((PERSIST, "save_node", (node_id, endpoint, hostname, pid, as_text(resources), "ALIVE")))
+        if peer != self.home and not self._ticking:
+            self._ticking = True
+            self._ticked_at = now
+            self._out.append((TIMER, now + self._config.health_check_ms / 1000, (HEALTH_TIMER,)))
+
+    def heard(self, now: float, peer: bytes, node_id: bytes, available: dict[str, int]) -> None:
+        """A sign of life, and what is free."""
+        node = self.nodes.get(node_id)
+        if node is None:
+            return
+        if node.state is NodeState.DEAD:
+            reason = "the cluster had not heard of this node for too long and gave it up"
+            self._out.append((SEND, peer, NodeRefused(reason, True)))
+            return
+        node.heard_at = now
+        if node.state is NodeState.SUSPECTED:
+            node.state = NODE_LIFECYCLE.next(node.state, "heard")
+        if node.available != available:
+            node.available = available
+            self._note(now, node)
+
+    def end(self, now: float, node: Node, reason: str) -> None:
+        """A node is dead."""
+        node.state = NODE_LIFECYCLE.next(node.state, "ended")
+        self._out.append((PERSIST, "save_node", (*_saved(node), "DEAD")))
+        self._out.append((WARN, f"node {node.id.hex()[:8]} on {node.hostname} is dead: {reason}"))
+        self._note(now, node)
+
+    def alive(self) -> list[Node]:
+        return [node for node in self.nodes.values() if node.state is not NodeState.DEAD]
+
+    def tick(self, now: float) -> list[Node]:
+        """Look who is silent. Returns those who have been so for too long; the caller ends them."""
+        config = self._config
+        interval_s = config.health_check_ms / 1000
+        held_up = now - self._ticked_at - interval_s
+        self._ticked_at = now
+        late = []
+        others = [node for node in self.alive() if node.agent != self.home]
+        for node in others:
+            self._out.append((SEND, node.agent, ClusterView([])))  # the control lives too
+            if held_up > interval_s:  # it was this process that did not listen
+                node.heard_at = min(now, node.heard_at + held_up)
+            silent_s = now - node.heard_at
+            if silent_s >= config.node_death_s:
+                late.append(node)
+            elif silent_s >= config.node_suspect_s:
+                if node.state is NodeState.ALIVE:
+                    node.state = NODE_LIFECYCLE.next(node.state, "silent")
+                self._out.append((SEND, node.agent, ProbeNode(CONTROL)))
+        self._ticking = bool(others)
+        if others:
+            self._out.append((TIMER, now + interval_s, (HEALTH_TIMER,)))
+        return late
+
+    def publish(self) -> None:
+        """Tell all agents what has changed."""
+        self._view_set = False
+        changed, self._changed = self._changed, {}
+        rows = [self.nodes[node_id].row() for node_id in changed]
+        for node in self.alive():
+            news = [row for row in rows if row[0] != node.id]
+            if news:
+                self._out.append((SEND, node.agent, ClusterView(news)))
+
+    def _note(self, now: float, node: Node) -> None:
+        if len(self.nodes) < 2:
+            return  # there is nobody to tell
+        self._changed[node.id] = None
+        if not self._view_set:
+            self._view_set = True
+            self._out.append((TIMER, now + self._config.heartbeat_ms / 1000, (VIEW_TIMER,)))
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        agents = [node.agent for node in self.alive()]
+        if len(agents) != len(set(agents)):
+            raise InvariantError("two living nodes have the same agent")
+        if self._changed and not self._view_set:
+            raise InvariantError("nodes changed and nobody will be told")
+
+    def statistics(self) -> dict[str, int]:
+        return {"nodes": len(self.alive()), "dead_nodes": len(self.nodes) - len(self.alive())}
+
+
+def _saved(node: Node) -> tuple[Any, ...]:
+    return node.id, node.endpoint, node.hostname, node.pid, as_text(node.total)
+
+
+def as_text(resources: dict[str, int]) -> str:
+    """Resources as an operator reads them in SQLite."""
+    return ", ".join(f"{name}={units / UNIT:g}" for name, units in sorted(resources.items()))

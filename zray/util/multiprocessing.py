@@ -1,0 +1,520 @@
+"""Pool: the interface of ``multiprocessing.Pool``, with actors as its processes.
+
+A pool is a crew of actors with a queue in front of them. Long inputs are cut into chunks, each of which is one call; chunks are
+made when a process has room for them, so a long input costs no more than what is under way. The input of ``imap``, which may
+have no end, is read by a thread of its own, a bounded number of chunks ahead.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+import time
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
+from multiprocessing import TimeoutError
+from typing import Any
+
+from zray.util.crew import Crew
+from zray.util.dispatch import Batch, Dispatcher, Work
+from zray.util.functions import over_each
+
+__all__ = ["AsyncResult", "Pool", "TimeoutError"]
+
+_TERMINATED = "the pool was terminated before this was done"
+_RUNNERS_KEPT = 32
+_CHUNKS_AHEAD = 256
+
+Callback = Callable[[Any], object] | None
+
+
+class Pool:
+    """A pool of processes that call functions.
+
+    Its methods, their parameters and their results are those of ``multiprocessing.Pool``. The processes are actors: functions
+    may be lambdas, and may use the cluster; a call whose process dies is made again in a new one, up to three times, and
+    fails then. Results of a pool that was terminated raise, where those of the standard library never come.
+
+    Args:
+        processes: how many; by default one for each CPU of the cluster.
+        initializer, initargs: called in each process when it starts. If it raises, the pool is broken.
+        maxtasksperchild: how many calls or chunks a process serves before a new one takes its place.
+        context: not used: the cluster starts the processes.
+        ray_remote_args: options of the actors, such as ``{"num_gpus": 1}``. ``max_task_retries`` is how often a call whose
+            process died is made again; 0 for calls that must not happen twice.
+
+    Raises:
+        ValueError, TypeError: an argument has a bad value.
+
+    Example:
+        >>> from zray.util.multiprocessing import Pool
+        >>> with Pool(2) as pool:  # doctest: +SKIP
+        ...     print(pool.map(abs, [-1, 2, -3]))
+        [1, 2, 3]
+    """
+
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] | None = (),
+        maxtasksperchild: int | None = None,
+        context: Any = None,
+        *,
+        ray_remote_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        if processes is not None and processes < 1:
+            raise ValueError(f"Number of processes must be at least 1, not {processes!r}")
+        if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild < 1):
+            raise ValueError(f"maxtasksperchild must be a positive int or None, not {maxtasksperchild!r}")
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be a callable, not {initializer!r}")
+        if context is not None:
+            raise ValueError(f"context must be left out, not {context!r}: the cluster starts the processes of this pool")
+        self._crew = Crew(processes, initializer, tuple(initargs or ()), maxtasksperchild, dict(ray_remote_args or {}))
+        self._dispatcher = Dispatcher(self._crew, "zray-pool")
+        self._runner = functools.lru_cache(_RUNNERS_KEPT)(_runner)
+        self._lock = threading.Lock()
+        self._state = "running"  # "closed", "terminated"
+        self._feeders: set[threading.Thread] = set()
+        weakref.finalize(self, self._dispatcher.shutdown, wait=False).atexit = False
+        self._dispatcher.start()  # processes start in the background
+
+    def __repr__(self) -> str:
+        return f"<Pool {self._state}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise NotImplementedError("pool objects cannot be passed between processes or pickled: make one where it is used")
+
+    def __enter__(self) -> Pool:
+        self._check_running()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.terminate()
+
+    # -- one call -----------------------------------------------------------------------------------------------------
+
+    def apply(self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: Mapping[str, Any] | None = None) -> Any:
+        """Call ``func(*args, **kwds)`` and return what it returns.
+
+        Example:
+            >>> pool.apply(pow, (2, 10))  # doctest: +SKIP
+            1024
+        """
+        return self.apply_async(func, args, kwds).get()
+
+    def apply_async(
+        self,
+        func: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] | None = None,
+        callback: Callback = None,
+        error_callback: Callback = None,
+    ) -> AsyncResult:
+        """Have ``func(*args, **kwds)`` called.
+
+        Args:
+            func: a function.
+            args, kwds: its arguments.
+            callback: called with the result when it is there.
+            error_callback: called with the exception if it raises.
+
+        Example:
+            >>> pool.apply_async(pow, (2, 10)).get(timeout=10)  # doctest: +SKIP
+            1024
+        """
+        self._check_running()
+        work = Work(self._dispatcher, func, tuple(args), dict(kwds) if kwds else {})
+        future: futures.Future[Any] = work
+        if callback is not None or error_callback is not None:
+            future = futures.Future()  # not done before the callbacks are
+            work.add_done_callback(lambda _: _settle(future, work.exception(), work.result, callback, error_callback))
+        self._dispatcher.add(work)
+        return AsyncResult(self._dispatcher, future, work)
+
+    # -- many calls ---------------------------------------------------------------------------------------------------
+
+    def map(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int | None = None) -> list[Any]:
+        """Call ``func`` with each item, and return the results in order.
+
+        Args:
+            func: a function of one argument.
+            iterable: the items.
+            chunksize: how many items make one call; by default so many that each process gets about four.
+
+        Example:
+            >>> pool.map(abs, [-1, 2])  # doctest: +SKIP
+            [1, 2]
+        """
+        return self.map_async(func, iterable, chunksize).get()  # type: ignore[no-any-return]
+
+    def map_async(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        callback: Callback = None,
+        error_callback: Callback = None,
+    ) -> AsyncResult:
+        """As ``map``, but returns an AsyncResult of the list."""
+        return self._map_async(func, iterable, chunksize, callback, error_callback, False)
+
+    def starmap(
+        self, func: Callable[..., Any], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
+    ) -> list[Any]:
+        """As ``map``, with a tuple of arguments for each call.
+
+        Example:
+            >>> pool.starmap(pow, [(2, 10), (3, 2)])  # doctest: +SKIP
+            [1024, 9]
+        """
+        return self.starmap_async(func, iterable, chunksize).get()  # type: ignore[no-any-return]
+
+    def starmap_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callback = None,
+        error_callback: Callback = None,
+    ) -> AsyncResult:
+        """As ``starmap``, but returns an AsyncResult of the list."""
+        return self._map_async(func, iterable, chunksize, callback, error_callback, True)
+
+    def imap(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1) -> IMapIterator:
+        """Call ``func`` with each item; the results come in order, each as soon as it is there.
+
+        Args:
+            func: a function of one argument.
+            iterable: the items; read while calls are made.
+            chunksize: how many items make one call.
+
+        Returns:
+            An iterator that has ``next(timeout)`` too.
+
+        Example:
+            >>> for result in pool.imap(abs, range(-3, 3)):  # doctest: +SKIP
+            ...     print(result)
+        """
+        return self._imap(func, iterable, chunksize, ordered=True)
+
+    def imap_unordered(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1) -> IMapIterator:
+        """As ``imap``, but the results come as they are ready."""
+        return self._imap(func, iterable, chunksize, ordered=False)
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Take no more calls. The processes end when all are done."""
+        with self._lock:
+            if self._state == "running":
+                self._state = "closed"
+        self._close_if_fed()
+
+    def terminate(self) -> None:
+        """End the processes at once. Results that are not there yet raise."""
+        with self._lock:
+            self._state = "terminated"
+        self._dispatcher.fail(_TERMINATED)
+        with self._dispatcher.lock:
+            self._crew.kill()
+
+    def join(self) -> None:
+        """Wait until all calls are done and the pool is at its end.
+
+        Raises:
+            ValueError: neither ``close`` nor ``terminate`` was called.
+        """
+        if self._state == "running":
+            raise ValueError("Pool is still running: call close() or terminate() first")
+        if self._state == "closed":
+            for feeder in list(self._feeders):
+                self._dispatcher.serve(lambda feeder=feeder: not feeder.is_alive(), None)  # type: ignore[misc]
+                feeder.join()
+        self._dispatcher.join()
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _check_running(self) -> None:
+        if self._state != "running":
+            raise ValueError(f"Pool not running: it was {self._state}; make a new one")
+
+    def _close_if_fed(self) -> None:
+        with self._lock:
+            done = self._state == "closed" and not self._feeders
+        if done:
+            self._dispatcher.shutdown(wait=False)
+
+    def _run_over(self, func: Callable[..., Any], star: bool) -> Callable[..., Any]:
+        """The function that calls ``func`` with all items of a chunk; the same one each time, if ``func`` stays the same."""
+        return self._runner(func, star) if type(func) is types.FunctionType else _runner(func, star)
+
+    def _map_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int | None,
+        callback: Callback,
+        error_callback: Callback,
+        star: bool,
+    ) -> AsyncResult:
+        self._check_running()
+        items = _sliceable(iterable)
+        if chunksize is None:
+            chunksize = max(1, -(-len(items) // (self._crew.size * 4)))
+        _check_chunksize(chunksize)
+        chunks = _Chunks(self._dispatcher, len(items), callback, error_callback)
+        if items:
+            self._dispatcher.add(Batch(chunks.works(self._run_over(func, star), items, chunksize), chunks.cut))
+        else:
+            chunks.settle(None)
+        return AsyncResult(self._dispatcher, chunks.future, None)
+
+    def _imap(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int, *, ordered: bool) -> IMapIterator:
+        self._check_running()
+        _check_chunksize(chunksize)
+        results = IMapIterator(self._dispatcher, ordered)
+        run = self._run_over(func, False)
+        if isinstance(iterable, (list, tuple, range)):
+            self._dispatcher.add(Batch(results._works(run, _slices(iterable, chunksize)), results._cut))
+            return results
+        items = iter(iterable)
+        feeder = threading.Thread(
+            target=self._feed, args=(results, run, items, chunksize), name="zray-pool-feeder", daemon=True
+        )
+        with self._lock:
+            self._feeders.add(feeder)
+        feeder.start()
+        return results
+
+    def _add(self, work: Work) -> None:
+        try:
+            self._dispatcher.add(work)
+        except Exception as error:
+            work.set_exception(error)
+            raise
+
+    def _feed(self, results: IMapIterator, run: Any, items: Iterator[Any], chunksize: int) -> None:
+        """A thread: read an input and have its chunks worked on, a bounded number at a time."""
+        room = threading.Semaphore(_CHUNKS_AHEAD)
+        chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
+        try:
+            for work in results._works(run, chunks):
+                work.add_done_callback(lambda _: room.release())
+                self._add(work)
+                room.acquire()
+        except Exception as error:
+            results._cut(error)
+        finally:
+            with self._lock:
+                self._feeders.discard(threading.current_thread())
+            self._close_if_fed()
+
+
+class AsyncResult:
+    """The result of a call, or of many, that will be there."""
+
+    def __init__(self, dispatcher: Dispatcher, future: futures.Future[Any], work: Work | None) -> None:
+        self._dispatcher = dispatcher
+        self._future = future
+        self._work = work  # if it is one call
+
+    def ready(self) -> bool:
+        """Whether it is there, or an error in its place."""
+        return self._future.done()
+
+    def successful(self) -> bool:
+        """Whether it is there without an error.
+
+        Raises:
+            ValueError: neither is there yet.
+        """
+        if not self.ready():
+            raise ValueError(f"{self!r} not ready: wait() for it first")
+        return self._future.exception() is None
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until it is there, or the time is over."""
+        if self._work is not None:
+            left = self._dispatcher.fetch(self._work, timeout)
+        else:
+            left = self._dispatcher.serve(self._future.done, timeout)
+        if not self._future.done():
+            futures.wait([self._future], left)
+
+    def get(self, timeout: float | None = None) -> Any:
+        """The result; waits for it.
+
+        Args:
+            timeout: seconds to wait at most; None waits for ever.
+
+        Raises:
+            multiprocessing.TimeoutError: it did not come in time.
+            Exception: what the call raised; of many calls, the first that did.
+        """
+        self.wait(timeout)
+        if not self._future.done():
+            raise TimeoutError(f"there was no result within {timeout} s: get() it again to go on waiting")
+        return self._future.result()
+
+
+class _Chunks:
+    """The calls of ``map``: chunk by chunk, and one result of all."""
+
+    def __init__(self, dispatcher: Dispatcher, count: int, callback: Callback, error_callback: Callback) -> None:
+        self.future: futures.Future[Any] = futures.Future()
+        self._dispatcher = dispatcher
+        self._callbacks = callback, error_callback
+        self._lock = threading.Lock()
+        self._values: list[Any] = [None] * count
+        self._left = count  # items without a result
+        self._error: BaseException | None = None
+
+    def works(self, run: Callable[..., Any], items: Sequence[Any], chunksize: int) -> Iterator[Work]:
+        for start, chunk in zip(itertools.count(0, chunksize), _slices(items, chunksize)):
+            work = Work(self._dispatcher, run, (chunk,), {})
+            work.add_done_callback(functools.partial(self._chunk_done, start, len(chunk)))
+            yield work
+
+    def cut(self, error: Exception) -> None:
+        """Some chunks were dropped."""
+        self._left = -1
+        self.settle(error)
+
+    def settle(self, error: BaseException | None) -> None:
+        _settle(self.future, error, lambda: self._values, *self._callbacks)
+
+    def _chunk_done(self, start: int, length: int, work: futures.Future[Any]) -> None:
+        error = work.exception()
+        with self._lock:
+            if error is None:
+                self._values[start : start + length] = work.result()
+            else:
+                self._error = self._error or error
+            self._left -= length
+            last = self._left == 0
+        if last:
+            self.settle(self._error)
+
+
+def _settle(
+    future: futures.Future[Any],
+    error: BaseException | None,
+    value: Callable[[], Any],
+    callback: Callback,
+    error_callback: Callback,
+) -> None:
+    """Call the callback, and then let those go on who wait. What it raises is logged by the future that brought us here."""
+    try:
+        if error is None and callback is not None:
+            callback(value())
+        elif error is not None and error_callback is not None:
+            error_callback(error)
+    finally:
+        if error is None:
+            future.set_result(value())
+        else:
+            future.set_exception(error)
+
+
+class IMapIterator:
+    """The results of ``imap`` and ``imap_unordered``, as they come."""
+
+    def __init__(self, dispatcher: Dispatcher, ordered: bool) -> None:
+        self._dispatcher = dispatcher
+        self._ordered = ordered
+        self._changed = threading.Condition()
+        self._done: dict[int, futures.Future[Any]] = {}  # chunks by number
+        self._next = 0
+        self._made = 0  # chunks so far
+        self._count: int | None = None  # chunks in all, when it is known
+        self._items: deque[Any] = deque()
+        self._error: Exception | None = None  # what reading the input raised: the last result
+
+    def __iter__(self) -> IMapIterator:
+        return self
+
+    def __next__(self) -> Any:
+        return self.next()
+
+    def next(self, timeout: float | None = None) -> Any:
+        """The next result.
+
+        Args:
+            timeout: seconds to wait at most; None waits for ever.
+
+        Raises:
+            StopIteration: there are no more.
+            multiprocessing.TimeoutError: it did not come in time.
+            Exception: what a call raised, in the place of its chunk.
+        """
+        while not self._items:
+            end = None if timeout is None else time.monotonic() + timeout
+            left = self._dispatcher.serve(self._has_next, timeout)
+            with self._changed:
+                if not self._changed.wait_for(self._has_next, left):
+                    raise TimeoutError(f"there was no result within {timeout} s: call next() again to go on waiting")
+                if self._next == self._count:
+                    error, self._error = self._error, None
+                    raise error or StopIteration
+                chunk = self._done.pop(self._next if self._ordered else next(iter(self._done)))
+                self._next += 1
+            self._items.extend(chunk.result())
+            timeout = None if end is None else max(0.0, end - time.monotonic())
+        return self._items.popleft()
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _has_next(self) -> bool:
+        return self._next == self._count or (self._next in self._done if self._ordered else bool(self._done))
+
+    def _works(self, run: Callable[..., Any], chunks: Iterator[Any]) -> Iterator[Work]:
+        for number, chunk in enumerate(chunks):
+            work = Work(self._dispatcher, run, (chunk,), {})
+            work.add_done_callback(functools.partial(self._chunk_done, number))
+            self._made = number + 1
+            yield work
+        self._end(None)
+
+    def _cut(self, error: Exception) -> None:
+        """Reading the input raised, or some chunks were dropped."""
+        self._end(error)
+
+    def _end(self, error: Exception | None) -> None:
+        with self._changed:
+            self._error = error
+            self._count = self._made
+            self._changed.notify_all()
+
+    def _chunk_done(self, number: int, work: futures.Future[Any]) -> None:
+        with self._changed:
+            self._done[number] = work
+            self._changed.notify_all()
+
+
+def _runner(func: Callable[..., Any], star: bool) -> Callable[..., Any]:
+    if star:
+        return over_each(func)
+
+    def each(items: Iterable[Any]) -> list[Any]:
+        return list(map(func, items))
+
+    return each
+
+
+def _sliceable(iterable: Iterable[Any]) -> Sequence[Any]:
+    return iterable if isinstance(iterable, (list, tuple, range)) else list(iterable)
+
+
+def _slices(items: Sequence[Any], size: int) -> Iterator[Any]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _check_chunksize(chunksize: int) -> None:
+    if chunksize < 1:
+        raise ValueError(f"Chunksize must be 1+, not {chunksize!r}")
