@@ -11,6 +11,7 @@ A B C A B C, so that a machine which grows slower or faster in the meantime does
     calls.py       bodies of the cases about tasks
     actors.py      bodies of the cases about actors
     objects.py     bodies of the cases about put, get and memory bandwidth
+    pools.py       bodies of the cases about Executor, Pool and joblib
     growth.py      bodies of the cases that ask how cost grows with the number of things
     footprint.py   the engine's processes: their memory and their processor time
     stopwatch.py   calls per second

@@ -142,6 +142,26 @@ CASES = (
     Case("actor_memory", "actors:actor_memory", (
         _less("actor_memory", "an idle actor among twenty, PSS", "MB"),
     ), (SUBJECT,), alone=True, quick=False),
+    Case("executor_sync", "pools:executor_sync", (
+        Metric("executor_sync", "Executor: submit and result, one at a time", "/s", (Bound(1.2, "Executor"),)),
+    ), ("zray", "Executor")),
+    Case("executor_async", "pools:executor_async", (
+        Metric("executor_async", "Executor: 10,000 submits, then results", "/s", (Bound(1.2, "Executor"),)),
+    ), ("zray", "Executor")),
+    Case("executor_map", "pools:executor_map", (
+        Metric("executor_map", "Executor: map of 10,000 in chunks of 100"),
+    ), ("zray", "Executor")),
+    Case("pool_map", "pools:pool_map", (
+        Metric("pool_map", "Pool: map of a million integers in 8 chunks", "M/s", (Bound(0.67, "Pool"),)),
+    ), ("zray", "ray", "Pool")),
+    Case("pool_imap", "pools:pool_imap", (
+        Metric("pool_imap", "Pool: imap of 10,000, one by one"),
+    ), ("zray", "Pool"), quick=False),
+    Case("joblib", "pools:joblib_bursts", (
+        Metric("joblib", "joblib: tasks of 1 ms, on zray"),
+        Metric("joblib_loky", "joblib: tasks of 1 ms, on loky"),
+        Metric("joblib_of_loky", "joblib: on zray / on loky", "x", (Bound(0.83),)),
+    ), (SUBJECT,)),
     _queue("1k", 1_000),
     _queue("10k", 10_000),
     _queue("100k", 100_000),

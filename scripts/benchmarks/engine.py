@@ -67,23 +67,23 @@ class Pool:
         return "standard library, " + self._module.get_start_method()
 
     def start(self):
-        self._pool = self._module.Pool(CPUS)
+        self.pool = self._module.Pool(CPUS)
 
     def call_one(self):
-        self._pool.apply_async(tasks.nop).get()
+        self.pool.apply_async(tasks.nop).get()
 
     def call_batch(self, n):
-        apply_async = self._pool.apply_async
+        apply_async = self.pool.apply_async
         for result in [apply_async(tasks.nop) for _ in range(n)]:
             result.get()
 
     def occupy(self, seconds):
-        for result in [self._pool.apply_async(tasks.nap, (seconds,)) for _ in range(CPUS)]:
+        for result in [self.pool.apply_async(tasks.nap, (seconds,)) for _ in range(CPUS)]:
             result.get()
 
     def stop(self):
-        self._pool.terminate()
-        self._pool.join()
+        self.pool.terminate()
+        self.pool.join()
 
 
 class Executor:
@@ -101,22 +101,22 @@ class Executor:
         return "standard library, " + multiprocessing.get_start_method()
 
     def start(self):
-        self._executor = self._class(CPUS)
+        self.executor = self._class(CPUS)
 
     def call_one(self):
-        self._executor.submit(tasks.nop).result()
+        self.executor.submit(tasks.nop).result()
 
     def call_batch(self, n):
-        submit = self._executor.submit
+        submit = self.executor.submit
         for future in [submit(tasks.nop) for _ in range(n)]:
             future.result()
 
     def occupy(self, seconds):
-        for future in [self._executor.submit(tasks.nap, seconds) for _ in range(CPUS)]:
+        for future in [self.executor.submit(tasks.nap, seconds) for _ in range(CPUS)]:
             future.result()
 
     def stop(self):
-        self._executor.shutdown()
+        self.executor.shutdown()
 
 
 ENGINES = {

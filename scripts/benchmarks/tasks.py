@@ -17,6 +17,19 @@ def nap(seconds):
     time.sleep(seconds)
 
 
+def successor(x):
+    return x + 1
+
+
+def burst(seconds):
+    """Keeps a processor busy."""
+    import time
+
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
 def count(*values):
     return len(values)
 

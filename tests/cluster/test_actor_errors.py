@@ -88,6 +88,30 @@ class SilentError(Exception):
     __repr__ = __str__
 
 
+class EndingError(Exception):
+    """Wants to end the process that pickles it."""
+
+    def __reduce__(self) -> Any:
+        raise SystemExit(5)
+
+
+class InterruptingError(Exception):
+    def __reduce__(self) -> Any:
+        raise KeyboardInterrupt
+
+
+class HugeError(Exception):
+    def __init__(self) -> None:
+        super().__init__("x" * 5_000_000)
+
+
+class RecursiveError(Exception):
+    def __init__(self) -> None:
+        super().__init__("round and round")
+        self.me = self
+        self.__context__ = KeyError("another")
+
+
 # -- constructors -------------------------------------------------------------------------------------------------------
 
 
@@ -222,18 +246,31 @@ def test_a_class_that_can_not_be_loaded_in_the_worker() -> None:
 # -- calls --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [TwoArgumentsError, LockedError, SilentError])
-def test_calls_that_raise_what_does_not_travel(kind: Any) -> None:
-    arguments = {TwoArgumentsError: (1, 2), LockedError: ("has a lock",), SilentError: ()}[kind]
-    actor = Worker.remote()
+@pytest.mark.parametrize("options", [{}, {"max_concurrency": 2}], ids=["plain", "threads"])
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (lambda: TwoArgumentsError(1, 2), "TwoArgumentsError: 1 and 2"),
+        (lambda: LockedError("has a lock"), "LockedError: has a lock"),
+        (SilentError, "SilentError"),
+        (EndingError, "EndingError"),
+        (InterruptingError, "InterruptingError"),
+        (HugeError, "HugeError: xxxxx"),
+        (RecursiveError, "RecursiveError: round and round"),
+        (lambda: RecursionError("deep"), "RecursionError: deep"),
+        (StopAsyncIteration, "StopAsyncIteration"),
+    ],
+)
+def test_calls_that_raise_odd_things(kind: Any, text: str, options: dict[str, Any]) -> None:
+    actor = Worker.options(**options).remote()
 
     def fail() -> None:
-        raise kind(*arguments)
+        raise kind()
 
     for _ in range(2):
-        with pytest.raises(RayTaskError, match=kind.__name__):
+        with pytest.raises(RayTaskError, match=text):
             ray.get(actor.run.remote(fail), timeout=PATIENCE_S)
-    assert ray.get(actor.value.remote("well")) == "well"
+    assert ray.get(actor.value.remote("well"), timeout=PATIENCE_S) == "well"
 
 
 def test_results_that_do_not_travel() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -10,14 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 import cloudpickle
-import numpy as np
 import pytest
 
 import zray as ray
-from zray.exceptions import ActorDiedError, OwnerDiedError
+from zray.exceptions import ActorDiedError
 from zray.util.state import list_actors
 
-from .driving import PATIENCE_S, Script, alive, assert_nothing_remains, eventually, processes_of
+from .driving import PATIENCE_S, Script, alive, eventually, processes_of
 
 pytestmark = pytest.mark.usefixtures("cluster", "no_actor_left")
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors need not import pytest
@@ -244,6 +244,43 @@ def test_a_handle_that_an_actor_gives_of_itself_is_a_handle() -> None:
     gone(pid)
 
 
+@pytest.mark.parametrize("kind", ["plain", "threads", "async", "constructor"])
+def test_what_an_actor_does_for_nobody_does_not_keep_it(script: Callable[..., Script], kind: str) -> None:
+    """A method that it called itself and that never returns, or a constructor."""
+    program = script(
+        f"""
+        start()
+        class Loops:
+            def __init__(self, path):
+                with open(path, "w") as file:
+                    print(os.getpid(), file=file)
+                if {kind!r} == "constructor":
+                    time.sleep(1000)
+            def begin(self):
+                ray.get_runtime_context().current_actor.for_ever.remote()
+            def for_ever(self):
+                while True:
+                    time.sleep(0.001)
+        if {kind!r} == "async":
+            async def nothing(self):
+                pass
+            Loops.nothing = nothing
+        path = os.path.join(os.environ["ZRAY_TMPDIR"], "pid")
+        actor = ray.remote(Loops).options(max_concurrency={3 if kind == "threads" else 1}).remote(path)
+        if {kind!r} != "constructor":
+            ray.get(actor.begin.remote())
+        while not os.path.exists(path) or not open(path).read().endswith("\\n"):
+            time.sleep(0.001)
+        say("pid", open(path).read())
+        del actor
+        sys.stdin.read()
+        """,
+        ZRAY_WORKER_IDLE_S="0.3",
+    )
+    gone(int(program.until("pid")))
+    assert program.finish()[0] == 0
+
+
 def test_two_actors_that_know_each_other_live_until_one_is_ended() -> None:
     """Cycles are not found; their owner's end is their end, or a kill."""
     one, two = Keeper.remote(), Keeper.remote()
@@ -291,84 +328,6 @@ def test_many_actors_made_and_dropped_leave_nothing(script: Callable[..., Script
     before, after = map(int, program.until("descriptors").split())
     assert after <= before + 2
     assert program.finish()[::2] == (0, "")
-
-
-# -- what it owns -------------------------------------------------------------------------------------------------------
-
-
-def dead(handle: Any) -> None:
-    actor_id = handle._actor_id.hex()
-    eventually(lambda: "DEAD" in [r["state"] for r in list_actors() if r["actor_id"] == actor_id], "the end of the actor")
-
-
-@pytest.mark.parametrize("size", [10, 300_000])
-def test_what_an_actor_put_outlives_its_handles(size: int) -> None:
-    keeper = Keeper.remote()
-    refs = ray.get(keeper.run.remote(lambda: [ray.put(np.ones(size)) for _ in range(3)]))
-    copy = [keeper._actor_id]
-    del keeper
-    eventually(lambda: "DEAD" in [r["state"] for r in list_actors() if r["actor_id"] == copy[0].hex()], "its end")
-    assert [ray.get(ref).sum() for ref in refs] == [size] * 3
-    assert ray.get(ray.remote(lambda refs: ray.get(refs[0]).sum()).remote(refs)) == size
-
-
-def test_an_actor_that_owns_what_others_need_ends_when_they_need_it_no_more(script: Callable[..., Script]) -> None:
-    program = script(
-        """
-        start()
-        @ray.remote
-        class Maker:
-            def make(self):
-                return os.getpid(), [ray.put(bytes(300_000)), ray.put(5)]
-        pid, refs = ray.get(Maker.remote().make.remote())
-        say("made", pid)
-        sys.stdin.readline()
-        say("still", len(ray.get(refs[0])), ray.get(refs[1]))
-        del refs
-        sys.stdin.read()
-        """,
-        ZRAY_WORKER_IDLE_S="0.05",
-    )
-    program.until("made")
-    session = program.session
-    eventually(lambda: len(processes_of(session)) == 4, "head, zygote, one worker and the actor")
-    program.say("")
-    assert program.until("still") == "300000 5"
-    eventually(lambda: len(processes_of(session)) == 3, "the end of the actor")
-    assert program.finish()[::2] == (0, "")
-
-
-def test_what_an_actor_put_ends_with_it_when_it_is_killed() -> None:
-    keeper = Keeper.remote()
-    (ref,) = ray.get(keeper.run.remote(lambda: [ray.put(np.ones(300_000))]))
-    pid = ray.get(keeper.pid.remote())
-    ray.kill(keeper)
-    gone(pid)
-    with pytest.raises(OwnerDiedError):
-        ray.get(ref, timeout=PATIENCE_S)
-
-
-def test_no_call_runs_after_a_kill_of_ones_own() -> None:
-    """The kill takes another way than the calls, and might be overtaken."""
-    for _ in range(5):
-        keeper = Keeper.remote()
-        ray.get(keeper.pid.remote())
-        ray.kill(keeper)
-        refs = [keeper.pid.remote() for _ in range(3)]
-        for ref in refs:
-            with pytest.raises(ActorDiedError, match="kill"):
-                ray.get(ref, timeout=PATIENCE_S)
-
-
-def test_what_an_actor_returned_does_not_end_with_it() -> None:
-    keeper = Keeper.remote()
-    small, large = keeper.run.remote(int, 5), keeper.run.remote(np.ones, 300_000)
-    ray.wait([small, large], num_returns=2)
-    ray.kill(keeper)
-    with pytest.raises(ActorDiedError):
-        ray.get(keeper.pid.remote())
-    assert ray.get(small) == 5
-    assert ray.get(large).sum() == 300_000
 
 
 # -- being ended --------------------------------------------------------------------------------------------------------
@@ -470,111 +429,61 @@ def test_what_was_submitted_before_an_actor_ends_itself_is_done(way: str) -> Non
             ray.get(ref, timeout=PATIENCE_S)
 
 
-# -- owners -------------------------------------------------------------------------------------------------------------
+# -- ending itself in a coroutine --------------------------------------------------------------------------------------
 
 
-@ray.remote
-class Supervisor:
-    """A tree of actors."""
+@ray.remote(max_restarts=1)
+class Leaver:
+    """Ends itself in several ways while calls of it wait."""
 
-    def __init__(self, depth: int) -> None:
-        self.children = [Supervisor.remote(depth - 1) for _ in range(2)] if depth else []
+    def __init__(self) -> None:
+        self.leaving = asyncio.Event()
 
-    def pids(self) -> list[int]:
-        below = ray.get([child.pids.remote() for child in self.children])
-        return [os.getpid(), *[pid for pids in below for pid in pids]]
+    async def wait(self) -> str:
+        await self.leaving.wait()
+        await asyncio.sleep(0)
+        return "finished"
 
-    def handles(self) -> list[Any]:
-        return self.children
+    async def exit_actor(self) -> None:
+        self.leaving.set()
+        ray.actor.exit_actor()
 
+    async def sys_exit(self) -> None:
+        self.leaving.set()
+        sys.exit()
 
-@pytest.mark.parametrize("end", ["kill", "crash", "drop"])
-def test_a_tree_of_actors_ends_with_its_root(end: str) -> None:
-    root = Supervisor.remote(2)
-    pids = ray.get(root.pids.remote(), timeout=PATIENCE_S)
-    assert len(set(pids)) == 7
-    if end == "kill":
-        ray.kill(root)
-    elif end == "crash":
-        os.kill(pids[0], signal.SIGKILL)
-    del root
-    for pid in pids:
-        gone(pid)
+    async def exit_in_a_task(self) -> None:
+        async def leave() -> None:
+            self.leaving.set()
+            ray.actor.exit_actor()
 
+        self.task = asyncio.create_task(leave())
 
-def test_children_end_with_their_owner_even_if_others_have_handles() -> None:
-    root = Supervisor.remote(1)
-    children = ray.get(root.handles.remote())
-    assert ray.get(children[0].handles.remote()) == []
-    ray.kill(root)
-    for child in children:
-        with pytest.raises(ActorDiedError, match="the process that created it ended"):
-            eventually(lambda child=child: ray.get(child.handles.remote()), "the end of the child")
+    def plain(self) -> None:
+        self.leaving.set()
+        ray.actor.exit_actor()
+
+    async def crash(self) -> None:
+        os._exit(1)
 
 
-def test_an_actor_made_by_a_task_ends_with_the_worker_of_that_task() -> None:
-    @ray.remote(max_calls=1)
-    def make() -> Any:
-        keeper = Keeper.remote()
-        ray.get(keeper.get.remote())
-        return [keeper]
-
-    (keeper,) = ray.get(make.remote())
-    with pytest.raises(ActorDiedError, match="the process that created it ended"):
-        eventually(lambda: ray.get(keeper.get.remote()), "the end of the actor")
-
-
-def test_a_caller_that_dies_leaves_the_actor_alone() -> None:
-    gate, keeper = Gate.remote(), Keeper.remote()
-
-    @ray.remote
-    class Caller:
-        def call(self, handle: Any, gate: Any) -> None:
-            self.refs = [handle.run.remote(wait_for, gate, int) for _ in range(20)]
-            self.refs += [handle.run.remote(np.ones, 300_000) for _ in range(3)]
-
-        def die(self) -> None:
-            os._exit(1)
-
-    caller = Caller.remote()
-    ray.get(caller.call.remote(keeper, gate))
-    caller.die.remote()
-    dead(caller)
-    ray.get(gate.open.remote())
-    assert ray.get(keeper.run.remote(int, 7), timeout=PATIENCE_S) == 7
+@pytest.mark.parametrize("way", ["exit_actor", "sys_exit", "exit_in_a_task", "plain"])
+def test_an_actor_that_ends_itself_finishes_what_runs(way: str) -> None:
+    actor = Leaver.remote()
+    waiting = [actor.wait.remote() for _ in range(20)]
+    last = getattr(actor, way).remote()
+    assert ray.get(waiting, timeout=PATIENCE_S) == ["finished"] * 20
+    if way != "exit_in_a_task":
+        with pytest.raises(ActorDiedError, match=r"it called (exit_actor|sys\.exit)\(\)"):
+            ray.get(last, timeout=PATIENCE_S)
+    with pytest.raises(ActorDiedError, match=r"it called (exit_actor|sys\.exit)\(\)"):
+        ray.get([actor.wait.remote() for _ in range(3)], timeout=PATIENCE_S)
 
 
-@pytest.mark.parametrize("end", ["ray.shutdown()", "pass", "os._exit(3)", "os.kill(os.getpid(), signal.SIGKILL)"])
-def test_the_end_of_the_job_is_the_end_of_its_actors(script: Callable[..., Script], end: str) -> None:
-    program = script(
-        f"""
-        start()
-        @ray.remote
-        class Child:
-            async def wait(self, refs):
-                await refs[0]
-            def pid(self):
-                return os.getpid()
-        @ray.remote(max_restarts=-1, max_task_retries=-1)
-        class Parent:
-            def __init__(self):
-                self.child = Child.remote()
-            def pids(self):
-                return [os.getpid(), ray.get(self.child.pid.remote())]
-            def busy(self):
-                time.sleep(1000)
-        parents = [Parent.remote(), Parent.options(max_concurrency=3).remote(), Parent.options(num_cpus=1).remote()]
-        child = Child.remote()
-        say("pids", *sum(ray.get([parent.pids.remote() for parent in parents]), []))
-        busy = [parent.busy.remote() for parent in parents]
-        waits = child.wait.remote(busy)
-        waits_for_ever = Parent.options(num_cpus=1).remote()
-        {end}
-        """
-    )
-    session = program.session
-    pids = [int(pid) for pid in program.until("pids").split()]
-    program.finish()
-    assert_nothing_remains(session)
-    for pid in pids:
-        gone(pid)
+def test_a_crash_fails_all_that_wait() -> None:
+    actor = Leaver.options(max_restarts=0).remote()
+    waiting = [actor.wait.remote() for _ in range(20)]
+    crash = actor.crash.remote()
+    for ref in [*waiting, crash]:
+        with pytest.raises(ActorDiedError, match="exited with code 1"):
+            ray.get(ref, timeout=PATIENCE_S)

@@ -428,6 +428,37 @@ def test_a_call_that_is_cancelled_inside_is_a_cancelled_call() -> None:
     assert asyncio.run(asyncio.wait_for(main(), PATIENCE_S)) == "fine"
 
 
+def test_a_call_that_cancels_all_that_the_loop_has_to_do() -> None:
+    """Every call has an answer, those included that had not begun."""
+
+    async def cancel_all() -> int:
+        others: set[Any] = set()
+        while not others:  # they have come, and not begun
+            await asyncio.sleep(0)
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        return len(others)
+
+    actor = Helper.options(max_concurrency=20).remote()
+    first = actor.run.remote(cancel_all)
+    others: list[Any] = []
+    while not ray.wait([first], timeout=0)[0]:
+        others += [actor.same.remote(len(others) + i) for i in range(10)]
+    assert ray.get(first, timeout=PATIENCE_S) > 0
+    cancelled = 0
+    for number, ref in enumerate(others):
+        try:
+            assert ray.get(ref, timeout=PATIENCE_S) == number
+        except TaskCancelledError:
+            cancelled += 1
+    assert cancelled > 0
+    assert ray.get(actor.same.remote("well"), timeout=PATIENCE_S) == "well"
+    actor.call.remote(ray.actor.exit_actor)
+    with pytest.raises(ActorDiedError):
+        ray.get(actor.same.remote(1), timeout=PATIENCE_S)
+
+
 # -- exceptions ---------------------------------------------------------------------------------------------------------
 
 
@@ -507,64 +538,7 @@ def test_whatever_a_constructor_raises_reaches_its_calls(error: BaseException) -
     assert type(caught.value.cause) is type(error)
 
 
-# -- its end ------------------------------------------------------------------------------------------------------------
-
-
-@ray.remote(max_restarts=1)
-class Leaver:
-    """Ends itself in several ways while calls of it wait."""
-
-    def __init__(self) -> None:
-        self.leaving = asyncio.Event()
-
-    async def wait(self) -> str:
-        await self.leaving.wait()
-        await asyncio.sleep(0)
-        return "finished"
-
-    async def exit_actor(self) -> None:
-        self.leaving.set()
-        ray.actor.exit_actor()
-
-    async def sys_exit(self) -> None:
-        self.leaving.set()
-        sys.exit()
-
-    async def exit_in_a_task(self) -> None:
-        async def leave() -> None:
-            self.leaving.set()
-            ray.actor.exit_actor()
-
-        self.task = asyncio.create_task(leave())
-
-    def plain(self) -> None:
-        self.leaving.set()
-        ray.actor.exit_actor()
-
-    async def crash(self) -> None:
-        os._exit(1)
-
-
-@pytest.mark.parametrize("way", ["exit_actor", "sys_exit", "exit_in_a_task", "plain"])
-def test_an_actor_that_ends_itself_finishes_what_runs(way: str) -> None:
-    actor = Leaver.remote()
-    waiting = [actor.wait.remote() for _ in range(20)]
-    last = getattr(actor, way).remote()
-    assert ray.get(waiting, timeout=PATIENCE_S) == ["finished"] * 20
-    if way != "exit_in_a_task":
-        with pytest.raises(ActorDiedError, match=r"it called (exit_actor|sys\.exit)\(\)"):
-            ray.get(last, timeout=PATIENCE_S)
-    with pytest.raises(ActorDiedError, match=r"it called (exit_actor|sys\.exit)\(\)"):
-        ray.get([actor.wait.remote() for _ in range(3)], timeout=PATIENCE_S)
-
-
-def test_a_crash_fails_all_that_wait() -> None:
-    actor = Leaver.options(max_restarts=0).remote()
-    waiting = [actor.wait.remote() for _ in range(20)]
-    crash = actor.crash.remote()
-    for ref in [*waiting, crash]:
-        with pytest.raises(ActorDiedError, match="exited with code 1"):
-            ray.get(ref, timeout=PATIENCE_S)
+# -- crashes ------------------------------------------------------------------------------------------------------------
 
 
 def test_calls_that_wait_are_sent_again_after_a_crash(tmp_path: Any) -> None:

@@ -397,7 +397,9 @@ class NodeAgent(ObjectDesk):
             )
             self._placements += 1
             kind = "infeasible"
-            reason = self.scheduler.place(self._control, self._placements, place)
+            reason = f"{strategy!r} is no strategy"
+            if readable(strategy):
+                reason = self.scheduler.place(self._control, self._placements, place)
         if reason:
             self.out.append((SEND, self._control, ActorRefused(actor_id, incarnation, kind, reason)))
         else:

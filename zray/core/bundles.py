@@ -167,6 +167,8 @@ class NodeBundles:
     # -- what the control says ------------------------------------------------------------------------------------
 
     def on_prepare_bundles(self, now: float, peer: bytes, group_id: bytes, attempt: int, rows: list[Any]) -> None:
+        if not all(_are_amounts(units) for _, units in rows):
+            return  # the control does not say such things
         prepared: list[Bundle] = []
         reason = ""
         for index, units in rows:
@@ -282,3 +284,8 @@ class NodeBundles:
 
     def statistics(self) -> dict[str, int]:
         return {"bundles": len(self.bundles), "placement_groups_known": len(self.groups)}
+
+
+def _are_amounts(units: Any) -> bool:
+    """Whether what a peer sent are amounts of resources."""
+    return isinstance(units, dict) and all(isinstance(n, str) and type(a) is int and a >= 0 for n, a in units.items())

@@ -11,10 +11,13 @@ come: those that came before the one that ends the actor are finished, those aft
 
 from __future__ import annotations
 
+import functools
 import inspect
+import os
 import queue
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -74,7 +77,10 @@ class ThreadGroup:
 
     def _work(self) -> None:
         while True:
-            self._actor.run(*self._calls.get())
+            try:
+                self._actor.run(*self._calls.get())
+            except BaseException as error:
+                _crash(error)
             self._idle.release()
 
 
@@ -103,12 +109,19 @@ class AsyncGroup:
         self._called = False
         calls, running = self._calls, self._running
         while calls and len(running) < self._limit:
-            task = self._loop.create_task(self._actor.run_async(*calls.popleft()))
+            call = calls.popleft()
+            task = self._loop.create_task(self._actor.run_async(*call))
             running.add(task)
-            task.add_done_callback(self._ended)
+            task.add_done_callback(functools.partial(self._ended, call))
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, call: tuple[int, bytes, Any], task: asyncio.Task[None]) -> None:
         self._running.discard(task)
+        if task.cancelled():  # by another call, before it had begun
+            self._actor.cancelled(*call)
+        else:
+            error = task.exception()
+            if error is not None:
+                _crash(error)
         if self._calls:
             self._start()
 
@@ -271,6 +284,12 @@ class Actor:
         self._finish(peer, spec, entries, started, refs)
         self._end()
 
+    def cancelled(self, number: int, peer: bytes, spec: Any) -> None:
+        """A call was cancelled before it had begun."""
+        error = self._worker.error_entry(KeyboardInterrupt(), spec[6], spec[7])
+        self._finish(peer, spec, (error,) * spec[4], time.monotonic(), {})
+        self._end()
+
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _read(self, payload: Any, slots: tuple[Any, ...]) -> tuple[list[Any], dict[str, Any], dict[bytes, Any]]:
@@ -347,6 +366,12 @@ def _new_event_loop(worker: TaskExecutor) -> asyncio.AbstractEventLoop:
             return super().select(timeout)
 
     return asyncio.SelectorEventLoop(Selector())
+
+
+def _crash(error: BaseException) -> None:
+    """A call can not be answered: its caller hears of the end of the process at least."""
+    traceback.print_exception(error)
+    os._exit(70)
 
 
 def _ready() -> bool:

@@ -63,6 +63,6 @@ def _told(error: BaseException, cause: BaseException) -> tuple[str, Any]:
     try:
         payload = serialization.serialize(cause).inline()
         serialization.deserialize(payload)  # many exceptions pickle and can not be read back
-    except Exception as problem:
-        return text + f"\n(the exception itself could not be pickled: {problem})", None
+    except BaseException as problem:  # it is the user's code that pickles: it may raise anything
+        return text + f"\n(the exception itself could not be pickled: {problem!r})", None
     return text, payload

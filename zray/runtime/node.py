@@ -160,7 +160,13 @@ class Node:
         process.on_effect(
             e.ANSWER, lambda client, request_id, ok, value: transfer.on_answer(now(), client, request_id, ok, value)
         )
-        if not self._host or self._arena is None:
+        if not self._host or self._arena is None:  # who asks nevertheless is no node of this cluster
+            process.on_effect(e.SERVE, lambda ticket, object_id, place: None)
+            process.on_effect(e.UNSERVE, lambda ticket: transfer.on_unserved(now(), ticket))
+            process.on_effect(
+                e.FETCH, lambda object_id, *_: transfer.on_fetch_failed(now(), object_id, 0, "lost", "there are no other nodes")
+            )
+            process.on_effect(e.CANCEL_FETCH, lambda object_id: None)
             return
         from zray.io.transfer import TransferService  # a machine of its own does without it
 

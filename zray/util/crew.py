@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import zray as ray
-from zray.exceptions import RayActorError, RayTaskError
+from zray.exceptions import ActorUnschedulableError, RayActorError, RayTaskError
 from zray.util.dispatch import Dispatcher, Outcome, Window, Work
 from zray.util.functions import Initialized, Regulars
 
@@ -258,6 +258,8 @@ class Crew:
         member.under_way.clear()
         if error.cause is not None:
             self._dispatcher.doomed = f"its initializer raised {type(error.cause).__name__}: {error.cause}"
+        elif isinstance(error, ActorUnschedulableError):
+            self._dispatcher.doomed = f"its processes have no place in the cluster: {error}"
         elif lost:
             charges = self._charged.pop(lost[0], 0) + 1
             if charges > self._retries >= 0:
