@@ -83,7 +83,7 @@ class ObjectTransfer:
         self._set = False  # the timer
         self.pulls = PullManager(me, config, out, store)
         self.pushes = PushManager(me, config, out, store)
-        self.search = CopySearch(out, store, others or {})
+        self.search = CopySearch(out, store, {} if others is None else others)
 
     # -- this node ------------------------------------------------------------------------------------------------
 
