@@ -451,6 +451,13 @@ class ListEvents(NamedTuple):
     request_id: int
 
 
+@message(62, "owner", "agent")
+class ObjectDamaged(NamedTuple):
+    """The sender found that an object's file here is not what was written: nobody shall be sent to it any more."""
+
+    object_id: bytes
+
+
 @message(61, "agent", "owner", rows=4)
 class ObjectsSpilled(NamedTuple):
     """Objects were written to disk: ``(object_id, path, position, checksum)`` each."""

@@ -293,8 +293,15 @@ class ObjectStore:
         readers, stored.readers = stored.readers, []
         for peer, request_id in readers:
             self._reply(peer, request_id, ("lost", reason), ok=False)
-        self._settle(object_id, stored)
-        self._advance()
+        self.on_damaged(object_id)
+
+    def on_damaged(self, object_id: bytes) -> None:
+        """It can not be read here. Its owner hears that from those who tried, and may have it made anew."""
+        stored = self.objects.get(object_id)
+        if stored is not None and stored.state is ObjectState.ON_DISK:
+            stored.freed = True
+            self._settle(object_id, stored)
+            self._advance()
 
     def on_timer(self, now: float, key: tuple[object, ...] = (CREATE_TIMER,)) -> None:
         """Refuse those that waited for too long; try a directory again."""
