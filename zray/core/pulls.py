@@ -291,8 +291,8 @@ class PullManager:
             self._store.pin(peer, request_id, object_id, now=now)  # they have it before anybody can take the room
         if pull.primary in self._dead:
             stored.freed = True  # when those who wait have read it, it goes as the other copies did
+        self._leave(pull, complete=True)  # before the store may say that it keeps no copy
         self._store.seal(object_id, pull.owner, checksum, pull.primary)
-        self._leave(pull, complete=True)
         self._admit(now)
 
     def on_fetch_failed(self, now: float, object_id: bytes, received: int, kind: str, reason: str) -> None:

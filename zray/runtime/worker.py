@@ -346,11 +346,12 @@ class TaskExecutor(CoreWorker):
         if payload is not None:
             args, kwargs = serialization.deserialize(payload)
             args = list(args)
-        stored = [(where, object_id, entry) for where, object_id, _, entry in slots if entry[0] == STORED]
+        stored = [slot for slot in slots if slot[3][0] == STORED]
         values: dict[Any, Any] = {}
         if stored:
-            read = self.store.read([row[1] for row in stored], [row[2] for row in stored], urgent=False)
-            values = dict(zip([row[0] for row in stored], read, strict=True))
+            places, object_ids, owners, entries = zip(*stored, strict=True)
+            read = self.store.read(object_ids, entries, [owner[0] for owner in owners], urgent=False)
+            values = dict(zip(places, read, strict=True))
         for where, _, _, entry in slots:
             value = values[where] if entry[0] == STORED else serialization.deserialize(entry[1])
             if where == ARGUMENTS:
