@@ -96,7 +96,7 @@ def _held(words: bytes, count: int = 1000) -> Callable[[list[Port], threading.Ev
     """Connections that are held open, and made anew when they are cut."""
 
     def hold(ports: list[Port], stop: threading.Event) -> None:
-        connections = [(port, knock_quickly(port, words)) for port in ports for _ in range(count // len(ports))]
+        connections = [(port, knock_quickly(port, words)) for port in ports for _ in range(count)]
         while not stop.wait(0.1):
             for index, (port, connection) in enumerate(connections):
                 if cut(connection):

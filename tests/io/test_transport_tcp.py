@@ -449,11 +449,11 @@ def test_a_watched_peer_of_the_same_session(make: Any) -> None:
 
 
 def test_connections_that_say_nothing_keep_nobody_out(make: Any, key: Any) -> None:
-    """Two hundred that are silent, or stop in the middle of a greeting."""
+    """Some dozens that are silent, or stop in the middle of a greeting."""
     server, a = make("server", tcp=LOOPBACK, key=key), make("a", bound=False, key=key)
     greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01"
     half_open = []
-    for number in range(200):
+    for number in range(60):
         half_open.append(socket.create_connection(("127.0.0.1", port_of(server))))
         half_open[-1].sendall(greeting[: number % len(greeting)])
         server.loop.turn(0.0)
@@ -463,7 +463,43 @@ def test_connections_that_say_nothing_keep_nobody_out(make: Any, key: Any) -> No
     assert server.got == [(a.me, (SAY, 1))]
     for each in half_open:
         each.close()
-    turn_until(lambda: server.transport.counts.get("failed handshakes") == 200, server)
+    turn_until(lambda: server.transport.counts.get("failed handshakes") == 60, server)
+
+
+def test_when_too_many_knock_the_door_is_shut_for_a_moment(make: Any, key: Any) -> None:
+    server, friend, late = (make(name, tcp=LOOPBACK, bound=False, key=key) for name in ("server", "friend", "late"))
+    friend.transport.dial(server.me, server.tcp)
+    friend.transport.send(server.me, (SAY, 1))
+    turn_until(lambda: server.got, server, friend)
+    before = len(os.listdir("/proc/self/fd"))
+    strangers = [socket.socket() for _ in range(1000)]
+    for stranger in strangers:
+        stranger.setblocking(False)
+        stranger.connect_ex(("127.0.0.1", port_of(server)))
+        server.loop.turn(0.0)
+    turn_until(lambda: server.transport.counts.get("door shut"), server)
+    taken = len(os.listdir("/proc/self/fd")) - before - len(strangers)
+    assert taken < 600, "those who come later wait outside"
+    friend.transport.send(server.me, (SAY, 2))
+    turn_until(lambda: len(server.got) == 2, server, friend)
+    for stranger in strangers:
+        stranger.close()
+    late.transport.dial(server.me, server.tcp)
+    late.transport.send(server.me, (SAY, 3))
+    turn_until(lambda: len(server.got) == 3, server, late)
+    assert late.refused == []
+
+
+def test_many_peers_that_come_at_once_all_get_in(make: Any, key: Any) -> None:
+    server = make("server", tcp=LOOPBACK, key=key)
+    ends = [make(f"a{number}", bound=False, key=key) for number in range(150)]
+    for end in ends:
+        end.transport.dial(server.me, server.tcp, watched=True)
+        end.transport.send(server.me, (SAY, 1))
+        end.transport.flush()
+    turn_until(lambda: len(server.got) == len(ends), server)
+    assert not any(end.refused for end in ends)
+    assert "failed handshakes" not in server.transport.counts
 
 
 GARBAGE = [

@@ -52,6 +52,7 @@ _SILENCE_MS_MAX = 15_000  # a connection that did not answer heartbeats for so l
 _HANDSHAKE_MS_MAX = 5000
 _STRANGERS_PER_S_MAX = 100  # connections that came and did not get through, or not yet
 _CONNECT_MS_MAX = 5000
+BACKLOG = 256  # how many the kernel has let in already when the door is shut
 DOOR_TIMER = "door.open"
 _LISTENING = int(zmq.EVENT_LISTENING)
 _CONNECTED = int(zmq.EVENT_CONNECTED)

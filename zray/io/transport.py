@@ -26,7 +26,7 @@ import zmq
 
 from zray.base.wire import HELLO, PROTOCOL_VERSION, Hello, Refuse, encode, pack, well_formed
 from zray.io.endpoint import advertised, choose, directory_of, places, tcp_place
-from zray.io.handshake import DialWatch, Doorkeeper, bound_handshakes, show_key
+from zray.io.handshake import BACKLOG, DialWatch, Doorkeeper, bound_handshakes, show_key
 from zray.io.loop import Loop
 
 if TYPE_CHECKING:
@@ -315,7 +315,7 @@ class Transport:
         socket.set(zmq.RCVHWM, 0)
         socket.set(zmq.MAXMSGSIZE, _PART_BYTES_MAX + _PART_BYTES_MORE if remote else self._message_bytes_max)
         socket.set(zmq.RECONNECT_IVL_MAX, 5000)
-        socket.set(zmq.BACKLOG, 4096)
+        socket.set(zmq.BACKLOG, BACKLOG if remote else 4096)
         if remote:
             # With it libzmq looks names up as those of IPv6 alone, if they have such an address.
             socket.set(zmq.IPV6, int("[" in place or "*:" in place))
