@@ -22,6 +22,15 @@ Port = int
 
 def ports_of(pid: int) -> list[Port]:
     """The ports at which a process listens."""
+    return [port for _, port in _listening(pid)]
+
+
+def addresses_of(pid: int) -> list[str]:
+    """The addresses of IPv4 at which a process listens."""
+    return [socket.inet_ntoa(int(address, 16).to_bytes(4, "little")) for address, _ in _listening(pid) if len(address) == 8]
+
+
+def _listening(pid: int) -> list[tuple[str, Port]]:
     inodes = set()
     for name in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(OSError):
@@ -32,8 +41,9 @@ def ports_of(pid: int) -> list[Port]:
         with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/net/{table}", encoding="ascii") as file:
             for row in list(file)[1:]:
                 fields = row.split()
+                address, port = fields[1].split(":")
                 if fields[3] == "0A" and fields[9] in inodes:
-                    found.append(int(fields[1].rpartition(":")[2], 16))
+                    found.append((address, int(port, 16)))
     return found
 
 
@@ -134,9 +144,11 @@ def _dealers(count: int, key: Callable[[], ClusterKey | None]) -> Callable[[list
 
     def dial(ports: list[Port], stop: threading.Event) -> None:
         context = zmq.Context()
+        dealers: list[Any] = []
         for port in ports:
             for _ in range(count):
                 dealer: Any = context.socket(zmq.DEALER)
+                dealers.append(dealer)
                 dealer.set(zmq.LINGER, 0)
                 own = key()
                 if own is not None:
@@ -144,9 +156,12 @@ def _dealers(count: int, key: Callable[[], ClusterKey | None]) -> Callable[[list
                     dealer.set(zmq.CURVE_PUBLICKEY, own.client_public.encode())
                     dealer.set(zmq.CURVE_SECRETKEY, own.client_secret.encode())
                 dealer.connect(f"tcp://{HOST}:{port}")
-                dealer.send(b"let me in")
+                with contextlib.suppress(zmq.Again):  # it was refused before that
+                    dealer.send(b"let me in", zmq.NOBLOCK)
         stop.wait()
-        context.destroy(0)
+        for dealer in dealers:
+            dealer.close(0)
+        context.term()
 
     return dial
 

@@ -14,6 +14,7 @@ from ends import CLUSTER, End, turn_until
 from zray.base import wire
 from zray.io import endpoint
 from zray.io.cluster_key import ClusterKey
+from zray.io.door import Door
 from zray.io.handshake import NO_ANSWER, NO_CLUSTER
 from zray.io.transport import PYTHON, encode_hello
 
@@ -467,6 +468,9 @@ def test_connections_that_say_nothing_keep_nobody_out(make: Any, key: Any) -> No
 
 
 def test_when_too_many_knock_the_door_is_shut_for_a_moment(make: Any, key: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.closing(Door(listener.fileno())) as door:
+        if not door.shut():
+            pytest.skip("this system has no filters for sockets")
     server, friend, late = (make(name, tcp=LOOPBACK, bound=False, key=key) for name in ("server", "friend", "late"))
     friend.transport.dial(server.me, server.tcp)
     friend.transport.send(server.me, (SAY, 1))
