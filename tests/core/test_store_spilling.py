@@ -226,7 +226,7 @@ def test_what_a_reader_found_damaged_in_its_file_is_dropped_when_nobody_uses_it_
     bench.on_disk(A)
     bench.does("on_damaged", A)
     assert A not in bench.store.objects
-    bench.fill(B)
+    bench.sealed(B)
     bench.does("on_damaged", B)
     assert B in bench.store.objects, "that lies in memory"
 
@@ -304,9 +304,9 @@ def test_two_who_ask_for_room_for_the_same_object() -> None:
     bench.create(B)
     bench.create(B, peer=OTHER)
     bench.does("free", [A])
-    first, second = answers(bench.does("unpin", CLIENT, [A]))
-    assert first[2] and not second[2]
-    bench.does("seal", B, OWNER)
+    [first] = answers(bench.does("unpin", CLIENT, [A]))
+    assert first[:3] == (CLIENT, 3, True)
+    assert answers(bench.does("seal", B, OWNER)) == [(OTHER, 4, True, "exists")]
     bench.does("free", [B])
     assert bench.store.arena.used_bytes == 0 and bench.store.objects == {}
 

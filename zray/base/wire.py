@@ -285,6 +285,7 @@ class PinObject(NamedTuple):
     urgent: bool = True  # somebody waits in get; else it is an argument of a task that has not started
     node_id: bytes = b""  # where its primary copy lies
     size_bytes: int = 0
+    owner: bytes = b""
 
 
 @message(40, "owner", "agent")
