@@ -226,6 +226,7 @@ print(json.dumps([before, look()]))
 
 def handlers() -> dict[str, list[type]]:
     """The classes that handle messages, by the receiver's role."""
+    from zray.core.actor_desk import ActorDesk
     from zray.core.actors import ActorManager
     from zray.core.agent import NodeAgent
     from zray.core.bundles import NodeBundles
@@ -240,7 +241,7 @@ def handlers() -> dict[str, list[type]]:
 
     return {
         "control": [Gcs, ActorManager, PlacementGroupManager],
-        "agent": [NodeBundles, NodeAgent, ObjectDesk, ObjectTransfer],
+        "agent": [NodeBundles, NodeAgent, ActorDesk, ObjectDesk, ObjectTransfer],
         "owner": [Owner, CoreWorker],
         "worker": [TaskExecutor],
         "any": [Client, CoreWorker],
