@@ -10,6 +10,7 @@ from zray.base.ids import agent_id
 from zray.base.resources import ResourceSet
 from zray.core.neighbours import Neighbours
 from zray.core.policy import DEFAULT, Verdict, Waiting
+from zray.core.views import GroupView
 
 HERE, FIRST, SECOND = b"here-here-here--", b"first-first-fi--", b"second-second---"
 ONE = ResourceSet.of({"CPU": 1})
@@ -57,6 +58,34 @@ def test_a_burst_is_spread_since_what_was_sent_on_counts_as_taken() -> None:
     neighbours.update(row(SECOND, cpus=1))
     decision = neighbours.choose(FULL, 1, ONE, DEFAULT, 0, NO_BUNDLES)
     assert decision.node is neighbours.views[SECOND], "the next view puts that right"
+
+
+def test_what_was_sent_on_and_is_over_before_the_node_has_said_a_word_is_not_missed_for_ever() -> None:
+    neighbours = bench(row(FIRST, cpus=2, free=1))
+    assert neighbours.choose(FULL, 0, ONE, DEFAULT, 0, NO_BUNDLES).verdict is Verdict.SEND
+    assert neighbours.choose(FULL, 0, ONE, DEFAULT, 0, NO_BUNDLES).verdict is Verdict.QUEUE
+    neighbours.recount()
+    assert neighbours.choose(FULL, 0, ONE, DEFAULT, 0, NO_BUNDLES).verdict is Verdict.SEND
+    neighbours.update(row(FIRST, cpus=2, free=0))
+    neighbours.recount()
+    assert neighbours.choose(FULL, 0, ONE, DEFAULT, 0, NO_BUNDLES).verdict is Verdict.QUEUE, "what it has said since counts"
+
+
+def test_nor_is_what_was_sent_into_a_bundle() -> None:
+    group = GroupView("CREATED", (ONE,), (FIRST,))
+    bundles: Any = SimpleNamespace(count=lambda group_id: None, groups={b"group": group})
+    neighbours, strategy = bench(row(FIRST)), ("bundle", b"group", 0)
+
+    def sends() -> bool:
+        full = ResourceSet({}) in group.free.values()
+        return neighbours.choose(FULL, 0, ONE, strategy, 0, bundles).verdict is Verdict.SEND and not full
+
+    assert sends() and not sends()
+    neighbours.recount()
+    assert sends()
+    group.told[0] = ResourceSet({})
+    neighbours.recount()
+    assert not sends(), "it was told that there is nothing free"
 
 
 def test_a_node_that_is_gone_is_sent_nothing() -> None:

@@ -24,8 +24,8 @@ from zray.base.wire import (
 from zray.base.wire_actors import ActorRefused
 from zray.base.wire_nodes import ClusterView, LeaseRedirected, NodeRefused, ProcessGone
 from zray.base.wire_transfer import FreePrimaries, PrimariesFreed
-from zray.core.agent import HEARTBEAT_TIMER, SIGN_TIMER
-from zray.core.effects import HANG_UP, KILL_WORKER, STOP
+from zray.core.agent import HEARTBEAT_TIMER, RECOUNT_TIMER, SIGN_TIMER
+from zray.core.effects import HANG_UP, KILL_WORKER, STOP, TIMER
 from zray.core.leases import IDLE_TIMER
 from zray.exceptions import TaskUnschedulableError, WorkerCrashedError
 
@@ -111,6 +111,23 @@ def test_what_waits_here_goes_where_room_appears() -> None:
     [(_, _, redirect)] = both.sent(LeaseRedirected)
     assert "room appeared on node" in redirect.reason
     assert not both.agent("here").scheduler.queue, "it does not wait in two places"
+
+
+def test_room_that_was_used_between_two_views_is_found_again() -> None:
+    """The other node never says a word, since what is free there is the same whenever it looks."""
+    both = net(here=1, there=1)
+    first, second = both.driver("here"), both.driver("here")
+    held, short = first.call(2)
+    assert first.where([held, short]) == ["here", "there"]
+    [waiting] = second.call()
+    first.finish(short)
+    first.brain.on_timer(1.0, (IDLE_TIMER,))
+    both.turn()
+    assert second.where([waiting]) == [""]
+    [(at, key)] = [(e[1], e[2]) for who, e in both.effects if e[0] == TIMER and e[2] == (RECOUNT_TIMER,)]
+    assert at == 0.5
+    both.does(agent_id(node("here")), "on_timer", key)
+    assert second.where([waiting]) == ["there"]
 
 
 def test_what_waits_here_goes_to_a_node_that_joins() -> None:

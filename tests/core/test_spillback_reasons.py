@@ -99,6 +99,26 @@ def test_unless_they_ask_for_a_node_or_it_has_no_room(strategy: Any, where: str)
     assert driver.where(second) == ["there" if where == "here" else "here"]
 
 
+def test_a_lease_elsewhere_than_at_the_arguments_serves_one_task() -> None:
+    both = net(here=1, there=1)
+    other, driver = both.driver("there"), both.driver("here")
+    [occupied] = other.call()
+    both.views()
+    ref = argument(driver, 1, LARGE, "there")
+    [first] = driver.call(args=(ref,))
+    assert driver.where([first]) == ["here"], "there is no room there"
+    other.finish(occupied)
+    other.brain.on_timer(1.0, (IDLE_TIMER,))
+    both.turn()
+    both.views()
+    driver.finish(first)
+    second = driver.call(args=(ref,))
+    assert driver.where(second) == ["there"]
+    driver.finish(*second)
+    both.forget()
+    assert driver.where(driver.call(args=(ref,))) == ["there"] and both.sent(RequestLease) == [], "that lease is kept"
+
+
 def test_a_task_whose_node_died_with_its_arguments_is_not_bound_to_it() -> None:
     both = net(here=1, there=1)
     driver = both.driver("here")

@@ -203,7 +203,8 @@ class NodeBundles:
         known = self.groups.pop(group_id, None)
         view = GroupView(state, tuple(ResourceSet(units) for units in bundles), tuple(nodes), reason)
         if known is not None:
-            view.free = {i: free for i, free in known.free.items() if view.nodes[i : i + 1] == known.nodes[i : i + 1]}
+            view.told = {i: free for i, free in known.told.items() if view.nodes[i : i + 1] == known.nodes[i : i + 1]}
+            view.free = dict(view.told)
         self.groups[group_id] = view
         if state == REMOVED:
             removed = [known for known, view in self.groups.items() if view.state == REMOVED]
@@ -219,7 +220,7 @@ class NodeBundles:
             return
         for index, units in free.items():
             if index < len(view.nodes) and are_amounts(units):
-                view.free[index] = ResourceSet(units)
+                view.told[index] = view.free[index] = ResourceSet(units)
         self._advance(now)
 
     # -- what leases need -----------------------------------------------------------------------------------------

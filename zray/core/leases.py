@@ -30,6 +30,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zray.base.config import Config
+from zray.base.ids import agent_id
 from zray.base.resources import ResourceSet
 from zray.base.wire import (
     PUSH,
@@ -221,6 +222,9 @@ class NormalTaskSubmitter:
             self._out.append((SEND, agent, ReturnLease(lease_id)))
             return
         lease = Lease(lease_id, agent, worker, queue, now + self._config.lease_slice_ms / 1000)
+        if queue.locality and agent != agent_id(queue.locality[0][0]):
+            lease.closing = True  # there was no room where the arguments are: the next task tries again
+            lease.until = now
         self.leases[lease_id] = queue.leases[lease_id] = lease
         self._out.append((DIAL, worker, endpoint))
         self._out.append((SEND, worker, OpenLease(lease_id, self.job_id, dict(queue.resources), gpu_ids)))

@@ -7,7 +7,7 @@ from typing import Any
 
 from zray.base.resources import ResourceSet
 from zray.core.bundles import NodeBundles
-from zray.core.policy import Decision, NodeView, Policy, Rng, Strategy, Waiting, debit
+from zray.core.policy import Decision, GroupView, NodeView, Policy, Rng, Strategy, Waiting, debit
 
 DEAD_NODES_MAX = 1000  # of which it is remembered that they are dead
 
@@ -22,12 +22,14 @@ class Neighbours:
         hops_max: how often a request may be sent on.
     """
 
-    __slots__ = ("_dead", "_own", "_policy", "by_agent", "views")
+    __slots__ = ("_dead", "_debited", "_debited_groups", "_own", "_policy", "by_agent", "views")
 
     def __init__(self, node_id: bytes, agent: bytes, rng: Rng, hops_max: int) -> None:
         self._own = NodeView(node_id, agent, "", ResourceSet({}), ResourceSet({}))
         self._policy = Policy(rng, hops_max)
         self._dead: dict[bytes, NodeView] = {}  # nodes, the oldest first
+        self._debited: list[NodeView] = []
+        self._debited_groups: list[GroupView] = []
         self.views: dict[bytes, NodeView] = {}
         self.by_agent: dict[bytes, NodeView] = {}
 
@@ -41,6 +43,7 @@ class Neighbours:
         node_id, agent, endpoint, hostname, total, available, labels, alive = row
         view = NodeView(node_id, agent, endpoint, ResourceSet(total), _not_negative(available), labels, alive)
         view.hostname = hostname
+        view.told = view.available
         if alive:
             self.views[node_id] = self.by_agent[agent] = view
         else:
@@ -64,7 +67,7 @@ class Neighbours:
         """Where a request should run, which counts as taken there; ``locality``: bytes of its arguments by node."""
         decision = self.judge(available, queued, demand, strategy, hops, bundles, locality)
         if decision.node is not None and decision.node is not self._own:
-            debit(decision.node, demand, strategy, bundles.groups)
+            self._debit(decision.node, demand, strategy, bundles)
         return decision
 
     def judge(
@@ -96,8 +99,26 @@ class Neighbours:
                 bundles.count(request.strategy[1])
         moves = self._policy.relocate(self._all(available, queued), self._own.node_id, waiting, bundles.groups)
         for request, node, _ in moves:
-            debit(node, request.demand, request.strategy, bundles.groups)
+            self._debit(node, request.demand, request.strategy, bundles)
         return moves
+
+    def recount(self) -> None:
+        """What was sent on shows by now in what the nodes say, or is over: their word counts alone from now on."""
+        for view in self._debited:
+            view.available, view.queued = view.told, 0
+        for group in self._debited_groups:
+            group.free = dict(group.told)
+        self._debited, self._debited_groups = [], []
+
+    def owes(self) -> bool:
+        """Whether anything was sent on since the last ``recount``."""
+        return bool(self._debited)
+
+    def _debit(self, node: NodeView, demand: ResourceSet, strategy: Strategy, bundles: NodeBundles) -> None:
+        debit(node, demand, strategy, bundles.groups)
+        self._debited.append(node)
+        if strategy[0] == "bundle":
+            self._debited_groups.append(bundles.groups[strategy[1]])
 
     def _all(self, available: dict[str, int], queued: int) -> dict[bytes, NodeView]:
         self._own.available = _not_negative(available)

@@ -12,6 +12,7 @@ from typing import Any
 
 from zray.base.resources import ResourceSet, from_units
 
+NOTHING = ResourceSet({})
 Condition = tuple[str, str, tuple[str, ...]]  # (key, operator, values)
 Views = Mapping[bytes, "NodeView"]
 
@@ -23,7 +24,7 @@ _ALWAYS_CRITICAL = ("CPU", "memory")
 
 @dataclass(slots=True, eq=False)
 class NodeView:
-    """What is known of a node."""
+    """What is known of a node; ``available``: without what was sent there since that was ``told``."""
 
     node_id: bytes
     agent: bytes
@@ -34,6 +35,7 @@ class NodeView:
     alive: bool = True
     queued: int = 0
     hostname: str = ""
+    told: ResourceSet = NOTHING
 
     def debit(self, demand: ResourceSet) -> None:
         """A request was sent there: what it asks for is not free, or it waits there, until the next view says how it is."""
@@ -51,8 +53,8 @@ class NodeView:
 class GroupView:
     """What is known of a placement group: the state of its lifecycle, what its bundles hold, and their nodes (or b"").
 
-    ``free``: what is free in each bundle. One that is not mentioned counts as all free for a request that is new, and as full for
-    one that waits in another bundle.
+    ``free``: what is free in each bundle, without what was sent there since that was ``told``. One that is not mentioned counts as
+    all free for a request that is new, and as full for one that waits in another bundle.
     """
 
     state: str
@@ -60,6 +62,7 @@ class GroupView:
     nodes: tuple[bytes, ...]
     reason: str = ""
     free: dict[int, ResourceSet] = field(default_factory=dict)
+    told: dict[int, ResourceSet] = field(default_factory=dict)
 
 
 def busy(view: NodeView, demand: ResourceSet) -> float:
