@@ -96,8 +96,15 @@ def test_actors_fill_the_bundles_of_their_group_one_after_the_other(cluster: Any
     ray.kill(actors[0])
     assert ray.get(cls.remote().gpus.remote(), timeout=30) == held[0], "the only one that is free"
     remove_placement_group(group)
-    with pytest.raises(RayActorError):
-        ray.get(actors[1].where.remote(), timeout=20)
+
+    def ended() -> bool:
+        try:
+            ray.get(actors[1].where.remote(), timeout=20)
+        except RayActorError:
+            return True
+        return False
+
+    eventually(ended, "the end of an actor with its group")
 
 
 def test_what_waits_in_one_bundle_goes_to_another_that_is_free(cluster: Any) -> None:

@@ -53,8 +53,8 @@ class NodeView:
 class GroupView:
     """What is known of a placement group: the state of its lifecycle, what its bundles hold, and their nodes (or b"").
 
-    ``free``: what is free in each bundle, without what was sent there since that was ``told``. One that is not mentioned counts as
-    all free for a request that is new, and as full for one that waits in another bundle.
+    ``free``: what is free in each bundle, without what was sent there since that was ``told``. One that is not mentioned counts
+    as all free for a request that is new, and as full for one that waits in another bundle.
     """
 
     state: str
