@@ -49,6 +49,19 @@ def test_what_has_room_here_runs_here() -> None:
     assert decision.verdict is Verdict.RUN
 
 
+def test_what_was_sent_on_and_changed_nothing_there_is_forgotten_at_the_next_word_of_the_control() -> None:
+    """It was cancelled, or served between two looks: no view will ever say that the room is free again."""
+    neighbours = bench(row(FIRST, cpus=1))
+    assert not neighbours.correct()
+    for _ in range(2):
+        assert neighbours.choose(FULL, 0, ONE, DEFAULT, 0, NO_BUNDLES).verdict is Verdict.SEND
+        assert neighbours.choose(FULL, 0, ONE, DEFAULT, 0, NO_BUNDLES).verdict is Verdict.QUEUE
+        assert neighbours.correct() and not neighbours.correct()
+    neighbours.choose(FULL, 0, ONE, DEFAULT, 0, NO_BUNDLES)
+    neighbours.update(row(FIRST, alive=False))
+    assert not neighbours.correct() and not neighbours.views
+
+
 def test_a_burst_is_spread_since_what_was_sent_on_counts_as_taken() -> None:
     neighbours = bench(row(FIRST, cpus=2), row(SECOND, cpus=1))
     sent = [neighbours.choose(FULL, 0, ONE, DEFAULT, 0, NO_BUNDLES) for _ in range(4)]
@@ -60,18 +73,7 @@ def test_a_burst_is_spread_since_what_was_sent_on_counts_as_taken() -> None:
     assert decision.node is neighbours.views[SECOND], "the next view puts that right"
 
 
-def test_what_was_sent_on_and_is_over_before_the_node_has_said_a_word_is_not_missed_for_ever() -> None:
-    neighbours = bench(row(FIRST, cpus=2, free=1))
-    assert neighbours.choose(FULL, 0, ONE, DEFAULT, 0, NO_BUNDLES).verdict is Verdict.SEND
-    assert neighbours.choose(FULL, 0, ONE, DEFAULT, 0, NO_BUNDLES).verdict is Verdict.QUEUE
-    neighbours.recount()
-    assert neighbours.choose(FULL, 0, ONE, DEFAULT, 0, NO_BUNDLES).verdict is Verdict.SEND
-    neighbours.update(row(FIRST, cpus=2, free=0))
-    neighbours.recount()
-    assert neighbours.choose(FULL, 0, ONE, DEFAULT, 0, NO_BUNDLES).verdict is Verdict.QUEUE, "what it has said since counts"
-
-
-def test_nor_is_what_was_sent_into_a_bundle() -> None:
+def test_so_is_what_was_sent_into_a_bundle() -> None:
     group = GroupView("CREATED", (ONE,), (FIRST,))
     bundles: Any = SimpleNamespace(count=lambda group_id: None, groups={b"group": group})
     neighbours, strategy = bench(row(FIRST)), ("bundle", b"group", 0)
@@ -81,10 +83,10 @@ def test_nor_is_what_was_sent_into_a_bundle() -> None:
         return neighbours.choose(FULL, 0, ONE, strategy, 0, bundles).verdict is Verdict.SEND and not full
 
     assert sends() and not sends()
-    neighbours.recount()
+    assert neighbours.correct()
     assert sends()
     group.told[0] = ResourceSet({})
-    neighbours.recount()
+    assert neighbours.correct()
     assert not sends(), "it was told that there is nothing free"
 
 

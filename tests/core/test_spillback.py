@@ -24,8 +24,8 @@ from zray.base.wire import (
 from zray.base.wire_actors import ActorRefused
 from zray.base.wire_nodes import ClusterView, LeaseRedirected, NodeRefused, ProcessGone
 from zray.base.wire_transfer import FreePrimaries, PrimariesFreed
-from zray.core.agent import HEARTBEAT_TIMER, RECOUNT_TIMER, SIGN_TIMER
-from zray.core.effects import HANG_UP, KILL_WORKER, STOP, TIMER
+from zray.core.agent import HEARTBEAT_TIMER, SIGN_TIMER
+from zray.core.effects import HANG_UP, KILL_WORKER, STOP
 from zray.core.leases import IDLE_TIMER
 from zray.exceptions import TaskUnschedulableError, WorkerCrashedError
 
@@ -124,9 +124,7 @@ def test_room_that_was_used_between_two_views_is_found_again() -> None:
     first.brain.on_timer(1.0, (IDLE_TIMER,))
     both.turn()
     assert second.where([waiting]) == [""]
-    [(at, key)] = [(e[1], e[2]) for who, e in both.effects if e[0] == TIMER and e[2] == (RECOUNT_TIMER,)]
-    assert at == 0.5
-    both.does(agent_id(node("here")), "on_timer", key)
+    both.does(agent_id(node("here")), "on_cluster_view", CONTROL, [])  # that there is no news
     assert second.where([waiting]) == ["there"]
 
 

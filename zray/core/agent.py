@@ -53,8 +53,6 @@ SIGN_TIMER = "agent.sign"
 HANG_UP_TIMER = "agent.hang_up"
 _GOODBYE_S = 1.0  # a driver whose job is finished hears that it is
 RELIEF_TIMER = "agent.relief"
-RECOUNT_TIMER = "agent.recount"
-_HEARTBEATS = 5  # by then what was sent to a node shows in what it says
 _RESTING = (WorkerState.IDLE, WorkerState.LEAVING)
 
 
@@ -87,7 +85,6 @@ class NodeAgent(ObjectDesk, ActorDesk):
         "_node_id",
         "_placements",
         "_reap_set",
-        "_recount_set",
         "_relief_at",
         "_remote",
         "_reported",
@@ -132,7 +129,6 @@ class NodeAgent(ObjectDesk, ActorDesk):
         self._memory_watched = False
         self._heartbeat_set = False
         self._reap_set = False
-        self._recount_set = False
         self._relief_at = 0.0  # when the node counts as exhausted; 0: it does not look like that
         self._reported: tuple[dict[str, int], tuple[Any, ...]] = (dict(total), ())  # what is free, in the bundles too
         self.out: list[Effect] = []
@@ -294,7 +290,6 @@ class NodeAgent(ObjectDesk, ActorDesk):
                 node = decision.node
                 redirect = LeaseRedirected(request_id, node.agent, node.endpoint, decision.reason)
                 self.out.append((SEND, peer, redirect))
-                self._plan_recount(now)
                 return
             if decision.verdict in (Verdict.INFEASIBLE, Verdict.IMPOSSIBLE):
                 kind = "infeasible" if decision.verdict is Verdict.INFEASIBLE else "exhausted"
@@ -313,6 +308,8 @@ class NodeAgent(ObjectDesk, ActorDesk):
         """Other nodes came, changed, or ended: what waits here may run there. An empty one only says that the control lives."""
         self._control_heard = now
         if not rows:
+            if self.neighbours.correct():
+                self._go_on(now)
             return
         for row in rows:
             node = self.neighbours.update(row)
@@ -368,12 +365,6 @@ class NodeAgent(ObjectDesk, ActorDesk):
                 continue
             self.scheduler.cancel(request.owner, request.id)
             self.out.append((SEND, request.owner, LeaseRedirected(request.id, view.agent, view.endpoint, reason)))
-        self._plan_recount(now)
-
-    def _plan_recount(self, now: float) -> None:
-        if self.neighbours.owes() and not self._recount_set:
-            self._recount_set = True
-            self.out.append((TIMER, now + self._config.heartbeat_ms * _HEARTBEATS / 1000, (RECOUNT_TIMER,)))
 
     def on_cancel_lease(self, now: float, peer: bytes, request_id: int) -> None:
         self.scheduler.cancel(peer, request_id)
@@ -414,10 +405,6 @@ class NodeAgent(ObjectDesk, ActorDesk):
             self._reap_set = False
             if self.pool.reap(now):
                 self._plan_reaping(now)
-        elif key[0] == RECOUNT_TIMER:
-            self._recount_set = False
-            self.neighbours.recount()
-            self._go_on(now)
         elif key[0] == MEMORY_TIMER:
             self.out.append((MEASURE,))
         elif key[0] == HANG_UP_TIMER:

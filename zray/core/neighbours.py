@@ -22,13 +22,14 @@ class Neighbours:
         hops_max: how often a request may be sent on.
     """
 
-    __slots__ = ("_dead", "_debited", "_debited_groups", "_own", "_policy", "by_agent", "views")
+    __slots__ = ("_dead", "_debited", "_debited_groups", "_own", "_policy", "_rows", "by_agent", "views")
 
     def __init__(self, node_id: bytes, agent: bytes, rng: Rng, hops_max: int) -> None:
         self._own = NodeView(node_id, agent, "", ResourceSet({}), ResourceSet({}))
         self._policy = Policy(rng, hops_max)
         self._dead: dict[bytes, NodeView] = {}  # nodes, the oldest first
-        self._debited: list[NodeView] = []
+        self._rows: dict[bytes, tuple[Any, ...]] = {}  # what the control said last, by node
+        self._debited: dict[bytes, None] = {}  # nodes to which something was sent since then
         self._debited_groups: list[GroupView] = []
         self.views: dict[bytes, NodeView] = {}
         self.by_agent: dict[bytes, NodeView] = {}
@@ -43,16 +44,32 @@ class Neighbours:
         node_id, agent, endpoint, hostname, total, available, labels, alive = row
         view = NodeView(node_id, agent, endpoint, ResourceSet(total), _not_negative(available), labels, alive)
         view.hostname = hostname
-        view.told = view.available
+        self._debited.pop(node_id, None)
         if alive:
+            self._rows[node_id] = row
             self.views[node_id] = self.by_agent[agent] = view
         else:
+            self._rows.pop(node_id, None)
             self.views.pop(node_id, None)
             self.by_agent.pop(agent, None)
             self._dead[node_id] = view
             if len(self._dead) > DEAD_NODES_MAX:
                 del self._dead[next(iter(self._dead))]
         return view
+
+    def correct(self) -> bool:
+        """Believe the control again; whether that is news.
+
+        What was sent to a node is not free there until the control says so. But it may say nothing: a request that was cancelled,
+        or was served between two of its looks, has changed nothing.
+        """
+        debited, self._debited = self._debited, {}
+        for node_id in debited:
+            self.update(self._rows[node_id])
+        for group in self._debited_groups:
+            group.free = dict(group.told)
+        self._debited_groups = []
+        return bool(debited)
 
     def choose(
         self,
@@ -102,21 +119,9 @@ class Neighbours:
             self._debit(node, request.demand, request.strategy, bundles)
         return moves
 
-    def recount(self) -> None:
-        """What was sent on shows by now in what the nodes say, or is over: their word counts alone from now on."""
-        for view in self._debited:
-            view.available, view.queued = view.told, 0
-        for group in self._debited_groups:
-            group.free = dict(group.told)
-        self._debited, self._debited_groups = [], []
-
-    def owes(self) -> bool:
-        """Whether anything was sent on since the last ``recount``."""
-        return bool(self._debited)
-
     def _debit(self, node: NodeView, demand: ResourceSet, strategy: Strategy, bundles: NodeBundles) -> None:
         debit(node, demand, strategy, bundles.groups)
-        self._debited.append(node)
+        self._debited[node.node_id] = None
         if strategy[0] == "bundle":
             self._debited_groups.append(bundles.groups[strategy[1]])
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from zray.base.resources import ResourceSet, from_units
 
-NOTHING = ResourceSet({})
 Condition = tuple[str, str, tuple[str, ...]]  # (key, operator, values)
 Views = Mapping[bytes, "NodeView"]
 
@@ -24,7 +23,7 @@ _ALWAYS_CRITICAL = ("CPU", "memory")
 
 @dataclass(slots=True, eq=False)
 class NodeView:
-    """What is known of a node; ``available``: without what was sent there since that was ``told``."""
+    """What is known of a node."""
 
     node_id: bytes
     agent: bytes
@@ -35,7 +34,6 @@ class NodeView:
     alive: bool = True
     queued: int = 0
     hostname: str = ""
-    told: ResourceSet = NOTHING
 
     def debit(self, demand: ResourceSet) -> None:
         """A request was sent there: what it asks for is not free, or it waits there, until the next view says how it is."""
