@@ -143,11 +143,13 @@ class Storm:
 
     def _judge(self, driver: Driver, line: dict[str, Any]) -> None:
         driver.heard_at = time.monotonic()
-        kinds = line["outcome"].split(", ")
+        if line["work"] == "init":  # its node was killed under it
+            self.report.outcomes[f"{line['outcome']} of init"] += 1
+            return
         self.report.rounds[line["work"]] += 1
-        for kind in kinds:
+        for kind in line["outcome"].split(", "):
             self.report.outcomes[kind if kind in ALLOWED else "wrong"] += 1
-            if kind not in ALLOWED and line["work"] != "init":
+            if kind not in ALLOWED:
                 self.report.problems.append(f"{line['work']}: {line['outcome']}")
         self.report.slowest_s = max(self.report.slowest_s, line.get("s", 0.0))
 
