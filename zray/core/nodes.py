@@ -146,7 +146,7 @@ class NodeManager:
         store_name: str,
         store_bytes: int,
     ) -> None:
-        """A machine is a node from now on; it learns of all others."""
+        """A machine is a node from now on; it learns of all others, of those that are dead too: whom it does not know is new."""
         node = Node(node_id, peer, now)
         node.endpoint = endpoint
         node.hostname = hostname
@@ -156,7 +156,7 @@ class NodeManager:
         node.labels = labels
         node.store_name = store_name
         node.store_bytes = store_bytes
-        others = [other.row() for other in self.nodes.values() if other.state is not NodeState.DEAD]
+        others = [other.row() for other in self.nodes.values()]
         self.nodes[node_id] = node
         if others:
             self._out.append((SEND, peer, ClusterView(others)))

@@ -340,6 +340,8 @@ class PlacementGroupManager:
             self._try(now, group)
         elif key[2:] in group.waiters:
             del group.waiters[key[2], key[3]]
+            if not any(peer == key[2] for peer, _ in group.waiters):
+                self._waits_no_more(key[2], group)
             self._out.append((SEND, key[2], Reply(key[3], True, False)))
 
     def view(self, group_id: bytes) -> GroupView:
@@ -483,11 +485,14 @@ class PlacementGroupManager:
         """Tell those who wait for its places."""
         for peer, request_id in group.waiters:
             self._out.append((SEND, peer, Reply(request_id, ok, value)))
-            waits = self._waits.get(peer, {})
-            waits.pop(group.id, None)
-            if not waits:
-                self._waits.pop(peer, None)
+            self._waits_no_more(peer, group)
         group.waiters = {}
+
+    def _waits_no_more(self, peer: bytes, group: PlacementGroup) -> None:
+        waits = self._waits.get(peer, {})
+        waits.pop(group.id, None)
+        if not waits:
+            self._waits.pop(peer, None)
 
     def _gone(self, group_id: bytes) -> str:
         group = self.groups.get(group_id)
