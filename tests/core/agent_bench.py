@@ -5,18 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from zray.base.config import Config
-from zray.base.ids import process_id
 from zray.base.resources import ResourceSet
 from zray.base.wire import LeaseGranted
 from zray.base.wire_actors import ActorPlaced
 from zray.core.agent import NodeAgent
 from zray.core.effects import START_WORKER, WATCH
 
-from .reading import CONTROL, drain, process, sent, verbs
+from .reading import CONTROL, NODE, drain, resident, sent, verbs
 
 JOB, OTHER_JOB = b"job1", b"job2"
-NODE = process("node")
-DRIVER, SECOND = process_id(NODE, b"\x80drv"), process_id(NODE, b"\x80sec")
+DRIVER, SECOND = resident("driv")[0], resident("seco")[0]
 ONE = {"CPU": 10_000}
 A = bytes([1]) * 20
 ACTOR, OTHER = b"actor-a-----", b"actor-b-----"

@@ -17,6 +17,7 @@ from zray.base.ids import PUT_INDEX, TaskIDs, return_id
 from zray.base.resources import ResourceSet
 from zray.base.wire import DONE, ERROR, INLINE, OBJECT_VALUE, PUSH, REFS, STORED, Address, Entry
 from zray.base.wire_actors import CALL, StartActor
+from zray.base.wire_transfer import CopiesHeld, FreePrimaries, RequestCopy
 from zray.core import effects as e
 from zray.core.entries import contained_in
 from zray.core.owner import Owner
@@ -157,9 +158,11 @@ class Body:
     def _excused(self, peer: bytes, message: tuple[Any, ...]) -> bool:
         """Whether something may be said to somebody who can not be reached: he is dead, or does not listen any more.
 
-        Agents do not know where the owners of other nodes are, who hear of what was spilled only if they have dialled.
+        Agents do not know where the owners of other nodes are, who hear of what was spilled only if they have dialled; and of what
+        they say again until it is answered, the first word may come before they have heard of a new node.
         """
-        return peer in self.world.dead or peer in self._met or isinstance(message, wire.ObjectsSpilled)
+        again = (wire.ObjectsSpilled, FreePrimaries, RequestCopy, CopiesHeld)
+        return peer in self.world.dead or peer in self._met or isinstance(message, again)
 
     def die(self) -> None:
         self.alive = False
@@ -223,6 +226,7 @@ class OwnerBody(Body):
         self.current: Thread | None = None  # the thread that runs, or was the last to run
         self.job_id = b""
         self._requests: dict[int, Thread] = {}
+        self._asked: dict[int, str] = {}  # what those requests were, for the text of a failure
         self._next_request = 1
         self._exported: dict[bytes, None] = {}
         self._templates: dict[Any, TaskTemplate] = {}
@@ -313,6 +317,7 @@ class OwnerBody(Body):
         if request_id == 0:
             return  # nobody waits for the registration of an actor without a name
         thread = self._requests.pop(request_id)
+        del self._asked[request_id]
         self.world.after(self.world.some(0.0002), thread.step, (ok, value))
 
     # -- what threads wait for ------------------------------------------------------------------------------------
@@ -324,6 +329,7 @@ class OwnerBody(Body):
         elif what == "ask":
             _, peer, message, fields = request
             self._requests[self._next_request] = thread
+            self._asked[self._next_request] = f"{message.__name__} of {self.world.name(peer)}"
             self.send(peer, message(self._next_request, *fields))
             self._next_request += 1
         elif what == "wait":
@@ -332,6 +338,12 @@ class OwnerBody(Body):
             self.owner.watch(waiter, refs)
             if timeout_s is not None:
                 self.world.after(timeout_s, self._time_out, waiter)
+
+    def waits_for(self) -> str:
+        """What it has asked for and not got, for the text of a failure."""
+        objects = [object_id.hex() for object_id in self.owner.waiters.watchers]
+        tasks = [task_id.hex() for task_id in self.owner.tasks.pending]
+        return f"objects {objects}, tasks {tasks}, answers {self._asked}, {self.owner.statistics()}"
 
     def _time_out(self, waiter: Waiter) -> None:
         if self.alive and not waiter.done:

@@ -69,6 +69,7 @@ class GroupTruth:
     """What really happened to a placement group."""
 
     def __init__(self, body: OwnerBody) -> None:
+        self.maker = body.id
         self.job_id = body.job_id
         self.removed = False  # somebody asked for that
 
@@ -97,6 +98,7 @@ class Judge:
         self._failed: dict[str, None] = {}  # actors of which a call failed, for a reason
         self.small_store = False
         self.links_break = False  # between the machines
+        self.late_news = False  # somebody may not have heard of a node for long
         self.values = 0
         self.errors: dict[str, int] = {}
 
@@ -280,5 +282,5 @@ class Judge:
             group = self.groups.get(strategy[1])
             return group is None or group.removed or group.job_id in self.finished_jobs or self.nodes_lost
         if strategy[0] == "affinity" and not strategy[2]:
-            return agent_id(strategy[1]) in self._world.dead
-        return any(name.startswith("here") for name in demand) and self.nodes_lost
+            return self.late_news or agent_id(strategy[1]) in self._world.dead
+        return any(name.startswith("here") for name in demand) and (self.late_news or self.nodes_lost)

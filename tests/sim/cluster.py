@@ -49,6 +49,7 @@ class Cluster:
         self.control = ControlBody(self, gcs, self.machines[0].name)
         self.home = self.start_node(self.machines[0])
         late = rng.random() < 0.3
+        self.judge.late_news = late
         for number, machine in enumerate(self.machines[1:], 1):
             if late and number == len(self.machines) - 1:
                 world.after(rng.uniform(0.05, 0.2), self.start_node, machine)

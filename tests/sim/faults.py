@@ -87,6 +87,8 @@ class Faults:
         home, config, rng = self._cluster.home, self._world.config, self._world.rng
         if self._on and not home.agent.frozen:
             span_s = rng.choice([0.02, config.node_death_s * 1.5])
+            if span_s > 0.1:
+                self._cluster.judge.late_news = True
             if span_s > config.control_death_s * 0.8:
                 self._world.faults += 1
             control = self._cluster.control
@@ -121,5 +123,6 @@ class Faults:
         if span_s > 0.1:
             world.faults += 1
             self._cluster.judge.links_break = True
+            self._cluster.judge.late_news = True
         world.network.cut(one.name, other.name, world.now + span_s)
         world.note(self._cluster.control, f"{one.name} and {other.name} are CUT OFF from each other for {span_s:g} s")

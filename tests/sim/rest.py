@@ -119,6 +119,8 @@ def node_at_rest(cluster: Cluster, node: SimNode) -> list[str]:
     for lease in scheduler.leases.values():
         who = [cluster.world.name(process) for process in (lease.request.owner, lease.worker or b"nobody")]
         problems.append(f"lease {lease.id} of {who[0]} for {who[1]}")
+    for object_id, stored in agent.store.objects.items():
+        problems.append(f"object {object_id.hex()} of {cluster.world.name(stored.owner)}, pinned by {stored.pins}, {stored.state.name}")
     for watcher, watched in agent.deaths._watching.items():
         if watcher in dead:
             names = [cluster.world.name(process) for process in watched]

@@ -194,9 +194,9 @@ def draw_limits(rng: random.Random, *, alone: bool) -> Config:
             "pull_bytes_max": rng.choice([5000, 512 << 20]),
             "pulls_max": rng.choice([1, 64]),
             "copy_receivers_max": rng.choice([1, 2]),
-            "transfer_renew_s": rng.choice([0.1, 0.5]),
-            "transfer_stall_s": rng.choice([0.1, 0.5]),
-            "transfer_attempts_max": rng.choice([2, 4]),
+            "transfer_renew_s": rng.choice([0.3, 0.5]),
+            "transfer_stall_s": rng.choice([0.3, 0.5]),
+            "transfer_attempts_max": 4,  # so that a node that is silent is dead before it is no source any more
             "transfer_chunk_bytes": rng.choice([500, 4000, 1 << 20]),
             "placement_retry_ms": rng.choice([1.0, 50.0]),
             "placement_retry_max_s": rng.choice([0.1, 1.0]),

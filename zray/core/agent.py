@@ -75,8 +75,6 @@ class NodeAgent(ObjectDesk):
         "_config",
         "_control",
         "_control_heard",
-        "_dead",
-        "_early",
         "_ended_for_memory",
         "_heartbeat_set",
         "_me",
@@ -116,8 +114,6 @@ class NodeAgent(ObjectDesk):
         self._node_id = node_id
         self._control = control
         self._config = config
-        self._dead: dict[bytes, str] = {}  # processes that ended, and how
-        self._early: dict[bytes, dict[tuple[bytes, bytes], None]] = {}  # agents not heard of yet -> (watcher, process)
         self._me = agent_id(node_id)
         self._remote = remote
         self.rejoin = False  # the cluster gave this node up by mistake, and would have it back
@@ -133,8 +129,8 @@ class NodeAgent(ObjectDesk):
         self._reported: dict[str, int] = dict(total)
         self.out: list[Effect] = []
         self.clients: dict[bytes, str] = {}  # processes of this node: id -> role
-        self.deaths = DeathWatch(self._me, self.out)
         self.neighbours = Neighbours(node_id, self._me, rng or First(), config.lease_hops_max)
+        self.deaths = DeathWatch(self._me, self.out, self.clients.__contains__, self.neighbours.by_agent.__contains__)
         self.neighbours.describe(total, labels or {})
         self.scheduler = LeaseScheduler(total, int.from_bytes(node_id[:4], "big") << 28)
         self.bundles = NodeBundles(
@@ -142,7 +138,7 @@ class NodeAgent(ObjectDesk):
         )
         self.scheduler.bundles = self.bundles
         self.pool = WorkerPool(prestart, node_id, config, self.out, self.scheduler.holds)
-        self.store = ObjectStore(store_bytes, config, self.out, self._is_dead, directories)
+        self.store = ObjectStore(store_bytes, config, self.out, self.deaths.is_dead, directories)
         self.transfer = ObjectTransfer(self._me, config, self.out, self.store)
 
     def start(self, now: float) -> None:
@@ -155,7 +151,7 @@ class NodeAgent(ObjectDesk):
 
     def on_peer_joined(self, now: float, peer: bytes, role: str, pid: int) -> None:
         """A process introduced itself: one of this node is a client, wherever else it may be known already."""
-        if peer in self._dead or role == "agent" or agent_of(peer) != self._me:
+        if self.deaths.is_dead(peer) or role == "agent" or agent_of(peer) != self._me:
             return
         self.clients[peer] = role
         if role == "driver":
@@ -168,8 +164,8 @@ class NodeAgent(ObjectDesk):
             self._advance(now)
 
     def on_watch_process(self, now: float, peer: bytes, process: bytes) -> None:
-        if not self._is_dead(peer):
-            self._watch(peer, process)
+        if not self.deaths.is_dead(peer):
+            self.deaths.watch(peer, process)
 
     def on_process_gone(self, now: float, peer: bytes, process: bytes, reason: str) -> None:
         """A process of another node ended."""
@@ -210,7 +206,7 @@ class NodeAgent(ObjectDesk):
                     del self._actors[actor.actor_id]
                 lost_actor = ActorLost(actor.actor_id, actor.incarnation, shortage or reason)
                 self.out.append((SEND, self._control, lost_actor))
-            elif lease.request.owner not in self._dead:
+            elif not self.deaths.is_dead(lease.request.owner):
                 lost = LeaseLost(lease.id, shortage or reason, bool(shortage))
                 self.out.append((SEND, lease.request.owner, lost))
         self._forget(now, worker_id, reason)
@@ -266,7 +262,7 @@ class NodeAgent(ObjectDesk):
         strategy: tuple[Any, ...] = ("default",),
         hops: int = 0,
     ) -> None:
-        if self._is_dead(peer):
+        if self.deaths.is_dead(peer):
             return
         demand = ResourceSet(resources)
         if not readable(strategy):
@@ -304,14 +300,14 @@ class NodeAgent(ObjectDesk):
             node = self.neighbours.update(row)
             if node.alive:
                 self.out.append((DIAL, node.agent, node.endpoint))
-                self._hear_of(node.agent)
+                self.deaths.heard_of(node.agent)
                 continue
             reason = f"its node {node.title()} is dead"
             for process in self.deaths.of_node(node.agent):
                 self._forget(now, process, reason)
             self.transfer.on_node_died(now, node.agent, reason)
             self._forget(now, node.agent, reason)
-            self._hear_of(node.agent)
+            self.deaths.heard_of(node.agent)
             later = (TIMER, now + self._config.control_death_s, (HANG_UP_TIMER, node.agent))  # the control may answer it
             self.out.append((HANG_UP, node.agent) if self._remote else later)
         self._go_on(now)
@@ -471,30 +467,8 @@ class NodeAgent(ObjectDesk):
 
     def _meet(self, process: bytes) -> None:
         """A process that may be of another node holds something here: it must be noticed when that ends."""
-        if agent_of(process) != self._me and not self._is_dead(process):
-            self._watch(self._me, process)
-
-    def _is_dead(self, process: bytes) -> bool:
-        """Whether a process has ended, as far as is known here, or its node has."""
-        return process in self._dead or agent_of(process) in self._dead
-
-    def _watch(self, watcher: bytes, process: bytes) -> None:
-        """Tell ``watcher`` when a process ends. Its node may be so new that this one has not heard of it yet."""
-        agent = agent_of(process)
-        if self._is_dead(process):
-            self.deaths.tell(watcher, process, self._dead.get(process) or self._dead[agent])
-        elif agent != self._me and agent not in self.neighbours.by_agent:
-            self._early.setdefault(agent, {})[watcher, process] = None
-        elif agent != self._me or process in self.clients:
-            self.deaths.watch(watcher, process, agent if agent != self._me else b"")
-        else:
-            self.deaths.tell(watcher, process, "it ended earlier")
-
-    def _hear_of(self, agent: bytes) -> None:
-        """A node that others knew before this one is known now."""
-        for watcher, process in self._early.pop(agent, ()):
-            if not self._is_dead(watcher):
-                self._watch(watcher, process)
+        if agent_of(process) != self._me:
+            self.deaths.watch(self._me, process)
 
     def _advance(self, now: float) -> None:
         """Grant what can be granted; call leases back for the rest."""
@@ -578,9 +552,9 @@ class NodeAgent(ObjectDesk):
 
     def _forget(self, now: float, peer: bytes, reason: str, at: float = 0.0) -> None:
         """A process is gone: undo all it held, and tell the others."""
-        if peer in self._dead:
+        if peer in self.deaths.dead:
             return
-        self._dead[peer] = reason
+        self.deaths.dead[peer] = reason
         known = self.clients.pop(peer, None)
         for lease in self.scheduler.drop_owner(peer):
             # Its worker runs a task that nobody waits for, and may run it for ever.
