@@ -48,6 +48,19 @@ def test_what_has_room_here_runs_here() -> None:
     assert decision.verdict is Verdict.RUN
 
 
+def test_what_was_sent_on_and_changed_nothing_there_is_forgotten_at_the_next_word_of_the_control() -> None:
+    """It was cancelled, or served between two looks: no view will ever say that the room is free again."""
+    neighbours = bench(row(FIRST, cpus=1))
+    assert not neighbours.correct()
+    for _ in range(2):
+        assert neighbours.choose(FULL, 0, ONE, DEFAULT, 0, NO_BUNDLES).verdict is Verdict.SEND
+        assert neighbours.choose(FULL, 0, ONE, DEFAULT, 0, NO_BUNDLES).verdict is Verdict.QUEUE
+        assert neighbours.correct() and not neighbours.correct()
+    neighbours.choose(FULL, 0, ONE, DEFAULT, 0, NO_BUNDLES)
+    neighbours.update(row(FIRST, alive=False))
+    assert not neighbours.correct() and not neighbours.views
+
+
 def test_a_burst_is_spread_since_what_was_sent_on_counts_as_taken() -> None:
     neighbours = bench(row(FIRST, cpus=2), row(SECOND, cpus=1))
     sent = [neighbours.choose(FULL, 0, ONE, DEFAULT, 0, NO_BUNDLES) for _ in range(4)]

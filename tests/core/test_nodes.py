@@ -96,6 +96,13 @@ def test_a_node_that_joins_learns_of_all_others_at_once_and_they_of_it_with_the_
     assert news == {agent_id(HOME): [row], agent_id(FIRST): [row]}
 
 
+def test_a_node_that_joins_learns_who_is_dead_so_that_whom_it_does_not_know_is_new() -> None:
+    bench = Bench(FIRST)
+    bench.does("end", 1.0, bench.members.nodes[FIRST], "it was silent")
+    [known] = views(bench.join(SECOND)).values()
+    assert [(row[0], row[-1]) for row in known] == [(HOME, True), (FIRST, False)]
+
+
 def test_a_control_with_no_other_node_tells_nobody_and_looks_after_nobody() -> None:
     out: list[Any] = []
     alone = NodeManager(Config(), out, agent_id(HOME))
@@ -209,7 +216,7 @@ def test_only_the_silent_die() -> None:
 def test_every_look_tells_the_nodes_that_the_control_lives() -> None:
     bench = Bench()
     quiet = [(peer, view.rows) for peer, view in sent(bench.tick(0.5), ClusterView)]
-    assert quiet == [(agent_id(FIRST), []), (agent_id(SECOND), [])]
+    assert quiet == [(agent_id(HOME), []), (agent_id(FIRST), []), (agent_id(SECOND), [])]
 
 
 def test_home_is_never_dead() -> None:

@@ -180,8 +180,8 @@ def draw_limits(rng: random.Random, *, alone: bool) -> Config:
     if not alone:  # there are heartbeats for ever, so what takes long takes seconds
         limits |= {
             "workers_max": 300,
-            "infeasible_grace_s": rng.choice([0.2, 2.0]),
-            "infeasible_retry_s": rng.choice([0.02, 0.5]),
+            "infeasible_grace_s": rng.choice([0.4, 2.0]),
+            "infeasible_retry_s": rng.choice([0.02, 0.1]),
             "actor_restart_delay_max_s": rng.choice([0.05, 1.0]),
             "function_fetch_timeout_s": 5.0,
             "worker_idle_s": rng.choice([0.05, 0.1, 1.0]),

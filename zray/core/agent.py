@@ -295,6 +295,8 @@ class NodeAgent(ObjectDesk):
         """Other nodes came, changed, or ended: what waits here may run there. An empty one only says that the control lives."""
         self._control_heard = now
         if not rows:
+            if self.neighbours.correct():
+                self._go_on(now)
             return
         for row in rows:
             node = self.neighbours.update(row)

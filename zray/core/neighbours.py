@@ -19,11 +19,13 @@ class Neighbours:
         hops_max: how often a request may be sent on.
     """
 
-    __slots__ = ("_own", "_policy", "by_agent", "views")
+    __slots__ = ("_debited", "_own", "_policy", "_rows", "by_agent", "views")
 
     def __init__(self, node_id: bytes, agent: bytes, rng: Rng, hops_max: int) -> None:
         self._own = NodeView(node_id, agent, "", ResourceSet({}), ResourceSet({}))
         self._policy = Policy(rng, hops_max)
+        self._rows: dict[bytes, tuple[Any, ...]] = {}  # what the control said last, by node
+        self._debited: dict[bytes, None] = {}  # nodes to which something was sent since then
         self.views: dict[bytes, NodeView] = {}
         self.by_agent: dict[bytes, NodeView] = {}
 
@@ -37,12 +39,26 @@ class Neighbours:
         node_id, agent, endpoint, hostname, total, available, labels, alive = row
         view = NodeView(node_id, agent, endpoint, ResourceSet(total), _not_negative(available), labels, alive)
         view.hostname = hostname
+        self._debited.pop(node_id, None)
         if alive:
+            self._rows[node_id] = row
             self.views[node_id] = self.by_agent[agent] = view
         else:
+            self._rows.pop(node_id, None)
             self.views.pop(node_id, None)
             self.by_agent.pop(agent, None)
         return view
+
+    def correct(self) -> bool:
+        """Believe the control again; whether that is news.
+
+        What was sent to a node is not free there until the control says so. But it may say nothing: a request that was cancelled, or
+        was served between two of its looks, has changed nothing.
+        """
+        debited, self._debited = self._debited, {}
+        for node_id in debited:
+            self.update(self._rows[node_id])
+        return bool(debited)
 
     def choose(
         self,
@@ -58,7 +74,7 @@ class Neighbours:
         views = self._all(available, queued)
         decision = self._policy.choose(views, self._own.node_id, demand, strategy, hops, groups=bundles.groups)
         if decision.node is not None and decision.node is not self._own:
-            debit(decision.node, demand, strategy, bundles.groups)
+            self._debit(decision.node, demand, strategy, bundles)
         return decision
 
     def relocate(
@@ -68,8 +84,12 @@ class Neighbours:
         self._own.bundles = bundles.free()
         moves = self._policy.relocate(self._all(available, queued), self._own.node_id, waiting, bundles.groups)
         for request, node, _ in moves:
-            debit(node, request.demand, request.strategy, bundles.groups)
+            self._debit(node, request.demand, request.strategy, bundles)
         return moves
+
+    def _debit(self, node: NodeView, demand: ResourceSet, strategy: Strategy, bundles: NodeBundles) -> None:
+        debit(node, demand, strategy, bundles.groups)
+        self._debited[node.node_id] = None
 
     def _all(self, available: dict[str, int], queued: int) -> dict[bytes, NodeView]:
         self._own.available = _not_negative(available)
