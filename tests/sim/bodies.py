@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from zray import object_ref
 from zray.base import serialization, wire
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .links import Connection
     from .nodes import SimNode
 
+RECOVERIES_MAX = 10  # of one get, as in a real process
 Steps = Generator[tuple[Any, ...], Any, Any]
 CONTROL = wire.CONTROL
 
@@ -169,6 +171,10 @@ class Body:
         self._mail.clear()
 
 
+class Unreadable(Exception):
+    """An object can not be read where it is said to lie."""
+
+
 class Thread:
     """User code of one process."""
 
@@ -214,7 +220,7 @@ class OwnerBody(Body):
         self.node = node
         self.agent = node.agent_id
         self.address: Address = (process_id, f"sim://{name}")
-        self.owner = Owner(self.address, b"", node.id, self.agent, cluster.world.config)
+        self.owner = Owner(self.address, b"", node.id, self.agent, cluster.world.config, self._counted_ref)
         super().__init__(cluster, process_id, name, role, node.machine.name, self.owner, "owner", "any", *receivers)
         self.judge = cluster.judge
         self.inbox: list[bytes] = []
@@ -235,6 +241,9 @@ class OwnerBody(Body):
         self.dial(self.agent)
         self.dial(CONTROL)
 
+    def _counted_ref(self, object_id: bytes, owner: Address) -> ObjectRef[Any]:
+        return ObjectRef(object_id, owner, self.inbox.append)
+
     # -- the loop -------------------------------------------------------------------------------------------------
 
     def after_event(self) -> None:
@@ -243,6 +252,7 @@ class OwnerBody(Body):
     def handle(self, peer: bytes, message: tuple[Any, ...]) -> None:
         entries: Any = ()
         if message[0] == DONE:
+            self.judge.answered.update(dict.fromkeys(item[0] for item in message[2]))
             entries = [entry for item in message[2] for entry in item[1]]
         elif message[0] == OBJECT_VALUE:
             entries = [message[2]]
@@ -280,6 +290,8 @@ class OwnerBody(Body):
         if effect[0] == e.RESOLVE:
             waiter = effect[1]
             self.world.after(self.world.some(0.0005), waiter.signal.step, True)
+        elif effect[0] == e.ADOPT_FILE:
+            Thread(self, self.adopt_file(*effect[1:]), lambda result, error: None).step()
         else:
             super().execute(effect)
 
@@ -383,12 +395,15 @@ class OwnerBody(Body):
             raise ObjectStoreFullError(place[1])
         if place != "exists":
             yield ("sleep", self.world.some(0.001))
-            if isinstance(place[0], str):
-                checksum = self.node.disk.write(place[0], made.pickle)
-            else:
-                checksum = self.node.memory.write(place[0], object_id, made.pickle)
-            self.send(self.agent, wire.SealObject(object_id, owner, checksum))
+            self._write(object_id, place, made.pickle, owner)
         return (STORED, size, self.node.id, contained)
+
+    def _write(self, object_id: bytes, place: tuple[Any, ...], data: bytes, owner: bytes) -> None:
+        if isinstance(place[0], str):
+            checksum = self.node.disk.write(place[0], data)
+        else:
+            checksum = self.node.memory.write(place[0], object_id, data)
+        self.send(self.agent, wire.SealObject(object_id, owner, checksum))
 
     def put(self, tag: str, value: Any) -> Steps:
         """Make an object; its reference."""
@@ -441,21 +456,45 @@ class OwnerBody(Body):
 
     def get(self, refs: list[ObjectRef[Any]], timeout_s: float | None = None) -> Steps:
         """The outcome of each reference, a value or an exception; None when the time ran out."""
-        missing = [ref for ref in refs if ref.binary() not in self.owner.memory]
-        if missing:
-            self.on_blocking(True)
-            in_time = yield ("wait", Waiter(len(missing)), missing, timeout_s)
-            self.on_blocking(False)
-            if not in_time:
-                return None
+        in_time = yield from self._await(refs, timeout_s)
+        if not in_time:
+            return None
         outcomes = []
         for ref in refs:
-            outcome = yield from self.read(ref.binary(), self.owner.memory[ref.binary()])
+            outcome = yield from self._recovered(ref, timeout_s)
+            if outcome is None:
+                return None
             outcomes.append(outcome)
         return outcomes
 
+    def _await(self, refs: list[ObjectRef[Any]], timeout_s: float | None) -> Steps:
+        missing = [ref for ref in refs if ref.binary() not in self.owner.memory]
+        if not missing:
+            return True
+        self.on_blocking(True)
+        in_time = yield ("wait", Waiter(len(missing)), missing, timeout_s)
+        self.on_blocking(False)
+        return in_time
+
+    def _recovered(self, ref: ObjectRef[Any], timeout_s: float | None) -> Steps:
+        """The value of an object, or the error; what can not be read is brought back."""
+        object_id = ref.binary()
+        for _ in range(RECOVERIES_MAX):
+            entry = self.owner.memory.get(object_id)
+            if entry is not None:
+                outcome = yield from self.read(object_id, entry)
+                if not isinstance(outcome, Unreadable):
+                    return outcome
+                self.owner.recover(self.world.now, object_id, entry[2], str(outcome))
+            in_time = yield from self._await([ref], timeout_s)
+            if not in_time:
+                return None
+        lost = ObjectLostError(f"{object_id.hex()} can not be read", object_id.hex())
+        self.judge.error_seen(self.id, object_id, lost, read=True)
+        return lost
+
     def read(self, object_id: bytes, entry: Entry) -> Steps:
-        """The value or the error of an entry."""
+        """The value or the error of an entry; ``Unreadable`` if its bytes can not be had."""
         if entry[0] == ERROR:
             error = pickle.loads(entry[1])
             self.judge.error_seen(self.id, object_id, error)
@@ -465,16 +504,31 @@ class OwnerBody(Body):
         else:
             urgent = self.current is None or not self.current.starting
             ok, place = yield ("ask", self.agent, wire.PinObject, (object_id, urgent, entry[2], entry[1]))
+            if not ok and place[0] == "lost":
+                return Unreadable(place[1])
             if not ok:
-                lost: Exception = ObjectStoreFullError(place[1])
-                if place[0] == "lost":
-                    lost = ObjectLostError(place[1], object_id.hex())
-                self.judge.error_seen(self.id, object_id, lost, read=True)
-                return lost
+                full = ObjectStoreFullError(place[1])
+                self.judge.error_seen(self.id, object_id, full, read=True)
+                return full
             value = serialization.deserialize(self._bytes(place, object_id))
             self.world.after(self.world.some(0.01), self._unpin, place, object_id)
         self.judge.value_seen(self.id, object_id, value)
         return value
+
+    def adopt_file(self, object_id: bytes, size: int, path: str, position: int, checksum: int) -> Steps:
+        """Bring what a lost node has spilled into the store of this one."""
+        yield ("sleep", self.world.some(0.005))
+        problem = f"{path} can not be read from here"
+        if path in self.cluster.bucket:
+            problem = ""
+            data = self.cluster.bucket[path][position]
+            assert (len(data), crc32(data)) == (size, checksum)
+            ok, place = yield ("ask", self.agent, wire.CreateObject, (object_id, size))
+            if not ok:
+                problem = place[1]
+            elif place != "exists":
+                self._write(object_id, place, data, self.id)
+        self.owner.on_file_adopted(self.world.now, object_id, problem)
 
     def _bytes(self, place: tuple[Any, ...], object_id: bytes) -> bytes:
         if isinstance(place[0], str):

@@ -96,6 +96,7 @@ class Judge:
         self._run: dict[bytes, dict[bytes, None]] = {}  # process -> the calls that it has started
         self._last: dict[tuple[bytes, bytes], int] = {}  # (process, caller) -> the number of the last call
         self._failed: dict[str, None] = {}  # actors of which a call failed, for a reason
+        self.answered: dict[bytes, None] = {}  # tasks and calls whose callers have their results
         self.small_store = False
         self.links_break = False  # between the machines
         self.late_news = False  # somebody may not have heard of a node for long
@@ -169,8 +170,8 @@ class Judge:
         call = self.calls[task_id]
         if call.caller != caller:
             raise SimulationError(f"call {task_id.hex()} came from {self._world.name(caller)}, who did not make it")
-        if call.retried:
-            return  # its place is not the same each time
+        if call.retried or task_id in self.answered:
+            return  # it runs again, for a result that was lost; its place is not the same each time
         run = self._run.setdefault(process, {})
         if task_id in run:
             raise SimulationError(f"call {task_id.hex()} ran twice in {self._world.name(process)}")

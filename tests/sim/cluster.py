@@ -14,6 +14,7 @@ from .checkers import Judge
 from .nodes import Machine, SimNode
 from .processes import DriverBody, WorkerBody
 from .servers import ControlBody
+from .storage import Bucket
 from .transfer import ByteService
 from .world import World
 
@@ -33,6 +34,7 @@ class Cluster:
         self.workers: dict[bytes, WorkerBody] = {}  # all that ever were
         self.nodes: list[SimNode] = []  # all that ever were
         self.drivers: list[DriverBody] = []
+        self.bucket: Bucket = {}  # files that every machine can read
         self.byte_services: dict[str, ByteService] = {}
         rng = world.rng
         self.machines = [Machine(self, number) for number in range(world.machines)]

@@ -60,7 +60,7 @@ class SimNode:
         self.agent_id = agent_id(self.id)
         cluster.nodes.append(self)
         self.memory = Memory()
-        self.disk = Disk(world, self.memory)
+        self.disk = Disk(world, self.memory, self.name, machine.directories, cluster.bucket)
         self.disk.fails = machine.disk_fails
         self.short_of_memory = False
         self.workers: dict[bytes, WorkerBody] = {}

@@ -78,7 +78,7 @@ class AgentBody(Body):
         self.dial(CONTROL)
 
     def leaves(self) -> list[Any]:
-        return [self.brain.bundles, self.brain.transfer]
+        return [self.brain.bundles, self.brain.transfer, self.brain.transfer.search]
 
     def handle(self, peer: bytes, message: tuple[Any, ...]) -> None:
         if message[0] == HELLO:

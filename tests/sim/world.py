@@ -197,6 +197,8 @@ def draw_limits(rng: random.Random, *, alone: bool) -> Config:
             "transfer_renew_s": rng.choice([0.3, 0.5]),
             "transfer_stall_s": rng.choice([0.3, 0.5]),
             "transfer_attempts_max": 4,  # so that a node that is silent is dead before it is no source any more
+            "lineage_bytes_max": rng.choice([2000, 1 << 30]),
+            "orphan_copy_s": rng.choice([0.5, 2.0]),
             "transfer_chunk_bytes": rng.choice([500, 4000, 1 << 20]),
             "placement_retry_ms": rng.choice([1.0, 50.0]),
             "placement_retry_max_s": rng.choice([0.1, 1.0]),
