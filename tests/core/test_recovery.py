@@ -151,8 +151,8 @@ def test_arguments_that_were_freed_are_made_again_too_and_freed_again() -> None:
     effects = bench.answers(first_id[:16])
     assert pushed(effects) == [second_id[:16]]
     effects = bench.answers(second_id[:16])
-    assert pushed(effects) == [third.binary()[:16]] and freed(effects) == [first_id]
-    assert freed(bench.answers(third.binary()[:16])) == [second_id]
+    assert pushed(effects) == [third.binary()[:16]] and first_id in freed(effects)
+    assert second_id in freed(bench.answers(third.binary()[:16]))
     del third
     bench.turn()
     assert bench.at_rest() and not bench.owner.lineage.needed
@@ -168,7 +168,8 @@ def test_of_several_results_only_those_are_taken_that_are_missing() -> None:
     memory = bench.owner.memory
     assert [memory[ref.binary()] for ref in refs] == [(INLINE, b"small"), stored(ELSEWHERE), stored(ELSEWHERE)]
     assert refs[1].binary() in freed(effects), "the second value of the middle one is one too many"
-    assert refs[2].binary() not in freed(effects)
+    kept = [row for row in sent(effects, FreeObjects) if refs[2].binary() in row[1].object_ids]
+    assert all(message.agent != agent_id(ELSEWHERE) for _, message in kept)
 
 
 def test_a_value_with_references_inside_holds_those_that_it_has_now() -> None:

@@ -531,7 +531,6 @@ class Owner(ActorOwner, ObjectRecovery):
                 self.out.append((SEND, self._agent, FreeObjects(left, b"" if agent == self._agent else agent)))
 
     def _primary(self, object_id: bytes) -> bytes:
-        """The agent of the node where the store has an object of this process, if it does."""
         entry = self.memory.get(object_id, (ERROR,))
         return agent_id(entry[2]) if entry[0] == STORED else b""
 
