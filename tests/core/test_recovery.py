@@ -20,11 +20,12 @@ from .owner_bench import FRIEND, ME, NODE, WORKER, A, Bench
 from .reading import AGENT, sent, verbs
 
 THERE, ELSEWHERE = bytes(range(16)), bytes(range(16, 32))
+SIZE = 1 << 18  # too little for tasks to go there
 Ref = ObjectRef[Any]
 
 
 def stored(node: bytes = THERE, contained: Any = ()) -> Any:
-    return (STORED, 1 << 20, node, contained)
+    return (STORED, SIZE, node, contained)
 
 
 class Losing(Bench):
@@ -107,7 +108,7 @@ def test_the_file_to_which_it_was_spilled_is_read_where_there_is_no_copy() -> No
     [ref] = bench.made()
     bench.hears("objects_spilled", [(ref.binary(), "store://file", 10, 99)])
     bench.node_dies()
-    assert verbs(bench.nowhere(ref), ADOPT_FILE) == [(ref.binary(), 1 << 20, "store://file", 10, 99)]
+    assert verbs(bench.nowhere(ref), ADOPT_FILE) == [(ref.binary(), SIZE, "store://file", 10, 99)]
     bench.does("on_file_adopted", ref.binary(), "")
     assert bench.owner.memory[ref.binary()] == stored(NODE)
 

@@ -173,12 +173,13 @@ class RegisterNode(NamedTuple):
     store_bytes: int
 
 
-@message(21, "agent", "control")
+@message(21, "agent", "control", rows=3)
 class Heartbeat(NamedTuple):
-    """What is free on a node, when it changed."""
+    """What is free on a node, when it changed, and in the bundles there: ``(placement group, index, units by name)`` each."""
 
     node_id: bytes
     available: dict[str, int]
+    bundles: tuple[Any, ...] = ()
 
 
 @message(22, "agent", "control")
@@ -212,6 +213,7 @@ class RequestLease(NamedTuple):
     retriable: bool = True  # whether the tasks can be run again: those are ended first when memory is short
     strategy: tuple[Any, ...] = ("default",)  # which node is wanted
     hops: int = 0  # how often the request was sent on
+    locality: tuple[Any, ...] = ()  # where large arguments lie: (node, bytes) each
 
 
 @message(32, "owner", "agent")

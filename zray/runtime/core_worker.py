@@ -94,6 +94,7 @@ class CoreWorker(Client):
         self.namespace = ""
         self.env_vars: dict[str, str] = {}
         self.depth = 0
+        self.placement_group: tuple[bytes, bool] | None = None  # of the running task or actor, and whether it captures
         self.event_loop_thread = 0  # of an asynchronous actor
         self.blocking: Callable[[bool], None] | None = None  # told when the main thread starts and ends to wait
         self.task_ids = TaskIDs(me)
