@@ -262,6 +262,8 @@ class Judge:
         if isinstance(error, ObjectLostError):
             if self.links_break and "can not be brought" in str(error):
                 return True
+            if self.small_store and "does not fit into the object store" in str(error):
+                return True
             return any(process in dead for process in self.hands.get(bytes.fromhex(error.object_id), {}))
         if isinstance(error, (ActorDiedError, ActorUnavailableError, ActorUnschedulableError)):
             return error.actor_id in self._failed

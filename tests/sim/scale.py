@@ -17,7 +17,7 @@ from zray.base.config import Config
 from zray.base.ids import agent_id, process_id
 from zray.base.resources import ResourceSet
 from zray.base.wire import CONTROL, LeaseGranted, LeaseRejected, RequestLease, ReturnLease
-from zray.base.wire_nodes import ClusterView, LeaseRedirected
+from zray.base.wire_nodes import ClusterLoads, ClusterView, LeaseRedirected
 from zray.core import effects as e
 from zray.core.agent import NodeAgent
 from zray.core.gcs import Gcs
@@ -157,7 +157,7 @@ class Scale:
 
     def _deliver(self, receiver: bytes, sender: bytes, packed: tuple[Any, ...]) -> None:
         handler = self._handlers[packed[0]]
-        kinds = {"on_request_lease": "decisions", "on_cluster_view": "views"}
+        kinds = {"on_request_lease": "decisions", "on_cluster_view": "views", "on_cluster_loads": "views"}
         self._decisions += handler == "on_request_lease"
         account = "control" if receiver == CONTROL else kinds.get(handler, "leases")
         self._do(receiver, account, handler, sender, *packed[1:])
@@ -183,7 +183,7 @@ class Scale:
                     self._at(self._now + START_S, self._born, process, effect[1])
 
     def _send(self, sender: bytes, receiver: bytes, message: Any, account: str, frames: dict[int, bytes]) -> None:
-        if isinstance(message, ClusterView):
+        if isinstance(message, (ClusterLoads, ClusterView)):
             self._rows += len(message.rows)
         if receiver in self._agents or receiver == CONTROL:
             begun = time.perf_counter()

@@ -295,6 +295,13 @@ class NodeAgent(ObjectDesk, ActorDesk):
         else:
             self._advance(now)
 
+    def on_cluster_loads(self, now: float, peer: bytes, rows: list[Any]) -> None:
+        """Something else is free on other nodes."""
+        self._control_heard = now
+        for node_id, available in rows:
+            self.neighbours.load(node_id, available)
+        self._go_on(now)
+
     def on_cluster_view(self, now: float, peer: bytes, rows: list[Any]) -> None:
         """Other nodes came, changed, or ended: what waits here may run there. An empty one only says that the control lives."""
         self._control_heard = now
@@ -450,7 +457,8 @@ class NodeAgent(ObjectDesk, ActorDesk):
                 self.out.append((SEND, lease.request.owner, LeaseReclaimed(lease.id)))
         if not self._heartbeat_set and (self.scheduler.resources.available != self._reported[0] or self.bundles.bundles):
             self._heartbeat_set = True
-            self.out.append((TIMER, now + self._config.heartbeat_ms / 1000, (HEARTBEAT_TIMER,)))
+            pause_s = self._config.heartbeat_ms / 1000 * self.neighbours.crowd()
+            self.out.append((TIMER, now + pause_s, (HEARTBEAT_TIMER,)))
         self._plan_reaping(now)
 
     def _exhausted(self) -> bool:

@@ -159,7 +159,7 @@ class PlacementGroupManager:
         told: called with the time and the id of a group whose places have changed, or that is gone.
     """
 
-    __slots__ = ("_agents", "_config", "_dead", "_out", "_over", "_told", "_views", "_waits", "groups", "names")
+    __slots__ = ("_agents", "_config", "_dead", "_out", "_over", "_told", "_unplaced", "_views", "_waits", "groups", "names")
 
     def __init__(
         self,
@@ -176,6 +176,7 @@ class PlacementGroupManager:
         self._dead: dict[bytes, None] = {}  # the removed that are remembered, the oldest first
         self._over: dict[bytes, None] = {}  # jobs and actors that ended: what they have sent may arrive later
         self._waits: dict[bytes, dict[bytes, None]] = {}  # process -> groups it waits for
+        self._unplaced: dict[bytes, PlacementGroup] = {}  # those that look for places
         self.groups: dict[bytes, PlacementGroup] = {}
         self.names: dict[tuple[str, str], PlacementGroup] = {}  # (namespace, name) of those that are not removed
 
@@ -213,7 +214,7 @@ class PlacementGroupManager:
         group.detached = detached
         group.job_over = job_id in self._over
         group.actor_over = not actor_id or actor_id in self._over
-        self.groups[group_id] = group
+        self.groups[group_id] = self._unplaced[group_id] = group
         if name:
             self.names[namespace, name] = group
         held = "; ".join(repr(bundle) for bundle in group.bundles)
@@ -312,6 +313,7 @@ class PlacementGroupManager:
             if lost:
                 group.reason = f"node {node_id.hex()[:8]} died"
                 group.move("lost")
+                self._unplaced[group.id] = group
                 self._changed(now, group)
             if in_round or lost:
                 self._try(now, group)
@@ -319,9 +321,8 @@ class PlacementGroupManager:
     def nodes_changed(self, now: float) -> None:
         """There are new nodes, or something is free that was not."""
         failed: dict[tuple[Any, ...], Packing] = {}
-        for group in list(self.groups.values()):
-            if group.state in (GroupState.PENDING, GroupState.RESCHEDULING):
-                self._try(now, group, failed)
+        for group in list(self._unplaced.values()):
+            self._try(now, group, failed)
 
     # -- ends -----------------------------------------------------------------------------------------------------
 
@@ -460,6 +461,7 @@ class PlacementGroupManager:
         group.tries = 0
         group.reason = ""
         group.move("placed")
+        self._unplaced.pop(group.id, None)
         self._answer(group, True, True)
         self._changed(now, group)
 
@@ -487,6 +489,7 @@ class PlacementGroupManager:
         group.free = {}
         group.reason = reason
         group.move("removed")
+        self._unplaced.pop(group.id, None)
         if group.name:
             del self.names[group.namespace, group.name]
         self._answer(group, False, self._gone(group.id))
@@ -545,6 +548,8 @@ class PlacementGroupManager:
     def _check(self, group: PlacementGroup) -> None:
         removed = group.state is GroupState.REMOVED
         unsettled = group.asked or group.prepared or group.waiters or group.subscribers or any(group.nodes)
+        if (group.id in self._unplaced) != (group.state in (GroupState.PENDING, GroupState.RESCHEDULING)):
+            raise InvariantError(f"{group.title()} is {group.state.name}, not as listed")
         if removed != (group.id in self._dead) or (removed and unsettled):
             raise InvariantError(f"{group.title()} is {group.state.name}, not as listed")
         if (group.state is GroupState.CREATED) != all(group.nodes):
