@@ -7,6 +7,7 @@ form in which it travels, on the account of its sender; links take the same time
 
 from __future__ import annotations
 
+import gc
 import heapq
 import random
 import time
@@ -71,7 +72,6 @@ class Scale:
         self._next = 1
         self._waited = 0.0
         self._total = dict(total)
-        self._measuring = False
         self._leases = self._redirected = self._decisions = self._rows = 0
         self.spent = {"decisions": 0.0, "leases": 0.0, "views": 0.0, "control": 0.0}
 
@@ -94,11 +94,15 @@ class Scale:
                 self._at(at, self._ask, agent_process)
                 at += 1 / rate
         self._go_on(warm)
-        self._measuring = True
         self.spent = dict.fromkeys(self.spent, 0.0)
         self._leases = self._redirected = self._decisions = self._rows = 0
         self._waited = 0.0
-        self._go_on(warm + seconds)
+        gc.collect()
+        gc.disable()  # the garbage of a thousand agents is not that of one
+        try:
+            self._go_on(warm + seconds)
+        finally:
+            gc.enable()
         spent, leases = self.spent, max(1, self._leases)
         return Figures(
             count,

@@ -526,13 +526,13 @@ class Owner(ActorOwner, ObjectRecovery):
     def _sweep(self, returns: Iterable[bytes], agents: Iterable[bytes]) -> None:
         """Attempts on these nodes, or this one half way through its results, may have left some where nobody knows of them."""
         for agent in dict.fromkeys(agents):
-            left = [o for o in returns if self._primary(o) != agent]  # else another attempt has made it there
+            left = []
+            for object_id in returns:
+                entry = self.memory.get(object_id, (ERROR,))
+                if entry[0] != STORED or agent_id(entry[2]) != agent:  # else another attempt has made it there
+                    left.append(object_id)
             if left:
                 self.out.append((SEND, self._agent, FreeObjects(left, b"" if agent == self._agent else agent)))
-
-    def _primary(self, object_id: bytes) -> bytes:
-        entry = self.memory.get(object_id, (ERROR,))
-        return agent_id(entry[2]) if entry[0] == STORED else b""
 
     def _free_at(self, node_id: bytes, object_ids: list[bytes]) -> None:
         agent = b"" if node_id == self._node_id else agent_id(node_id)
@@ -567,7 +567,8 @@ class Owner(ActorOwner, ObjectRecovery):
                 self.directory.forget(object_id)
             if self.lineage.origins:
                 self.lineage.on_freed(object_id)
-            self.lost.pop(object_id, None)
+            if self.lost.pop(object_id, None) is not None:
+                self.directory.forget(object_id)
         for node_id, object_ids in stored.items():
             self._free_at(node_id, object_ids)
 

@@ -548,9 +548,8 @@ class PlacementGroupManager:
     def _check(self, group: PlacementGroup) -> None:
         removed = group.state is GroupState.REMOVED
         unsettled = group.asked or group.prepared or group.waiters or group.subscribers or any(group.nodes)
-        if (group.id in self._unplaced) != (group.state in (GroupState.PENDING, GroupState.RESCHEDULING)):
-            raise InvariantError(f"{group.title()} is {group.state.name}, not as listed")
-        if removed != (group.id in self._dead) or (removed and unsettled):
+        looks = group.state in (GroupState.PENDING, GroupState.RESCHEDULING)
+        if removed != (group.id in self._dead) or looks != (group.id in self._unplaced) or (removed and unsettled):
             raise InvariantError(f"{group.title()} is {group.state.name}, not as listed")
         if (group.state is GroupState.CREATED) != all(group.nodes):
             raise InvariantError(f"{group.title()} is {group.state.name} with {group.nodes}")
@@ -558,17 +557,16 @@ class PlacementGroupManager:
             in_round = sorted(_flat([*group.asked.values(), *group.prepared.values()]))
             if in_round != sorted(group.plan) or not group.asked or any(group.nodes[index] for index in in_round):
                 raise InvariantError(f"the round of {group.title()} does not add up")
-        elif group.state in (GroupState.PENDING, GroupState.RESCHEDULING) and not group.retry_set:
+        elif looks and not group.retry_set:
             raise InvariantError(f"{group.title()} is {group.state.name} and nobody looks for places")
         for peer, _ in group.waiters:
             if group.id not in self._waits.get(peer, {}):
                 raise InvariantError(f"{peer.hex()} waits for {group.title()} and is not listed")
 
     def statistics(self) -> dict[str, int]:
-        pending = sum(1 for g in self.groups.values() if g.state in (GroupState.PENDING, GroupState.RESCHEDULING))
         return {
             "placement_groups": len(self.groups) - len(self._dead),
-            "placement_groups_pending": pending,
+            "placement_groups_pending": len(self._unplaced),
             "placement_groups_removed": len(self._dead),
         }
 
