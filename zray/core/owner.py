@@ -526,11 +526,9 @@ class Owner(ActorOwner, ObjectRecovery):
     def _sweep(self, returns: Iterable[bytes], agents: Iterable[bytes]) -> None:
         """Attempts on these nodes, or this one half way through its results, may have left some where nobody knows of them."""
         for agent in dict.fromkeys(agents):
-            left = []
-            for object_id in returns:
-                entry = self.memory.get(object_id, (ERROR,))
-                if entry[0] != STORED or agent_id(entry[2]) != agent:  # else another attempt has made it there
-                    left.append(object_id)
+            known = {object_id: self.memory.get(object_id, (ERROR,)) for object_id in returns}
+            # Where the value is said to lie, another attempt has made it.
+            left = [o for o, entry in known.items() if entry[0] != STORED or agent_id(entry[2]) != agent]
             if left:
                 self.out.append((SEND, self._agent, FreeObjects(left, b"" if agent == self._agent else agent)))
 
