@@ -386,6 +386,10 @@ class NodeAgent(ObjectDesk, ActorDesk):
     def on_node_statistics(self, now: float, peer: bytes, request_id: int) -> None:
         self.out.append((SEND, peer, Reply(request_id, True, self.statistics())))
 
+    def on_explain_lease(self, now: float, peer: bytes, request_id: int, lease_request_id: int) -> None:
+        text = f"node {bytes(self._node_id).hex()[:8]}: {self.scheduler.explain(peer, lease_request_id)}"
+        self.out.append((SEND, peer, Reply(request_id, True, text)))
+
     # -- time -----------------------------------------------------------------------------------------------------
 
     def on_timer(self, now: float, key: tuple[Any, ...]) -> None:

@@ -196,6 +196,14 @@ class NodeManager:
         self._out.append((WARN, f"node {node.id.hex()[:8]} on {node.hostname} is dead: {reason}"))
         self._note(now, node, self._changed)
 
+    def explain(self, now: float, agent: bytes) -> str:
+        """How a node is, in words."""
+        node = next((node for node in self.nodes.values() if node.agent == agent), None)
+        if node is None:
+            return "its node is unknown to the control"
+        heard = "" if agent == self.home else f", heard {now - node.heard_at:.1f} s ago"
+        return f"node {node.id.hex()[:8]} on {node.hostname} is {node.state.name}{heard}"
+
     def alive(self) -> list[Node]:
         return [node for node in self.nodes.values() if node.state is not NodeState.DEAD]
 

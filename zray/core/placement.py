@@ -510,9 +510,8 @@ class PlacementGroupManager:
         group.waiters = {}
 
     def _waits_no_more(self, peer: bytes, group: PlacementGroup) -> None:
-        waits = self._waits.get(peer, {})
-        waits.pop(group.id, None)
-        if not waits:
+        self._waits.get(peer, {}).pop(group.id, None)
+        if not self._waits.get(peer):
             self._waits.pop(peer, None)
 
     def _gone(self, group_id: bytes) -> str:
