@@ -159,7 +159,7 @@ class PlacementGroupManager:
         told: called with the time and the id of a group whose places have changed, or that is gone.
     """
 
-    __slots__ = ("_agents", "_config", "_dead", "_out", "_over", "_told", "_views", "_waits", "groups", "names")
+    __slots__ = ("_agents", "_config", "_dead", "_out", "_over", "_rounds", "_told", "_views", "_waits", "groups", "names")
 
     def __init__(
         self,
@@ -175,6 +175,7 @@ class PlacementGroupManager:
         self._agents: dict[bytes, bytes] = {}  # of the nodes that were ever asked
         self._dead: dict[bytes, None] = {}  # the removed that are remembered, the oldest first
         self._over: dict[bytes, None] = {}  # jobs and actors that ended: what they have sent may arrive later
+        self._rounds: dict[bytes, PlacementGroup] = {}  # whose nodes are being asked
         self._waits: dict[bytes, dict[bytes, None]] = {}  # process -> groups it waits for
         self.groups: dict[bytes, PlacementGroup] = {}
         self.names: dict[tuple[str, str], PlacementGroup] = {}  # (namespace, name) of those that are not removed
@@ -400,6 +401,7 @@ class PlacementGroupManager:
         group.plan = {index: node for index, node in enumerate(packing.nodes) if index not in placed}
         for index, node in group.plan.items():
             group.asked.setdefault(node, []).append(index)
+        self._rounds[group.id] = group
         for node, indexes in group.asked.items():
             self._agents[node] = views[node].agent
             rows = [(index, dict(group.bundles[index])) for index in indexes]
@@ -409,7 +411,7 @@ class PlacementGroupManager:
         """The nodes without what other rounds have asked for, which no view shows yet."""
         views = dict(self._views())
         own: dict[bytes, None] = {}
-        for group in self.groups.values():
+        for group in self._rounds.values():
             for node, indexes in (*group.asked.items(), *group.prepared.items()):
                 if node in views and node not in own:
                     own[node] = None
@@ -455,6 +457,7 @@ class PlacementGroupManager:
             group.nodes[index] = node
         group.plan = {}
         group.prepared = {}
+        del self._rounds[group.id]
         group.tries = 0
         group.reason = ""
         group.move("placed")
@@ -468,6 +471,7 @@ class PlacementGroupManager:
         group.asked = {}
         group.prepared = {}
         group.plan = {}
+        self._rounds.pop(group.id, None)
 
     def _end_if_over(self, now: float, group: PlacementGroup) -> None:
         if group.job_over and group.actor_over and not group.detached:
@@ -545,6 +549,8 @@ class PlacementGroupManager:
         if (group.state is GroupState.CREATED) != all(group.nodes):
             raise InvariantError(f"{group.title()} is {group.state.name} with {group.nodes}")
         if group.asked or group.prepared:
+            if group.id not in self._rounds:
+                raise InvariantError(f"the round of {group.title()} is not listed")
             in_round = sorted(_flat([*group.asked.values(), *group.prepared.values()]))
             if in_round != sorted(group.plan) or not group.asked or any(group.nodes[index] for index in in_round):
                 raise InvariantError(f"the round of {group.title()} does not add up")
