@@ -294,6 +294,7 @@ class PinObject(NamedTuple):
     urgent: bool = True  # somebody waits in get; else it is an argument of a task that has not started
     node_id: bytes = b""  # where its primary copy lies
     size_bytes: int = 0
+    owner: bytes = b""
 
 
 @message(40, "owner", "agent")
@@ -458,6 +459,13 @@ class ListEvents(NamedTuple):
     """The reply: (name, started_s, ended_s) of the tasks this worker ran lately, on the machine's monotonic clock."""
 
     request_id: int
+
+
+@message(62, "owner", "agent")
+class ObjectDamaged(NamedTuple):
+    """The sender found that an object's file here is not what was written: nobody shall be sent to it any more."""
+
+    object_id: bytes
 
 
 @message(61, "agent", "owner", rows=4)

@@ -465,8 +465,8 @@ class Owner(ActorOwner, ObjectRecovery):
                 self._answer_lost(peer, object_id)
             self._discard(object_id, entry)
             return
-        if self.lost and self.lost.pop(object_id, None) is not None:
-            references.uncontain(object_id)
+        if self.lost and object_id in self.lost:
+            self._replaced(object_id, entry)
         if len(entry) > 2:
             contained = contained_in(entry)
             if contained:
