@@ -40,6 +40,7 @@ from zray.object_ref import ObjectRef
 from zray.runtime import failures
 from zray.runtime.actor import Actor, ActorExit
 from zray.runtime.core_worker import CoreWorker
+from zray.runtime.explainer import current_line
 
 if TYPE_CHECKING:
     from zray.io.cluster_key import ClusterKey
@@ -144,6 +145,23 @@ class TaskExecutor(CoreWorker):
 
     def on_list_events(self, now: float, peer: bytes, request_id: int) -> None:
         self.send(peer, wire.Reply(request_id, True, list(self._events)))
+
+    def on_explain_task(self, now: float, peer: bytes, request_id: int, task_id: bytes) -> None:
+        self.send(peer, wire.Reply(request_id, True, self._whereabouts(now, task_id)))
+
+    def _whereabouts(self, now: float, task_id: bytes) -> str:
+        """What has become of a task or call that was sent here."""
+        here = f"in process {os.getpid()} on node {self.node_id.hex()[:8]}"
+        waiting = [spec[0] for _, _, spec in self._queue if isinstance(spec, tuple)]
+        since = f"for {now - self._running_since:.1f} s" if self._running_since else ""
+        doing = f"{self.task_name}(), which runs {since} {current_line()}".rstrip()
+        if task_id in waiting:
+            return f"it is number {waiting.index(task_id) + 1} of those that wait {here} behind {doing}"
+        if task_id == self.task_id and since:
+            return f"it runs {since} {here} {current_line()}".rstrip()
+        if self.actor is not None:
+            return f"it runs or waits {here}, where calls run in threads or coroutines; the main thread is {current_line()}"
+        return f"its result is on its way from there ({here})"
 
     def on_push(self, now: float, peer: bytes, lease_id: int, specs: list[Any]) -> None:
         self._queue.extend([(peer, lease_id, spec) for spec in specs])
@@ -307,8 +325,9 @@ class TaskExecutor(CoreWorker):
             self._enter(lease_id)
         self.task_id = task_id
         self.task_name = name
-        if depth:  # calls of an actor have none: it stays as deep as it was created
+        if depth:  # calls of an actor have none: it stays as deep as it was created, and where
             self.depth = depth
+            self.placement_group = None if extra is None else extra.get("placement_group")
         self._adopted.refs = None
         function = self._functions.get(function_id)
         started = self._running_since = time.monotonic()
@@ -346,14 +365,15 @@ class TaskExecutor(CoreWorker):
         if payload is not None:
             args, kwargs = serialization.deserialize(payload)
             args = list(args)
-        stored = [(where, object_id, entry) for where, object_id, _, entry in slots if entry[0] == STORED]
+        stored = [slot for slot in slots if slot[3][0] == STORED]
         values: dict[Any, Any] = {}
         if stored:
+            places, object_ids, owners, entries = zip(*stored, strict=True)
             try:
-                read = self.store.read([row[1] for row in stored], [row[2] for row in stored], urgent=False)
+                read = self.store.read(object_ids, entries, [owner[0] for owner in owners], urgent=False)
             except ObjectLostError:  # their owners may know better by now, or can have them made again
-                read = self.get([self.borrow(object_id, owner) for _, object_id, owner, entry in slots if entry[0] == STORED])
-            values = dict(zip([row[0] for row in stored], read, strict=True))
+                read = self.get([self.borrow(*whose) for whose in zip(object_ids, owners, strict=True)])
+            values = dict(zip(places, read, strict=True))
         for where, object_id, owner, entry in slots:
             if entry[0] == ERROR:  # it was lost after it had been there
                 self.get([self.borrow(object_id, owner)])
@@ -503,6 +523,7 @@ class TaskExecutor(CoreWorker):
             return
         task_id, class_id, payload, slots, _, depth, name, extra = spec
         self.task_id, self.task_name, self.depth = task_id, name, depth
+        self.placement_group = extra.get("placement_group")
         started = self._running_since = time.monotonic()
         self._adopted.refs = None
         entry: Entry = _NOTHING
