@@ -131,6 +131,7 @@ def test_who_gives_no_answer_is_named(gate: Gate) -> None:
     gate.wait_for(1)
     os.kill(pid, signal.SIGSTOP)
     try:
+        eventually(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", "the stop")
         text = explain(call)
     finally:
         os.kill(pid, signal.SIGCONT)

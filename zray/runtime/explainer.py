@@ -19,6 +19,7 @@ from zray.runtime.client import Request, resolve
 
 if TYPE_CHECKING:
     from zray.runtime.core_worker import CoreWorker
+    from zray.runtime.worker import TaskExecutor
 
 _ANSWER_S = 3.0
 _LINES_MAX = 20
@@ -111,3 +112,16 @@ def current_line() -> str:
         return ""
     where = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} in {frame.f_code.co_name}()"
     return f"at {where}" + (f", waiting in zray's {inside}()" if inside else "")
+
+
+def whereabouts(worker: TaskExecutor, task_id: bytes, waiting: list[bytes], ran_s: float) -> str:
+    """What has become of a task or call that was sent to this worker, which has run something for ``ran_s``."""
+    here = f"in process {os.getpid()} on node {worker.node_id.hex()[:8]}"
+    doing = f"for {ran_s:.1f} s {here} {current_line()}".rstrip()
+    if task_id in waiting:
+        return f"it is number {waiting.index(task_id) + 1} of those that wait behind {worker.task_name}(), which runs {doing}"
+    if task_id == worker.task_id and ran_s:
+        return f"it runs {doing}"
+    if worker.actor is not None:
+        return f"it runs or waits {here}, where calls run in threads or coroutines; the main thread is {current_line()}"
+    return f"its result is on its way from there ({here})"

@@ -40,7 +40,7 @@ from zray.object_ref import ObjectRef
 from zray.runtime import failures
 from zray.runtime.actor import Actor, ActorExit
 from zray.runtime.core_worker import CoreWorker
-from zray.runtime.explainer import current_line
+from zray.runtime.explainer import whereabouts
 
 if TYPE_CHECKING:
     from zray.io.cluster_key import ClusterKey
@@ -147,21 +147,8 @@ class TaskExecutor(CoreWorker):
         self.send(peer, wire.Reply(request_id, True, list(self._events)))
 
     def on_explain_task(self, now: float, peer: bytes, request_id: int, task_id: bytes) -> None:
-        self.send(peer, wire.Reply(request_id, True, self._whereabouts(now, task_id)))
-
-    def _whereabouts(self, now: float, task_id: bytes) -> str:
-        """What has become of a task or call that was sent here."""
-        here = f"in process {os.getpid()} on node {self.node_id.hex()[:8]}"
         waiting = [spec[0] for _, _, spec in self._queue if isinstance(spec, tuple)]
-        since = f"for {now - self._running_since:.1f} s" if self._running_since else ""
-        doing = f"{self.task_name}(), which runs {since} {current_line()}".rstrip()
-        if task_id in waiting:
-            return f"it is number {waiting.index(task_id) + 1} of those that wait {here} behind {doing}"
-        if task_id == self.task_id and since:
-            return f"it runs {since} {here} {current_line()}".rstrip()
-        if self.actor is not None:
-            return f"it runs or waits {here}, where calls run in threads or coroutines; the main thread is {current_line()}"
-        return f"its result is on its way from there ({here})"
+        self.send(peer, wire.Reply(request_id, True, whereabouts(self, task_id, waiting, now - (self._running_since or now))))
 
     def on_push(self, now: float, peer: bytes, lease_id: int, specs: list[Any]) -> None:
         self._queue.extend([(peer, lease_id, spec) for spec in specs])
