@@ -2,13 +2,13 @@
 
 import contextlib
 import multiprocessing
-import os
 import socket
 import statistics
 import time
 
 import numpy
 import psutil
+
 from benchmarks import footprint
 
 SIZE = 100_000_000

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from zray.io.endpoint import advertised, tcp_place
-from zray.io.handshake import BACKLOG, DOOR_TIMER, DialWatch, Doorkeeper, bound_handshakes, show_key
+from zray.io.handshake import BACKLOG, DOOR_TIMER, DialWatch, Doorkeeper, bound_handshakes, connect_soon, show_key
 from zray.io.loop import Loop
 from zray.io.storage import Arena
 
@@ -389,6 +389,7 @@ class TransferService:
 
     def _dial(self, endpoint: str) -> _Link:
         socket = self._open(zmq.DEALER, _CHUNK_BYTES_MAX + _GREETING_BYTES_MAX)
+        connect_soon(socket)
         if self._key is not None:
             show_key(socket, self._key)
         link = _Link(endpoint, socket, time.monotonic())
