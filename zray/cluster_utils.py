@@ -12,6 +12,7 @@ Example:
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import select
@@ -79,6 +80,7 @@ class Cluster:
         insecure: bool = False,
     ) -> None:
         self._insecure = insecure
+        self._numbers = itertools.count(1)
         self.head_node: ClusterNode | None = None
         self.worker_nodes: list[ClusterNode] = []
         self._home = tempfile.mkdtemp(prefix="zc-", dir="/tmp")  # a short name: it becomes part of the paths of sockets
@@ -126,8 +128,7 @@ class Cluster:
             RuntimeError: it did not start; the text is its log.
         """
         module = "head" if self.head_node is None else "node"
-        number = 1 + len(self.worker_nodes) if self.head_node is not None else 0
-        home = os.path.join(self._home, str(number) if number else "h")
+        home = os.path.join(self._home, str(next(self._numbers)) if self.head_node is not None else "h")
         os.makedirs(home, exist_ok=True)
         command = [sys.executable, "-c", f"import sys; from zray.ops import cli; sys.exit(cli.{module}())"]
         command += ["--host", "127.0.0.1", "--num-cpus", str(num_cpus), "--num-gpus", str(num_gpus)]
