@@ -9,6 +9,7 @@ from concurrent import futures
 
 import numpy
 import psutil
+
 from benchmarks import footprint
 
 SIZE = 100_000_000
