@@ -16,6 +16,7 @@ from zray.core.agent import NodeAgent
 from zray.core.effects import KILL_WORKER, SEND, START_WORKER
 from zray.core.owner import Owner
 from zray.core.tasks import Task, TaskTemplate
+from zray.object_ref import ObjectRef
 
 from .reading import drain
 
@@ -36,20 +37,29 @@ class Driver:
 
     def __init__(self, net: Net, at: bytes, number: int) -> None:
         self.me = process_id(at, bytes([0x80, 0, 0, number]))
-        self.brain = Owner((self.me, "sim://driver"), b"job1", at, agent_id(at), net.config)
+        refs: list[bytes] = []  # nobody here drops any
+        me = (self.me, "sim://driver")
+        self.brain = Owner(me, b"job1", at, agent_id(at), net.config, lambda i, owner: ObjectRef(i, owner, refs.append))
         self.ids = TaskIDs(self.me)
         self.pushed: dict[bytes, tuple[bytes, int]] = {}  # task -> worker and lease of its last attempt
         self.attempts: dict[bytes, int] = {}
         self.net = net
 
-    def call(self, count: int = 1, demand: ResourceSet = ONE, retries: int = 3, strategy: Any = ("default",)) -> list[Task]:
-        """Submit tasks; the net delivers what follows from that."""
+    def call(
+        self,
+        count: int = 1,
+        demand: ResourceSet = ONE,
+        retries: int = 3,
+        strategy: Any = ("default",),
+        args: tuple[Any, ...] = (),
+    ) -> list[Task]:
+        """Submit tasks with these references as arguments; the net delivers what follows from that."""
         template = TaskTemplate(b"f" * 16, "fun", demand, 1, retries, None, strategy)
         tasks = []
         for _ in range(count):
             task_id = self.ids()
             ids = (return_id(task_id, 1),)
-            tasks.append(Task(task_id, template, b"p", (), (), ids, 1))
+            tasks.append(Task(task_id, template, b"p", tuple(enumerate(args)), (), ids, 1))
             self.brain.submit(self.net.now, tasks[-1])
         self.net.turn()
         return tasks
@@ -161,7 +171,8 @@ class Net:
                 self.to_control.append(message)
             elif receiver in self.agents:
                 agent, name = self.agents[receiver], handler(type(message))
-                getattr(agent if hasattr(agent, name) else agent.transfer, name)(self.now, sender, *message)
+                targets = (agent, agent.transfer, agent.transfer.search, agent.bundles)
+                next(getattr(each, name) for each in targets if hasattr(each, name))(self.now, sender, *message)
             elif receiver in self.drivers:
                 getattr(self.drivers[receiver].brain, handler(type(message)))(self.now, sender, *message)
             elif isinstance(message, Push):

@@ -217,9 +217,18 @@ def test_a_restore_that_fails_says_why_and_gives_the_room_back() -> None:
         (OTHER, False, ("lost", "the file was cut")),
         (CLIENT, False, ("lost", "the file was cut")),
     ]
-    assert bench.state(A) == "ON_DISK" and bench.store.arena.used_bytes == 0
-    bench.pin(A)
-    assert answers(bench.restored())[0][2], "it may have been only for a moment"
+    assert A not in bench.store.objects and bench.store.arena.used_bytes == 0, "it may be made anew, under the same name"
+    bench.store.check()
+
+
+def test_what_a_reader_found_damaged_in_its_file_is_dropped_when_nobody_uses_it_there() -> None:
+    bench = Bench(pages=1)
+    bench.on_disk(A)
+    bench.does("on_damaged", A)
+    assert A not in bench.store.objects
+    bench.sealed(B)
+    bench.does("on_damaged", B)
+    assert B in bench.store.objects, "that lies in memory"
 
 
 def test_what_is_freed_while_a_restore_fails_is_gone() -> None:

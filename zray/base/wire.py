@@ -173,12 +173,13 @@ class RegisterNode(NamedTuple):
     store_bytes: int
 
 
-@message(21, "agent", "control")
+@message(21, "agent", "control", rows=3)
 class Heartbeat(NamedTuple):
-    """What is free on a node, when it changed."""
+    """What is free on a node, when it changed, and in the bundles there: ``(placement group, index, units by name)`` each."""
 
     node_id: bytes
     available: dict[str, int]
+    bundles: tuple[Any, ...] = ()
 
 
 @message(22, "agent", "control")
@@ -212,6 +213,7 @@ class RequestLease(NamedTuple):
     retriable: bool = True  # whether the tasks can be run again: those are ended first when memory is short
     strategy: tuple[Any, ...] = ("default",)  # which node is wanted
     hops: int = 0  # how often the request was sent on
+    locality: tuple[Any, ...] = ()  # where large arguments lie: (node, bytes) each
 
 
 @message(32, "owner", "agent")
@@ -452,9 +454,16 @@ class ListEvents(NamedTuple):
     request_id: int
 
 
-@message(61, "agent", "owner", rows=2)
+@message(62, "owner", "agent")
+class ObjectDamaged(NamedTuple):
+    """The sender found that an object's file here is not what was written: nobody shall be sent to it any more."""
+
+    object_id: bytes
+
+
+@message(61, "agent", "owner", rows=4)
 class ObjectsSpilled(NamedTuple):
-    """Objects were written to disk: ``(object_id, address)`` each."""
+    """Objects were written to disk: ``(object_id, path, position, checksum)`` each."""
 
     rows: list[Any]
 

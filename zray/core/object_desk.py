@@ -75,6 +75,9 @@ class ObjectDesk:
             for client in self.clients:
                 self.out.append((SEND, client, CollectGarbage("the object store is full")))
 
+    def on_object_damaged(self, now: float, peer: bytes, object_id: bytes) -> None:
+        self.store.on_damaged(object_id)
+
     def on_unpin_objects(self, now: float, peer: bytes, object_ids: list[bytes]) -> None:
         self.store.unpin(peer, object_ids)
 

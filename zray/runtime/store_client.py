@@ -137,6 +137,7 @@ class StoreClient:
             return map_file(path, position, size, checksum, unused)
         except (OSError, ValueError) as error:
             text = f"object {object_id.hex()} was moved to disk and can not be read back: {error}"
+            self._worker.tell(self._worker.agent, wire.ObjectDamaged(object_id))
             raise ObjectLostError(text, object_id.hex()) from error
 
     def _unused(self, object_id: bytes) -> Callable[[], None]:

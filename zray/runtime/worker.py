@@ -34,7 +34,7 @@ from zray.base.wire_actors import ActorExiting, ActorStarted, StartActor
 from zray.core import effects as e
 from zray.core.actor_calls import ActorTaskQueue
 from zray.core.entries import error_entry
-from zray.exceptions import ActorDiedError
+from zray.exceptions import ActorDiedError, ObjectLostError
 from zray.io.spawn import redirect_output, set_title
 from zray.object_ref import ObjectRef
 from zray.runtime import failures
@@ -307,8 +307,9 @@ class TaskExecutor(CoreWorker):
             self._enter(lease_id)
         self.task_id = task_id
         self.task_name = name
-        if depth:  # calls of an actor have none: it stays as deep as it was created
+        if depth:  # calls of an actor have none: it stays as deep as it was created, and where
             self.depth = depth
+            self.placement_group = None if extra is None else extra.get("placement_group")
         self._adopted.refs = None
         function = self._functions.get(function_id)
         started = self._running_since = time.monotonic()
@@ -350,9 +351,14 @@ class TaskExecutor(CoreWorker):
         values: dict[Any, Any] = {}
         if stored:
             places, object_ids, owners, entries = zip(*stored, strict=True)
-            read = self.store.read(object_ids, entries, [owner[0] for owner in owners], urgent=False)
+            try:
+                read = self.store.read(object_ids, entries, [owner[0] for owner in owners], urgent=False)
+            except ObjectLostError:  # their owners may know better by now, or can have them made again
+                read = self.get([self.borrow(*whose) for whose in zip(object_ids, owners, strict=True)])
             values = dict(zip(places, read, strict=True))
-        for where, _, _, entry in slots:
+        for where, object_id, owner, entry in slots:
+            if entry[0] == ERROR:  # it was lost after it had been there
+                self.get([self.borrow(object_id, owner)])
             value = values[where] if entry[0] == STORED else serialization.deserialize(entry[1])
             if where == ARGUMENTS:
                 args, kwargs = list(value[0]), dict(value[1])
@@ -499,6 +505,7 @@ class TaskExecutor(CoreWorker):
             return
         task_id, class_id, payload, slots, _, depth, name, extra = spec
         self.task_id, self.task_name, self.depth = task_id, name, depth
+        self.placement_group = extra.get("placement_group")
         started = self._running_since = time.monotonic()
         self._adopted.refs = None
         entry: Entry = _NOTHING
