@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from zray.base.wire_transfer import CopyElsewhere, CopyWaits, OpenCopy, RequestCopy
-
 from zray.core.arena import PAGE
 
 from .reading import process

@@ -36,7 +36,7 @@ class SimNode:
         self.transfer.pushes.endpoint = f"tcp://{name}"
         self.alive = True
         self.served: dict[int, tuple[bytes, Any]] = {}
-        self.partial: dict[int, list[tuple[SimNode, bytes]]] = {}  # tickets of what is being brought, and who waits for more of it
+        self.partial: dict[int, list[tuple[SimNode, bytes]]] = {}  # tickets of what is being brought: who waits for more
         self.fetches: dict[bytes, list[Any]] = {}  # [endpoint, ticket, size, received, place]
         self.cancelled: dict[bytes, None] = {}
         self.answers: dict[int, tuple[bytes, bool, Any]] = {}  # to clients, by request

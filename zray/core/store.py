@@ -183,7 +183,7 @@ class ObjectStore:
                     self._demand(Demand(priority, b"", -1, object_id, stored.size, deadline))
 
     def lend(self, now: float, request_id: int, object_id: bytes) -> None:
-        """PUSHES wants to send the object: a file of this machine will do as well as memory, and what comes is sent as it comes."""
+        """PUSHES wants to send the object: a file of this machine will do as well as memory, and what is coming too."""
         stored = self.objects.get(object_id)
         if stored is not None and (stored.in_local_file or (stored.comes_to_memory and stored.creator == PULLS)):
             self._pin(PUSHES, request_id, object_id, stored)

@@ -43,6 +43,7 @@ _REQUEST = struct.Struct(">20sQQI")  # object, ticket, position, bytes
 _ANSWER = struct.Struct(">20sQQIB")  # the same, and what follows
 _BYTES, _CLOSED, _BROKEN = 0, 1, 2  # ... a chunk; nothing, since the ticket is not valid; the reason why it can not be read
 _CHUNK_BYTES_MAX = 4 << 20
+_REQUESTS_BYTES_MAX = 1 << 16  # that the kernel takes before they are read
 _GREETING_BYTES_MAX = 4096  # what libzmq itself says first is longer than a request
 _BATCH_MAX = 16  # chunks that one socket sends or takes before the others have their turn
 _SOCKETS_MAX = 8192  # a link takes three
@@ -187,6 +188,7 @@ class TransferService:
         self._router = self._open(zmq.ROUTER, _GREETING_BYTES_MAX)
         self._router.set(zmq.ROUTER_MANDATORY, 1)
         self._router.set(zmq.BACKLOG, BACKLOG)
+        self._router.set(zmq.RCVBUF, _REQUESTS_BYTES_MAX)
         self._doorkeeper = Doorkeeper(self._loop, self._context, self._router, key, self.counts)
         self._thread = threading.Thread(target=self._run, name="zray-transfer", daemon=True)
         try:
