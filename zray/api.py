@@ -133,12 +133,13 @@ def init(
             if ignore_reinit_error:
                 return _context()
             raise RuntimeError("zray.init() was called before: call zray.shutdown() first, or pass ignore_reinit_error=True")
-        if local_mode:
-            raise NotImplementedError("local_mode is not supported yet: use init() without it")
         address = address if address is not None else os.environ.get("ZRAY_ADDRESS") or None
         given = {"num_cpus": num_cpus, "num_gpus": num_gpus, "resources": resources, "labels": labels}
         given["object_store_memory"] = object_store_memory
         env_vars = _job_env_vars(runtime_env)
+        if local_mode:
+            _start_local(address, given, namespace, env_vars, _system_config)
+            return _context()
         if address not in (None, "local"):
             _join_running(str(address), given, namespace, env_vars, _temp_dir or "")
         else:
@@ -169,6 +170,25 @@ def _join_running(
         )
     space = namespace or f"anonymous-{uuid.uuid4()}"
     object_ref.connected = driver.connect_running(found[0], space, env_vars)
+
+
+def _start_local(
+    address: str | None,
+    given: dict[str, Any],
+    namespace: str | None,
+    env_vars: dict[str, str],
+    system_config: dict[str, Any] | None,
+) -> None:
+    """Have the cluster in this very process."""
+    if address not in (None, "local"):
+        raise ValueError(f"local_mode has no other processes: there is nothing to connect to at {address!r}")
+    from zray.runtime.local import LocalRuntime
+
+    config = Config.from_environment()
+    if system_config:
+        config = Config.from_dict({**config.as_dict(), **system_config})
+    space = namespace or f"anonymous-{uuid.uuid4()}"
+    object_ref.connected = LocalRuntime(config, _node_resources(given), space, env_vars, given["labels"] or {})
 
 
 def _start_embedded(arguments: dict[str, Any]) -> None:
@@ -439,5 +459,5 @@ def _amounts(units: dict[str, int]) -> dict[str, float]:
 
 def get_gpu_ids() -> list[int]:
     """The GPUs assigned to the running task; none in a driver. ``CUDA_VISIBLE_DEVICES`` says the same."""
-    worker: Any = runtime()
-    return list(worker.gpu_ids()) if worker.role == "worker" else []
+    executor = runtime().executor()
+    return executor.gpu_ids() if executor is not None else []

@@ -1,4 +1,8 @@
-"""What tests with real processes share: a cluster for the file, and drivers that run as scripts of their own."""
+"""What tests of the public API share: a cluster for the file, and drivers that run as scripts of their own.
+
+Tests that ask for ``cluster`` run twice: on real processes, and in local mode. Those that concern processes say so with
+``@pytest.mark.processes("why")`` and run once, as do those that start scripts.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,26 @@ from zray.util.state import list_actors
 from .driving import Script, eventually
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
+    """In local mode, leave out what concerns processes."""
+    left_out = [item for item in items if _mode_of(item) == "local" and _concerns_processes(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _mode_of(item: Any) -> str:
+    return str(item.callspec.params.get("cluster", "")) if hasattr(item, "callspec") else ""
+
+
+def _concerns_processes(item: Any) -> bool:
+    return item.get_closest_marker("processes") is not None or "script" in item.fixturenames
+
+
+@pytest.fixture(scope="module", params=["processes", "local"])
+def cluster(request: Any) -> Iterator[Any]:
     """One cluster of two CPUs for the file."""
-    with ray.init(num_cpus=2) as context:
+    with ray.init(num_cpus=2, local_mode=request.param == "local") as context:
         ray.put(0).future().result(30)  # the thread that serves futures belongs to the cluster, not to one test
         yield context
 
