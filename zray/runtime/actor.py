@@ -64,7 +64,8 @@ class MainGroup:
 class ThreadGroup:
     """Threads, started as they are needed up to the limit."""
 
-    def __init__(self, actor: Actor, name: str, limit: int) -> None:
+    def __init__(self, worker: Executor, actor: Actor, name: str, limit: int) -> None:
+        self._worker = worker
         self._actor = actor
         self._name = name
         self._limit = limit
@@ -79,7 +80,8 @@ class ThreadGroup:
         self._calls.put((number, peer, spec))
         if not self._idle.acquire(blocking=False) and self._threads < self._limit:
             self._threads += 1
-            threading.Thread(target=self._work, name=f"zray-{self._name}-{self._threads}", daemon=True).start()
+            name = f"zray-{self._name}-{self._threads}"
+            threading.Thread(target=self._worker.run_thread, args=(self._work,), name=name, daemon=True).start()
 
     def stop(self) -> None:
         for _ in range(self._threads):
@@ -91,9 +93,9 @@ class ThreadGroup:
             if call is None:
                 return
             try:
-                self._actor.run(*call)
+                self._worker.run_user_code(self._actor.run, *call)
             except BaseException as error:
-                self._actor.crash(error)
+                self._worker.crash(error)
             del call
             self._idle.release()
 
@@ -101,7 +103,8 @@ class ThreadGroup:
 class AsyncGroup:
     """Coroutines in the actor's event loop, so many at once."""
 
-    def __init__(self, actor: Actor, loop: asyncio.AbstractEventLoop, limit: int) -> None:
+    def __init__(self, worker: Executor, actor: Actor, loop: asyncio.AbstractEventLoop, limit: int) -> None:
+        self._worker = worker
         self._actor = actor
         self._loop = loop
         self._limit = limit
@@ -139,7 +142,7 @@ class AsyncGroup:
         else:
             error = task.exception()
             if error is not None:
-                self._actor.crash(error)
+                self._worker.crash(error)
         if self._calls:
             self._start()
 
@@ -188,12 +191,12 @@ class Actor:
         self._default: Group
         if extra["asyncio"]:
             loop = self._event_loop = _new_event_loop(worker)
-            self._default = AsyncGroup(self, loop, limit)
-            self._groups = {name: AsyncGroup(self, loop, most) for name, most in extra["groups"].items()}
+            self._default = AsyncGroup(worker, self, loop, limit)
+            self._groups = {name: AsyncGroup(worker, self, loop, most) for name, most in extra["groups"].items()}
         else:
             plain = limit == 1 and not extra["groups"]
-            self._default = MainGroup(worker) if plain else ThreadGroup(self, "actor", limit)
-            self._groups = {name: ThreadGroup(self, name, most) for name, most in extra["groups"].items()}
+            self._default = MainGroup(worker) if plain else ThreadGroup(worker, self, "actor", limit)
+            self._groups = {name: ThreadGroup(worker, self, name, most) for name, most in extra["groups"].items()}
 
     def construct(self, args: list[Any], kwargs: dict[str, Any]) -> None:
         """Make the instance; that of an asynchronous actor inside its event loop, so that it can create tasks there."""
@@ -206,7 +209,7 @@ class Actor:
         threading.Thread(target=self._run_event_loop, name="zray-asyncio", daemon=True).start()
 
         async def construct() -> BaseException | None:
-            self._worker.enter_thread()
+            self._worker.enter()
             try:
                 self.instance = self._cls(*args, **kwargs)
             except BaseException as error:  # sys.exit() would end the loop, and nobody would hear of it
@@ -261,7 +264,7 @@ class Actor:
         task_id, function_id, payload, slots, num_returns, _, name, extra = spec
         current_call.set((task_id, name))
         worker = self._worker
-        worker.enter_thread()
+        worker.enter()
         started = time.monotonic()
         try:
             args, kwargs = worker.arguments(payload, slots)
@@ -283,7 +286,7 @@ class Actor:
         task_id, function_id, payload, slots, num_returns, _, name, extra = spec
         current_call.set((task_id, name))
         worker = self._worker
-        worker.enter_thread()
+        worker.enter()
         started = time.monotonic()
         refs: dict[bytes, Any] = {}
         try:
@@ -324,9 +327,10 @@ class Actor:
             self._stopped = True
             loop.call_soon_threadsafe(loop.stop)
 
-    def crash(self, error: BaseException) -> None:
-        """A call can not be answered."""
-        self._worker.crash(error)
+    def forget(self) -> None:
+        """Let go of the instance."""
+        self.instance = None
+        self._methods.clear()
 
     # -- inside ---------------------------------------------------------------------------------------------------
 

@@ -111,8 +111,16 @@ class Executor:
         """A call can not be answered: its caller must hear of the end of the actor at least."""
         raise NotImplementedError
 
-    def enter_thread(self) -> None:
+    def enter(self) -> None:
         """A thread or coroutine of the actor begins with a call."""
+
+    def run_thread(self, work: Callable[[], None]) -> None:
+        """The whole life of a thread of the actor."""
+        work()
+
+    def run_user_code(self, function: Callable[..., None], *args: Any) -> None:
+        """Call a function that calls what may take long, in a thread of the actor."""
+        function(*args)
 
     def enter_lease(self, lease_id: int) -> None:
         """The first task of a lease: become a worker of its job."""

@@ -380,5 +380,5 @@ class LocalRuntime(CoreWorker):
 
 def _in_event_loop() -> bool:
     """Whether coroutines run in this thread: they would meet a task that uses asyncio itself."""
-    asyncio: Any = sys.modules.get("asyncio")
-    return asyncio is not None and asyncio._get_running_loop() is not None
+    running = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)  # another thread may be importing it just now
+    return running is not None and running() is not None

@@ -18,7 +18,7 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,8 @@ class LocalWorker(Executor):
         self._exiting: SystemExit | None = None
         self._ready = threading.Condition()
         self._staffed = False  # some thread runs what is in the queue, or will
-        self._busy: dict[int, None] = {}  # threads in the user's code
+        self._guard = threading.Lock()
+        self._busy: dict[int, bool] = {}  # threads in the user's code; whether they were told to leave it
         self._waiting: dict[Waiter, int] = {}  # ... or in a wait of ours, in it
 
     def receive(self, now: float, peer: bytes, message: tuple[Any, ...]) -> None:
@@ -96,7 +97,7 @@ class LocalWorker(Executor):
         if NO_LEASE not in self.leases and (self._queue or self._staffed):
             self._send(peer, wire.WorkerStays(self.me))
         elif self._running_since:
-            self.end_soon(SystemExit(0))
+            self._end_soon(SystemExit(0))
         else:
             self._runtime.end_worker(self, "exited with code 0")
 
@@ -119,10 +120,12 @@ class LocalWorker(Executor):
             actor.stop()
         for waiter in list(self._waiting):
             resolve(waiter)
-        waiting = set(self._waiting.values())
-        for thread in list(self._busy):
-            if thread not in waiting and thread != threading.get_ident():
-                _raise_in(thread, WorkerGone)
+        waiting = {*self._waiting.values(), threading.get_ident()}
+        with self._guard:
+            for thread in self._busy:
+                if thread not in waiting:
+                    self._busy[thread] = True
+                    _raise_in(thread, WorkerGone)
         with self._ready:
             self._ready.notify_all()
 
@@ -169,7 +172,16 @@ class LocalWorker(Executor):
             self._run(item)
             del item  # or what it holds would live until the next comes
             item = self._next()
+        if self.gone:
+            self._forget()
         self.loop.turn_if_free()
+
+    def _forget(self) -> None:
+        """Let go of what a process takes with it: the instance of an actor, and handles and references in it."""
+        if self.becoming is not None:
+            self.becoming.forget()
+        self.becoming = self.actor = None
+        self._functions.clear()
 
     def _next(self) -> Item | None:
         """What to run next; None if this thread is not needed any more."""
@@ -210,21 +222,28 @@ class LocalWorker(Executor):
     def _run(self, item: Item) -> None:
         before, self.thread = self.thread, threading.get_ident()
         try:
-            with self._in_user_code():
-                self.do(item)
-        except WorkerGone:
-            log.debug("worker %s ended in the middle of %s()", self.me[6:10].hex(), self.task_name)
+            self.run_user_code(self.do, item)
+        except BaseException as error:
+            self.crash(error)
         finally:
             self.thread = before
 
-    @contextlib.contextmanager
-    def _in_user_code(self) -> Iterator[None]:
+    def run_user_code(self, function: Callable[..., None], *args: Any) -> None:
         thread = threading.get_ident()
-        self._busy[thread] = None
+        with self._guard:
+            self._busy[thread] = False
         try:
-            yield
+            function(*args)
         finally:
-            self._busy.pop(thread, None)
+            with self._guard:
+                if self._busy.pop(thread):
+                    _raise_in(thread, None)  # nothing, if it came; else it would come too late
+
+    def run_thread(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except WorkerGone:
+            log.debug("a thread of worker %s ends", self.me[6:10].hex())
 
     @contextlib.contextmanager
     def waits(self, waiter: Waiter) -> Iterator[None]:
@@ -239,7 +258,7 @@ class LocalWorker(Executor):
             if self.gone:
                 raise WorkerGone
 
-    def enter_thread(self) -> None:
+    def enter(self) -> None:
         current_worker.set(self)
 
     # -- the end --------------------------------------------------------------------------------------------------
@@ -249,9 +268,12 @@ class LocalWorker(Executor):
         raise WorkerGone
 
     def end_soon(self, error: SystemExit) -> None:
+        self.loop.post((self._end_soon, error))  # after all that was said before
+
+    def _end_soon(self, error: SystemExit) -> None:
         self._exiting = error
         self._leaving = True
-        self.loop.post((self._runtime.stir, self))
+        self._runtime.stir(self)
 
     def end_if_forked(self, code: int = 0) -> None:
         if os.getpid() != self._pid:
@@ -274,6 +296,6 @@ class LocalWorker(Executor):
         raise NotImplementedError("there is no object store in local mode: every value is in the memory of its owner")
 
 
-def _raise_in(thread: int, error: type[BaseException]) -> None:
-    """Raise an exception in another thread, at the next line of Python it comes to."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
+def _raise_in(thread: int, error: type[BaseException] | None) -> None:
+    """Raise an exception in a thread, at the next line of Python it comes to; None takes back what has not come yet."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), None if error is None else ctypes.py_object(error))
