@@ -24,9 +24,9 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors need not i
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def cluster(local_mode: bool) -> Iterator[Any]:
     """One cluster for the file, where actors that die again and again are not waited for so long."""
-    with ray.init(num_cpus=2, _system_config={"actor_restart_delay_ms": 10.0}) as context:
+    with ray.init(num_cpus=2, local_mode=local_mode, _system_config={"actor_restart_delay_ms": 10.0}) as context:
         yield context
 
 

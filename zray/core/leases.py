@@ -69,7 +69,7 @@ class LeaseQueue:
 
     __slots__ = ("dirty", "give_up_at", "infeasible", "leases", "requests", "resources", "strategy", "tasks")
 
-    def __init__(self, resources: ResourceSet, strategy: tuple[Any, ...]) -> None:
+    def __init__(self, resources: ResourceSet, strategy: tuple[Any, ...], depth: int = 0) -> None:
         self.resources = resources
         self.strategy = strategy
         self.tasks: deque[Task] = deque()
@@ -123,7 +123,7 @@ class NormalTaskSubmitter:
         self._requests: dict[int, LeaseQueue] = {}
         self._dirty: list[LeaseQueue] = []
         self._timer_set = False
-        self.queues: dict[tuple[ResourceSet, tuple[Any, ...]], LeaseQueue] = {}
+        self.queues: dict[tuple[Any, ...], LeaseQueue] = {}
         self.leases: dict[int, Lease] = {}
         self.run_us: dict[bytes, float] = {}  # measured run time by function
 

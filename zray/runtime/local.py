@@ -34,6 +34,7 @@ from zray.base.wire import CONTROL, INLINE, Entry, pack
 from zray.core import effects as e
 from zray.core.agent import NodeAgent
 from zray.core.gcs import Gcs
+from zray.core.tasks import Task
 from zray.core.waiters import Waiter
 from zray.exceptions import RaySystemError
 from zray.object_ref import ObjectRef
@@ -197,7 +198,12 @@ class LocalRuntime(CoreWorker):
     ) -> NoLinks:
         return NoLinks()
 
-    # -- values ---------------------------------------------------------------------------------------------------
+    # -- tasks and values -----------------------------------------------------------------------------------------
+
+    def submit(self, task: Task) -> None:
+        if task.depth > 1 and task.template.actor is None:
+            task.template = task.template.at_depth(task.depth)
+        super().submit(task)
 
     def open_store(self, node: dict[str, Any]) -> None:
         """There is none."""
