@@ -226,23 +226,27 @@ print(json.dumps([before, look()]))
 
 def handlers() -> dict[str, list[type]]:
     """The classes that handle messages, by the receiver's role."""
+    from zray.core.actor_owner import ActorOwner
     from zray.core.actors import ActorManager
     from zray.core.agent import NodeAgent
     from zray.core.bundles import NodeBundles
+    from zray.core.copy_search import CopySearch
     from zray.core.gcs import Gcs
     from zray.core.object_desk import ObjectDesk
     from zray.core.owner import Owner
     from zray.core.placement import PlacementGroupManager
+    from zray.core.recovery import ObjectRecovery
     from zray.core.transfer import ObjectTransfer
     from zray.runtime.client import Client
     from zray.runtime.core_worker import CoreWorker
+    from zray.runtime.executor import Executor
     from zray.runtime.worker import TaskExecutor
 
     return {
         "control": [Gcs, ActorManager, PlacementGroupManager],
-        "agent": [NodeBundles, NodeAgent, ObjectDesk, ObjectTransfer],
-        "owner": [Owner, CoreWorker],
-        "worker": [TaskExecutor],
+        "agent": [NodeBundles, NodeAgent, ObjectDesk, ObjectTransfer, CopySearch],
+        "owner": [Owner, ActorOwner, ObjectRecovery, CoreWorker],
+        "worker": [Executor, TaskExecutor],
         "any": [Client, CoreWorker],
     }
 

@@ -1,7 +1,7 @@
 """What tests of the public API share: a cluster for the file, and drivers that run as scripts of their own.
 
-Tests that ask for ``cluster`` or ``local_mode`` run twice: on real processes, and in local mode. Those that concern processes say so with
-``@pytest.mark.processes("why")`` and run once, as do those that start scripts.
+Tests that ask for ``cluster`` or ``local_mode`` run twice: on real processes, and in local mode. Those that concern processes
+say so with ``@pytest.mark.processes("why")`` and run once, as do those that start scripts.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import queue
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -35,13 +36,26 @@ from zray.exceptions import (
     RayTaskError,
 )
 from zray.object_ref import ObjectRef
-from zray.runtime.client import Client, Request, resolve
+from zray.runtime.client import Client, Request, finish, resolve
 from zray.runtime.process import log
 
 if TYPE_CHECKING:
     from zray.io.cluster_key import ClusterKey
     from zray.runtime.executor import Executor
     from zray.runtime.store_client import StoreClient
+
+
+_RECOVERIES_MAX = 10  # of one get: more often nothing is read that way
+
+
+class _Unreadable(Exception):
+    """An object can not be read where it is said to lie."""
+
+    def __init__(self, object_id: bytes, node_id: bytes, cause: ObjectLostError) -> None:
+        super().__init__(str(cause))
+        self.object_id = object_id
+        self.node_id = node_id
+        self.cause = cause
 
 
 class CoreWorker(Client):
@@ -90,6 +104,7 @@ class CoreWorker(Client):
         self.owner: Owner
         self.store: StoreClient
         self._completions: queue.SimpleQueue[tuple[Future[Any], ObjectRef[Any]] | None] | None = None
+        self._adoptions: deque[tuple[bytes, tuple[str, int, int, int]]] = deque()
         self._main = threading.main_thread().ident
         self._pid = os.getpid()
         self._warned = False
@@ -105,11 +120,12 @@ class CoreWorker(Client):
         self.agent = node["agent"]
         self.node_endpoint = node["endpoint"]
         self.open_store(node)
-        self.owner = Owner(self.address, job_id, self.node_id, self.agent, self.config)
+        self.owner = Owner(self.address, job_id, self.node_id, self.agent, self.config, self._counted_ref)
         self.add_brain(self.owner, "owner")
         self.on_timers("leases", self.owner.on_timer)
         self.on_timers("owner", self.owner.on_timer)
         self.on_timers("calls", self.owner.on_timer)
+        self.on_effect(e.ADOPT_FILE, self._adopt_file)
         self.loop.on_inbox = self.on_inbox
 
     def open_store(self, node: dict[str, Any]) -> None:
@@ -236,6 +252,9 @@ class CoreWorker(Client):
                 )
                 raise OwnerDiedError(text, ref.hex())
 
+    def _counted_ref(self, object_id: bytes, owner: Address) -> ObjectRef[Any]:
+        return ObjectRef(object_id, owner, self.release)
+
     def new_ref(self, object_id: bytes) -> ObjectRef[Any]:
         return ObjectRef(object_id, self.address, self.release)
 
@@ -290,14 +309,35 @@ class CoreWorker(Client):
         memory = self.owner.memory
         for ref in refs:
             if ref._id not in memory:
-                missing = self._await_all(refs, timeout_s)
-                if missing:
-                    raise GetTimeoutError(
-                        f"{len(missing)} of {len(refs)} objects were not ready within {timeout_s:g} s; the first is "
-                        f"{missing[0].hex()}. They are intact: get them again, or wait longer"
-                    )
+                self._await_in_time(refs, timeout_s)
                 break
-        return self._values(refs)
+        try:
+            return self._values(refs)
+        except _Unreadable as error:
+            return self._recovered(refs, timeout_s, error)
+
+    def _await_in_time(self, refs: list[ObjectRef[Any]], timeout_s: float | None) -> None:
+        missing = self._await_all(refs, timeout_s)
+        if missing:
+            raise GetTimeoutError(
+                f"{len(missing)} of {len(refs)} objects were not ready within {timeout_s:g} s; the first is "
+                f"{missing[0].hex()}. They are intact: get them again, or wait longer"
+            )
+
+    def _recovered(self, refs: list[ObjectRef[Any]], timeout_s: float | None, error: _Unreadable) -> list[Any]:
+        """The values of ``refs``, after one of them could not be read: what is lost is brought back, or given up."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        for _ in range(_RECOVERIES_MAX):
+            taken = Waiter(1)
+            self.loop.post((self.owner.recover, time.monotonic(), error.object_id, error.node_id, str(error.cause)))
+            self.loop.post((finish, taken))
+            self.loop.wait(taken)
+            self._await_in_time(refs, None if deadline is None else max(0.0, deadline - time.monotonic()))
+            try:
+                return self._values(refs)
+            except _Unreadable as again:
+                error = again
+        raise error.cause
 
     def _await_all(self, refs: list[ObjectRef[Any]], timeout_s: float | None) -> list[ObjectRef[Any]]:
         """Wait until all ``refs`` are there, or one of them is an error; returns those that were not there in time."""
@@ -413,15 +453,36 @@ class CoreWorker(Client):
         if stored:
             try:
                 read = self.store.read([object_id for _, object_id in stored], entries)
-            except ObjectLostError:
-                for _, object_id in stored:  # the news of the owner's death may have come meanwhile
-                    entry = memory.get(object_id)
-                    if entry is not None and entry[0] == ERROR:
-                        raise _user_error(entry) from None
-                raise
+            except ObjectLostError as error:
+                if self.broken is not None:
+                    raise
+                lost = bytes.fromhex(error.object_id)
+                node_id = next(entry[2] for (_, object_id), entry in zip(stored, entries, strict=True) if object_id == lost)
+                raise _Unreadable(lost, node_id, error) from None
             for (index, _), value in zip(stored, read, strict=True):
                 values[index] = value
         return values
+
+    def _adopt_file(self, object_id: bytes, size: int, path: str, position: int, checksum: int) -> None:
+        """In the loop: have a thread bring what a lost node had spilled into this node's store."""
+        self._adoptions.append((object_id, (path, position, size, checksum)))
+        if len(self._adoptions) == 1:
+            threading.Thread(target=self._adopt_files, name="zray-adoptions", daemon=True).start()
+
+    def _adopt_files(self) -> None:
+        from zray.io.spill import read_copy  # for those who have lost a node
+
+        while self._adoptions and self.broken is None:
+            object_id, place = self._adoptions[0]
+            try:
+                value = serialization.stored_again(read_copy(*place))
+                self.store.write(object_id, value, self.me)
+            except Exception as error:  # whatever it is, the object is not there
+                problem = f"its file {place[0]} can not be read from here: {type(error).__name__}: {error}"
+            else:
+                problem = ""
+            self.loop.post((self.owner.on_file_adopted, time.monotonic(), object_id, problem))
+            self._adoptions.popleft()  # who adds one to an empty list starts the next thread
 
     # -- references (object_ref.Runtime) --------------------------------------------------------------------------
 

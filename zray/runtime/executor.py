@@ -39,6 +39,7 @@ _BECOME = -1  # ... become an actor
 _LEASES_KEPT = 16
 _NOTHING: Entry = (INLINE, serialization.serialize(None).inline())
 
+Slot = tuple[Any, bytes, Address, Entry]  # where an argument stood, its object, the owner of that, and what he knew
 Item = tuple[bytes, int, Any]  # who wants it, its lease, and the task or call
 
 
@@ -126,8 +127,12 @@ class Executor:
         """The first task of a lease: become a worker of its job."""
         raise NotImplementedError
 
-    def read(self, stored: list[tuple[Any, bytes, Entry]]) -> dict[Any, Any]:
-        """The values of large arguments, by their places."""
+    def read(self, slots: list[Slot]) -> list[Any]:
+        """The values of large arguments."""
+        raise NotImplementedError
+
+    def read_lost(self, object_id: bytes, owner: Address) -> None:
+        """Raise why an argument is lost that had been there, unless it comes back."""
         raise NotImplementedError
 
     def meet(self, owner: Address) -> None:
@@ -306,9 +311,13 @@ class Executor:
         if payload is not None:
             args, kwargs = serialization.deserialize(payload)
             args = list(args)
-        stored = [(where, object_id, entry) for where, object_id, _, entry in slots if entry[0] == STORED]
-        values = self.read(stored) if stored else {}
-        for where, _, _, entry in slots:
+        stored = [slot for slot in slots if slot[3][0] == STORED]
+        values: dict[Any, Any] = {}
+        if stored:
+            values = dict(zip([slot[0] for slot in stored], self.read(stored), strict=True))
+        for where, object_id, owner, entry in slots:
+            if entry[0] == ERROR:  # it was lost after it had been there
+                self.read_lost(object_id, owner)
             value = values[where] if entry[0] == STORED else serialization.deserialize(entry[1])
             if where == ARGUMENTS:
                 args, kwargs = list(value[0]), dict(value[1])

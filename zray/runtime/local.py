@@ -145,6 +145,7 @@ class LocalRuntime(CoreWorker):
         self.add_brain(node, "agent")
         self.add_handlers(node.bundles, "agent")
         self.add_handlers(node.transfer, "agent")
+        self.add_handlers(node.transfer.search, "agent")
         for name, target in (
             ("gcs", gcs.on_timer),
             ("nodes", gcs.on_timer),

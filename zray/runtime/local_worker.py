@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from zray.base import wire
 from zray.base.config import Config
-from zray.base.wire import SCHEMA, Address, Entry
+from zray.base.wire import SCHEMA, Address
 from zray.core.entries import contained_in
+from zray.exceptions import InvariantError
 from zray.runtime.client import resolve
-from zray.runtime.executor import NO_LEASE, Executor, Item, exit_code
+from zray.runtime.executor import NO_LEASE, Executor, Item, Slot, exit_code
 from zray.runtime.process import log
 
 if TYPE_CHECKING:
@@ -292,8 +293,11 @@ class LocalWorker(Executor):
     def enter_lease(self, lease_id: int) -> None:
         """There is only one job, whose process this is."""
 
-    def read(self, stored: list[tuple[Any, bytes, Entry]]) -> dict[Any, Any]:
-        raise NotImplementedError("there is no object store in local mode: every value is in the memory of its owner")
+    def read(self, slots: list[Slot]) -> list[Any]:
+        raise InvariantError("an argument lies in an object store, and local mode has none")
+
+    def read_lost(self, object_id: bytes, owner: Address) -> None:
+        raise InvariantError(f"object {object_id.hex()} is lost, and local mode loses none")
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:

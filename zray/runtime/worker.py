@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 from zray import object_ref
 from zray.base import wire
 from zray.base.config import Config
-from zray.base.wire import CONTROL, Address, Entry
+from zray.base.wire import CONTROL, Address
 from zray.core import effects as e
+from zray.exceptions import ObjectLostError
 from zray.io.spawn import redirect_output, set_title
 from zray.object_ref import ObjectRef
 from zray.runtime.core_worker import CoreWorker
-from zray.runtime.executor import NO_LEASE, Executor, exit_code
+from zray.runtime.executor import NO_LEASE, Executor, Slot, exit_code
 
 if TYPE_CHECKING:
     from zray.io.cluster_key import ClusterKey
@@ -151,9 +152,14 @@ class TaskExecutor(Executor, CoreWorker):
         self._flush_at = time.monotonic() + self._flush_s
         self.loop.turn_if_free()
 
-    def read(self, stored: list[tuple[Any, bytes, Entry]]) -> dict[Any, Any]:
-        values = self.store.read([row[1] for row in stored], [row[2] for row in stored], urgent=False)
-        return dict(zip([row[0] for row in stored], values, strict=True))
+    def read(self, slots: list[Slot]) -> list[Any]:
+        try:
+            return self.store.read([slot[1] for slot in slots], [slot[3] for slot in slots], urgent=False)
+        except ObjectLostError:  # their owners may know better by now, or can have them made again
+            return self.get([self.borrow(object_id, owner) for _, object_id, owner, _ in slots])
+
+    def read_lost(self, object_id: bytes, owner: Address) -> None:
+        self.get([self.borrow(object_id, owner)])
 
     def adopt(self, object_id: bytes, owner: Address) -> ObjectRef[Any]:
         refs = self._adopted.refs
