@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from typing import Any
 
 import zray as ray
 
@@ -33,3 +34,6 @@ def held(event: threading.Event | None = None) -> bool:
         if time.monotonic() > deadline:
             return False
     return True
+
+
+shared: dict[str, Any] = {}  # between a test and its tasks in local mode, which reach it through this module

@@ -357,8 +357,6 @@ class LocalRuntime(CoreWorker):
 
     def shutdown(self) -> None:
         """Finish the job; tasks and actors end, and their threads as soon as they can."""
-        if current_worker.get() is not None:
-            return  # a task or actor is not what called init()
         if self.broken is None:
             self.call(CONTROL, wire.FinishJob, self.job_id)
             done = Waiter(1)
