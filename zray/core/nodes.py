@@ -190,6 +190,14 @@ class NodeManager:
         self._out.append((WARN, f"node {node.id.hex()[:8]} on {node.hostname} is dead: {reason}"))
         self._note(now, node)
 
+    def explain(self, now: float, agent: bytes) -> str:
+        """How a node is, in words."""
+        node = next((node for node in self.nodes.values() if node.agent == agent), None)
+        if node is None:
+            return "its node is unknown to the control"
+        heard = "" if agent == self.home else f", heard {now - node.heard_at:.1f} s ago"
+        return f"node {node.id.hex()[:8]} on {node.hostname} is {node.state.name}{heard}"
+
     def alive(self) -> list[Node]:
         return [node for node in self.nodes.values() if node.state is not NodeState.DEAD]
 
@@ -200,9 +208,12 @@ class NodeManager:
         held_up = now - self._ticked_at - interval_s
         self._ticked_at = now
         late = []
-        others = [node for node in self.alive() if node.agent != self.home]
-        for node in others:
-            self._out.append((SEND, node.agent, ClusterView([])))  # the control lives too
+        others = []
+        for node in self.alive():
+            self._out.append((SEND, node.agent, ClusterView([])))  # the control lives, and there is no other news
+            if node.agent == self.home:
+                continue
+            others.append(node)
             if held_up > interval_s:  # it was this process that did not listen
                 node.heard_at = min(now, node.heard_at + held_up)
             silent_s = now - node.heard_at

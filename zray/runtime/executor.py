@@ -27,6 +27,7 @@ from zray.core.entries import error_entry
 from zray.exceptions import ActorDiedError
 from zray.runtime import failures
 from zray.runtime.actor import Actor, ActorExit
+from zray.runtime.explainer import whereabouts
 
 if TYPE_CHECKING:
     from zray.core.owner import Owner
@@ -69,6 +70,8 @@ class Executor:
 
     def __init__(self, config: Config) -> None:
         self.depth = 0
+        self.placement_group: tuple[bytes, bool] | None = None
+        self.thread = 0  # the one that runs what is in the queue
         self.task_id = b""
         self.task_name = ""
         self.lease_id = 0
@@ -156,6 +159,10 @@ class Executor:
 
     def on_list_events(self, now: float, peer: bytes, request_id: int) -> None:
         self.send(peer, wire.Reply(request_id, True, list(self._events)))
+
+    def on_explain_task(self, now: float, peer: bytes, request_id: int, task_id: bytes) -> None:
+        waiting = [spec[0] for _, _, spec in self._queue if isinstance(spec, tuple)]
+        self.send(peer, wire.Reply(request_id, True, whereabouts(self, task_id, waiting, now - (self._running_since or now))))
 
     def on_push(self, now: float, peer: bytes, lease_id: int, specs: list[Any]) -> None:
         self._queue.extend([(peer, lease_id, spec) for spec in specs])
@@ -272,8 +279,9 @@ class Executor:
             self.enter_lease(lease_id)
         self.task_id = task_id
         self.task_name = name
-        if depth:  # calls of an actor have none: it stays as deep as it was created
+        if depth:  # calls of an actor have none: it stays as deep as it was created, and where
             self.depth = depth
+            self.placement_group = None if extra is None else extra.get("placement_group")
         self._adopted.refs = None
         function = self._functions.get(function_id)
         started = self._running_since = time.monotonic()
@@ -404,6 +412,7 @@ class Executor:
             return
         task_id, class_id, payload, slots, _, depth, name, extra = spec
         self.task_id, self.task_name, self.depth = task_id, name, depth
+        self.placement_group = extra.get("placement_group")
         started = self._running_since = time.monotonic()
         self._adopted.refs = None
         entry: Entry = _NOTHING

@@ -75,6 +75,9 @@ class NoLinks:
     def pending(self) -> bool:
         return False
 
+    def on_timer(self, now: float, key: tuple[Any, ...]) -> None:
+        """There is no door."""
+
     def close(self, linger_ms: int = 0) -> None:
         """There is nothing to close."""
 
@@ -304,6 +307,16 @@ class LocalRuntime(CoreWorker):
     @depth.setter
     def depth(self, value: int) -> None:
         assert value == 0, "the depth is that of the running task"
+
+    @property
+    def placement_group(self) -> tuple[bytes, bool] | None:
+        """That of the running task or actor, and whether it captures."""
+        worker = current_worker.get()
+        return None if worker is None else worker.placement_group
+
+    @placement_group.setter
+    def placement_group(self, value: tuple[bytes, bool] | None) -> None:
+        assert value is None, "the group is that of the running task"
 
     def _block(self, waiter: Waiter, timeout_s: float | None, wanted: Sequence[ObjectRef[Any]] = ()) -> bool:
         """Wait in this thread, or do what it would wait for."""

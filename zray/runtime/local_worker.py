@@ -66,7 +66,6 @@ class LocalWorker(Executor):
         self.call = runtime.call
         self.entry = runtime.entry
         self.gone = False
-        self.thread = 0  # the one that runs what is in the queue; a task can be run by one that waits for it
         self._runtime = runtime
         self._exiting: SystemExit | None = None
         self._ready = threading.Condition()

@@ -16,6 +16,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,7 @@ class TaskExecutor(Executor, CoreWorker):
         self.join(b"", settings.node)
         self.signal: Any = None  # a Waitable: the main thread waits for tasks
         self.blocking = self.on_blocking
+        self.thread = threading.main_thread().ident or 0
         self._flush_s = settings.config.flush_ms / 1000
         self._flush_at = 0.0
         self._exiting: SystemExit | None = None
@@ -153,10 +155,11 @@ class TaskExecutor(Executor, CoreWorker):
         self.loop.turn_if_free()
 
     def read(self, slots: list[Slot]) -> list[Any]:
+        _, object_ids, owners, entries = zip(*slots, strict=True)
         try:
-            return self.store.read([slot[1] for slot in slots], [slot[3] for slot in slots], urgent=False)
+            return self.store.read(object_ids, entries, [owner[0] for owner in owners], urgent=False)
         except ObjectLostError:  # their owners may know better by now, or can have them made again
-            return self.get([self.borrow(object_id, owner) for _, object_id, owner, _ in slots])
+            return self.get([self.borrow(*whose) for whose in zip(object_ids, owners, strict=True)])
 
     def read_lost(self, object_id: bytes, owner: Address) -> None:
         self.get([self.borrow(object_id, owner)])
