@@ -218,7 +218,7 @@ class Gcs:
 
     def on_timer(self, now: float, key: tuple[Any, ...]) -> None:
         if key[0] == VIEW_TIMER:
-            self.members.publish()
+            self.members.publish(now)
             return
         if key[0] == HEALTH_TIMER:
             for node in self.members.tick(now):
