@@ -264,6 +264,13 @@ def test_each_message_has_exactly_one_handler(schema: Schema) -> None:
     assert parameters == ["self", "now", "peer", *schema.cls._fields]  # type: ignore[attr-defined]
 
 
+def test_no_two_effects_have_the_same_verb() -> None:
+    from zray.core import effects
+
+    verbs = {name: value for name, value in vars(effects).items() if isinstance(value, int) and name.isupper()}
+    assert len(set(verbs.values())) == len(verbs) > 20
+
+
 # -- public names -----------------------------------------------------------------------------------------------------
 
 
