@@ -12,7 +12,7 @@ import io
 import pickle
 from typing import Any, NamedTuple
 
-from zray.base import wire_actors, wire_nodes, wire_placement, wire_transfer  # noqa: F401 - their messages belong to the schema
+from zray.base import wire_actors, wire_nodes, wire_placement, wire_state, wire_transfer  # noqa: F401 - their messages belong to the schema
 from zray.base.schema import OPS as OPS
 from zray.base.schema import SCHEMA as SCHEMA
 from zray.base.schema import message

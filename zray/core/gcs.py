@@ -127,6 +127,9 @@ class Gcs:
         heard = {f"heard_{kind}": count for kind, count in self.heard.items()}
         self.out.append((SEND, peer, Reply(request_id, True, {**self.statistics(), **heard})))
 
+    def on_explain_node(self, now: float, peer: bytes, request_id: int, agent: bytes) -> None:
+        self.out.append((SEND, peer, Reply(request_id, True, self.members.explain(now, agent))))
+
     def leave(self, reason: str) -> None:
         """The control ends in good order, and with it the cluster."""
         for node in self.members.alive():
@@ -221,7 +224,7 @@ class Gcs:
 
     def on_timer(self, now: float, key: tuple[Any, ...]) -> None:
         if key[0] == VIEW_TIMER:
-            self.members.publish()
+            self.members.publish(now)
             return
         if key[0] == HEALTH_TIMER:
             for node in self.members.tick(now):
