@@ -177,13 +177,19 @@ CASES = (
         Metric("transfer_of_raw", "between nodes without CURVE / plain tcp", "x", (Bound(0.5),)),
         Metric("transfer_curve_of_plain", "between nodes: with CURVE / without", "x"),
     ), (SUBJECT,), alone=True, quick=False),
+    # On one machine all nodes share its processors, and one transfer takes two of them; with cables of their own the bound holds.
     Case("broadcast", "nodes:broadcast", (
         _less("broadcast_one_plain", "100 MB to one node, without CURVE", "ms"),
         _less("broadcast_all_plain", "100 MB to four nodes, without CURVE", "ms"),
-        _less("broadcast_ratio_plain", "to four nodes / to one, without CURVE", "x", Bound(2.0)),
+        _less("broadcast_ratio_plain", "to four nodes / to one, without CURVE", "x"),
         _less("broadcast_one_curve", "100 MB to one node, with CURVE", "ms"),
         _less("broadcast_all_curve", "100 MB to four nodes, with CURVE", "ms"),
-        _less("broadcast_ratio_curve", "to four nodes / to one, with CURVE", "x", Bound(2.0)),
+        _less("broadcast_ratio_curve", "to four nodes / to one, with CURVE", "x"),
+    ), (SUBJECT,), alone=True, quick=False),
+    Case("broadcast_links", "links:broadcast_links", (
+        _less("broadcast_one_links", "100 MB to one host, cables of 400 Mbit/s", "ms"),
+        _less("broadcast_all_links", "100 MB to four hosts, cables of 400 Mbit/s", "ms"),
+        _less("broadcast_ratio_links", "to four hosts / to one", "x", Bound(2.0)),
     ), (SUBJECT,), alone=True, quick=False),
     Case("agents", "nodes:many_agents", (
         _less("agents_join", "a hundred nodes join", "s", Bound(20.0)),

@@ -14,11 +14,11 @@ import zmq
 import zray as ray
 from zray import object_ref
 from zray.base import wire
-from zray.io.transport import PYTHON, encode_hello
+from zray.io.greeting import PYTHON, encode_hello
 
 from .driving import eventually
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.processes("it speaks to sockets")]
 
 ME = b"a stranger here."
 
