@@ -279,3 +279,10 @@ def test_every_public_name_can_be_loaded() -> None:
         assert getattr(zray, name) is not None
     for info in pkgutil.walk_packages(zray.__path__, "zray."):
         importlib.import_module(info.name)
+
+
+def test_effects_have_numbers_of_their_own() -> None:
+    from zray.core import effects
+
+    numbers = [value for name, value in vars(effects).items() if name.isupper()]
+    assert sorted(set(numbers)) == sorted(numbers)
