@@ -18,11 +18,11 @@ owners) once for the whole batch. The body calls it at the end of each turn.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from zray.base.config import Config
-from zray.base.ids import agent_id, agent_of, return_id
+from zray.base.ids import END_INDEX, agent_id, return_id
 from zray.base.wire import (
     ERROR,
     OBJECT_VALUE,
@@ -30,7 +30,6 @@ from zray.base.wire import (
     STORED,
     Address,
     Entry,
-    FreeObjects,
     GetObject,
     WatchProcess,
 )
@@ -39,21 +38,20 @@ from zray.core.actor_owner import ActorOwner
 from zray.core.directory import ObjectDirectory
 from zray.core.effects import DIAL, HANG_UP, SEND, TIMER, WARN, Effect
 from zray.core.entries import contained_in, error_entry, lost, owner_died, worker_crashed
+from zray.core.generators import GeneratorOwner, Stream
 from zray.core.leases import IDLE_TIMER, LeaseQueue, NormalTaskSubmitter
 from zray.core.lineage import Lineage
 from zray.core.recovery import ObjectRecovery
 from zray.core.references import ReferenceCounter
+from zray.core.sweeping import Sweeper
 from zray.core.tasks import Task, TaskManager
 from zray.core.waiters import Waiter, Waiters
-from zray.exceptions import (
-    InvariantError,
-    TaskUnschedulableError,
-)
+from zray.exceptions import InvariantError, TaskUnschedulableError
 
 INFEASIBLE_TIMER = "owner.infeasible"
 
 
-class Owner(ActorOwner, ObjectRecovery):
+class Owner(Sweeper, GeneratorOwner, ActorOwner, ObjectRecovery):
     """The brain of a driver or worker.
 
     Args:
@@ -86,7 +84,9 @@ class Owner(ActorOwner, ObjectRecovery):
         "out",
         "rebuilds",
         "references",
+        "streams",
         "tasks",
+        "unread",
         "waiters",
     )
 
@@ -117,6 +117,8 @@ class Owner(ActorOwner, ObjectRecovery):
         held = self.references.counts.__contains__
         self.calls = ActorTaskSubmitter(config, self.out, self.tasks, self._make_spec, self._fail_call, held)
         self.creations = {}
+        self.streams: dict[bytes, Stream] = {}
+        self.unread: dict[bytes, Stream] = {}
         self.fetching: dict[bytes, None] = {}  # borrowed objects asked for at their owners
         self.waiters = Waiters(self.out)
         self._remote_gets: dict[bytes, list[bytes]] = {}
@@ -204,6 +206,8 @@ class Owner(ActorOwner, ObjectRecovery):
         while True:
             if self.rebuilds:
                 self.settle_rebuilds(now)
+            if self.unread:
+                self.settle_streams()
             self.leases.pump(now)
             self.calls.pump(now)
             if references.freed:
@@ -250,16 +254,20 @@ class Owner(ActorOwner, ObjectRecovery):
                 task.template.budget.give()
             if task.template.creates:
                 self._created(task)
+            if self.streams and task_id in self.streams:
+                entries = self._end_stream(task_id, entries, failed=False)
             if task_id in self.lineage.origins:
                 for object_id, result in zip(task.returns, entries, strict=True):
                     self._arrive_again(now, object_id, result)
+                if task.template.num_returns < 0:
+                    self._not_made(now, task_id, entries[0] if entry is None else entry)
             else:
                 for object_id, result in zip(task.returns, entries, strict=True):
                     self._arrive(now, object_id, result)
             if entries and entries[-1][0] == STORED:
                 self._remember(task)
             if task.tried or (len(entries) > 1 and entries[0][0] == ERROR):
-                self._sweep(task.returns, peer)
+                self._sweep(self._left_behind(task), peer)
         if peer == self._me:  # an actor has called itself
             for entry in (entry for item in items for entry in item[1]):
                 self.references.come_home(contained_in(entry))
@@ -319,7 +327,7 @@ class Owner(ActorOwner, ObjectRecovery):
             if task.id in self.tasks.pending and (len(tasks) > 1 or self.tasks.may_run_again(task, budget)):
                 again.append(task)
                 continue
-            self._sweep(task.returns, lease.worker if lease is not None else b"")
+            self._sweep(self._left_behind(task), lease.worker if lease is not None else b"")
             self._fail(now, task, worker_crashed(task, reason, out_of_memory=out_of_memory))
         self.leases.requeue(again)
 
@@ -356,8 +364,7 @@ class Owner(ActorOwner, ObjectRecovery):
             self._answer(peer, object_id)
         elif object_id in self.lost or object_id[:16] in self.tasks.pending:
             self._remote_gets.setdefault(object_id, []).append(peer)
-            if object_id in self.lost:
-                self._want(object_id)
+            self._awaited(object_id)
         else:
             self._answer_lost(peer, object_id)
 
@@ -406,7 +413,7 @@ class Owner(ActorOwner, ObjectRecovery):
             template.num_returns,
             task.depth,
             template.name,
-            template.extra,
+            template.extra if template.num_returns >= 0 else self.stream_extra(task),
         )
 
     def _ready(self, now: float, task: Task) -> None:
@@ -438,16 +445,20 @@ class Owner(ActorOwner, ObjectRecovery):
             task.template.budget.give()
         if task.template.creates:
             self._creation_failed(task, entry)
+        if task.id in self.streams:
+            self._end_stream(task.id, (entry,), failed=True)
         again = task.id in self.lineage.origins
         for object_id in task.returns:
             (self._arrive_again if again else self._arrive)(now, object_id, entry)
+        if again and task.template.num_returns < 0:
+            self._not_made(now, task.id, entry)
 
     def _fail_call(self, now: float, task: Task, entry: Entry, worker: bytes) -> None:
         """The actor is gone, or soon will be, and may leave results of an attempt in the store."""
         if task.tried:
-            self._sweep(task.returns, worker)
+            self._sweep(self._left_behind(task), worker)
         if worker in self._watched:
-            self._unswept.setdefault(worker, []).extend(task.returns)
+            self._unswept.setdefault(worker, []).extend(self._left_behind(task))
         self._fail(now, task, entry)
 
     def _give_up(self, now: float, queue: LeaseQueue, reason: str) -> None:
@@ -501,9 +512,9 @@ class Owner(ActorOwner, ObjectRecovery):
         if object_id in self.memory or object_id in self.fetching:
             return
         if owner[0] == self._me:
-            if object_id in self.lost:
-                self._want(object_id)
-            elif object_id[:16] not in self.tasks.pending and not self._revive(object_id):
+            if object_id in self.lost or object_id[:16] in self.tasks.pending:
+                self._awaited(object_id)
+            elif not self._revive(object_id):
                 self._arrive(0.0, object_id, lost(object_id))
         else:
             self.fetching[object_id] = None
@@ -511,29 +522,18 @@ class Owner(ActorOwner, ObjectRecovery):
             self.out.append((DIAL, owner[0], owner[1]))
             self.out.append((SEND, owner[0], GetObject(object_id)))
 
+    def _awaited(self, object_id: bytes) -> None:
+        """Somebody waits for an object that will come."""
+        if object_id in self.lost:
+            self._want(object_id)
+        elif self.streams and object_id[16:] == END_INDEX and object_id[:16] in self.streams:
+            self.hurry(self.streams[object_id[:16]])
+
     def meet(self, process: bytes) -> None:
         """This process deals with another: have its end told, even if it has ended already."""
         if process not in self._watched:
             self._watched[process] = None
             self.out.append((SEND, self._agent, WatchProcess(process)))
-
-    def _discard(self, object_id: bytes, entry: Entry) -> None:
-        """A value arrived that nobody needs."""
-        self.references.decline(contained_in(entry))
-        known = self.memory.get(object_id)
-        if entry[0] == STORED and object_id[:16] not in self.tasks.pending and (known is None or known[0] != STORED):
-            self._free_at(entry[2], [object_id])
-
-    def _sweep(self, returns: Iterable[bytes], worker: bytes) -> None:
-        """A task failed: an earlier attempt, or this one half way through its results, may have left some in the store."""
-        agent = agent_of(worker)
-        left = [o for o in returns if self.memory.get(o, (ERROR,))[0] != STORED]  # another attempt may have made it
-        if left:
-            self.out.append((SEND, self._agent, FreeObjects(left, agent if agent in self._agents else b"")))
-
-    def _free_at(self, node_id: bytes, object_ids: list[bytes]) -> None:
-        agent = b"" if node_id == self._node_id else agent_id(node_id)
-        self.out.append((SEND, self._agent, FreeObjects(object_ids, agent)))
 
     def _drop(self) -> None:
         """Forget the values of borrowed objects that nobody here holds any more.
@@ -576,6 +576,7 @@ class Owner(ActorOwner, ObjectRecovery):
         self.references.check()
         self.lineage.check()
         self.check_recovery()
+        self.check_streams()
         self.tasks.check()
         self.leases.check()
         for object_id in self.memory:
@@ -588,6 +589,7 @@ class Owner(ActorOwner, ObjectRecovery):
             "objects": len(self.memory),
             "fetching": len(self.fetching),
             "lost": len(self.lost),
+            "streams": len(self.streams),
             **self.directory.statistics(),
             **self.lineage.statistics(),
             **self.tasks.statistics(),
