@@ -226,6 +226,7 @@ print(json.dumps([before, look()]))
 
 def handlers() -> dict[str, list[type]]:
     """The classes that handle messages, by the receiver's role."""
+    from zray.core.actor_desk import ActorDesk
     from zray.core.actor_owner import ActorOwner
     from zray.core.actors import ActorManager
     from zray.core.agent import NodeAgent
@@ -243,7 +244,7 @@ def handlers() -> dict[str, list[type]]:
 
     return {
         "control": [Gcs, ActorManager, PlacementGroupManager],
-        "agent": [NodeBundles, NodeAgent, ObjectDesk, ObjectTransfer, CopySearch],
+        "agent": [NodeBundles, NodeAgent, ActorDesk, ObjectDesk, ObjectTransfer, CopySearch],
         "owner": [Owner, ActorOwner, ObjectRecovery, CoreWorker],
         "worker": [TaskExecutor],
         "any": [Client, CoreWorker],

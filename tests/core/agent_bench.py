@@ -39,6 +39,12 @@ class Bench:
             self.granted[peer, grant.request_id] = grant
         return effects
 
+    def hears_of_bundles(self, event: str, *args: Any) -> list[Any]:
+        """The control says something about a placement group."""
+        getattr(self.agent.bundles, "on_" + event)(0.0, CONTROL, *args)
+        self.agent.check()
+        return drain(self.agent.out)
+
     def ready(self, worker_id: bytes) -> list[Any]:
         self.does("on_peer_joined", worker_id, "worker", 1)
         return self.does("on_worker_ready", worker_id, worker_id, "sim://", 1)
@@ -67,8 +73,9 @@ class Bench:
         holds: dict[str, int] | None = None,
         needs: dict[str, int] | None = None,
         retriable: bool = True,
+        strategy: Any = ("default",),
     ) -> list[Any]:
-        what = (needs or ONE, holds or {}, retriable, b"creation")
+        what = (needs or ONE, holds or {}, retriable, b"creation", strategy)
         return self.does("on_place_actor", CONTROL, actor, incarnation, job, detached, *what)
 
     def actor(self, actor: bytes = ACTOR, **options: Any) -> bytes:

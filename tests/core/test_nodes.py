@@ -209,7 +209,7 @@ def test_only_the_silent_die() -> None:
 def test_every_look_tells_the_nodes_that_the_control_lives() -> None:
     bench = Bench()
     quiet = [(peer, view.rows) for peer, view in sent(bench.tick(0.5), ClusterView)]
-    assert quiet == [(agent_id(FIRST), []), (agent_id(SECOND), [])]
+    assert quiet == [(agent_id(HOME), []), (agent_id(FIRST), []), (agent_id(SECOND), [])]
 
 
 def test_home_is_never_dead() -> None:

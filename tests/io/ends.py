@@ -68,6 +68,7 @@ class End:
         self.tcp = self.endpoint.rpartition(" ")[2]
         self.loop.pending = self.transport.pending
         self.loop.settle = lambda now: self.transport.flush()
+        self.loop.on_timer = self.transport.on_timer
         self._closed = False
 
     def decode(self, frame: bytes) -> Any:

@@ -179,12 +179,13 @@ class RegisterNode(NamedTuple):
     store_bytes: int
 
 
-@message(21, "agent", "control")
+@message(21, "agent", "control", rows=3)
 class Heartbeat(NamedTuple):
-    """What is free on a node, when it changed."""
+    """What is free on a node, when it changed, and in the bundles there: ``(placement group, index, units by name)`` each."""
 
     node_id: bytes
     available: dict[str, int]
+    bundles: tuple[Any, ...] = ()
 
 
 @message(22, "agent", "control")
@@ -218,6 +219,7 @@ class RequestLease(NamedTuple):
     retriable: bool = True  # whether the tasks can be run again: those are ended first when memory is short
     strategy: tuple[Any, ...] = ("default",)  # which node is wanted
     hops: int = 0  # how often the request was sent on
+    locality: tuple[Any, ...] = ()  # where large arguments lie: (node, bytes) each
 
 
 @message(32, "owner", "agent")
@@ -291,6 +293,7 @@ class PinObject(NamedTuple):
     urgent: bool = True  # somebody waits in get; else it is an argument of a task that has not started
     node_id: bytes = b""  # where its primary copy lies
     size_bytes: int = 0
+    owner: bytes = b""
 
 
 @message(40, "owner", "agent")
@@ -455,6 +458,13 @@ class ListEvents(NamedTuple):
     """The reply: (name, started_s, ended_s) of the tasks this worker ran lately, on the machine's monotonic clock."""
 
     request_id: int
+
+
+@message(62, "owner", "agent")
+class ObjectDamaged(NamedTuple):
+    """The sender found that an object's file here is not what was written: nobody shall be sent to it any more."""
+
+    object_id: bytes
 
 
 @message(61, "agent", "owner", rows=4)

@@ -14,6 +14,7 @@ more, because nobody would give it back.
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 from zray.base.config import Config
@@ -28,8 +29,9 @@ from zray.base.wire import (
     ProcessDied,
     Reply,
 )
-from zray.base.wire_actors import ActorLost, ActorPlaced, ActorRefused, PlaceActor, StartActor
+from zray.base.wire_actors import ActorLost, ActorPlaced, StartActor
 from zray.base.wire_nodes import LeaseRedirected
+from zray.core.actor_desk import ActorDesk
 from zray.core.bundles import Bundle, NodeBundles
 from zray.core.chance import First
 from zray.core.death_watch import DeathWatch
@@ -37,7 +39,7 @@ from zray.core.effects import DIAL, HANG_UP, KILL_WORKER, MEASURE, SEND, STOP, T
 from zray.core.memory import Candidate, verdicts
 from zray.core.neighbours import Neighbours
 from zray.core.object_desk import ObjectDesk
-from zray.core.policy import DEFAULT, Rng, Verdict, Waiting, readable
+from zray.core.policy import DEFAULT, Rng, Verdict, Waiting, read_locality, readable
 from zray.core.scheduler import GrantedLease, LeaseScheduler, Request
 from zray.core.spilling import SPILL_TIMER
 from zray.core.store import CREATE_TIMER, ObjectStore
@@ -54,7 +56,7 @@ RELIEF_TIMER = "agent.relief"
 _RESTING = (WorkerState.IDLE, WorkerState.LEAVING)
 
 
-class NodeAgent(ObjectDesk):
+class NodeAgent(ObjectDesk, ActorDesk):
     """The brain of one node.
 
     Args:
@@ -120,7 +122,7 @@ class NodeAgent(ObjectDesk):
         self._remote = remote
         self.rejoin = False  # the cluster gave this node up by mistake, and would have it back
         self._actors: dict[bytes, GrantedLease] = {}  # actor -> its lease
-        self._placements = 0
+        self._placements = count(1)  # requests of the control for actors
         self._control_heard = float("inf")  # when; nothing is missed before it was heard first
         self._collected = float("-inf")
         self._ended_for_memory: dict[bytes, str] = {}  # workers on their way out, and the report
@@ -128,7 +130,7 @@ class NodeAgent(ObjectDesk):
         self._heartbeat_set = False
         self._reap_set = False
         self._relief_at = 0.0  # when the node counts as exhausted; 0: it does not look like that
-        self._reported: dict[str, int] = dict(total)
+        self._reported: tuple[dict[str, int], tuple[Any, ...]] = (dict(total), ())  # what is free, in the bundles too
         self.out: list[Effect] = []
         self.clients: dict[bytes, str] = {}  # processes of this node: id -> role
         self.deaths = DeathWatch(self._me, self.out)
@@ -270,6 +272,7 @@ class NodeAgent(ObjectDesk):
         retriable: bool = True,
         strategy: tuple[Any, ...] = ("default",),
         hops: int = 0,
+        locality: tuple[Any, ...] = (),
     ) -> None:
         if peer in self._dead:
             return
@@ -279,7 +282,8 @@ class NodeAgent(ObjectDesk):
             return
         if self.neighbours.views or strategy != DEFAULT:
             free, queued = self.scheduler.resources.available, len(self.scheduler.queue)
-            decision = self.neighbours.choose(free, queued, demand, strategy, hops, self.bundles)
+            near = read_locality(locality) if locality else None
+            decision = self.neighbours.choose(free, queued, demand, strategy, hops, self.bundles, near)
             if strategy[0] == "bundle":
                 self.bundles.learn(strategy[1])
             if decision.verdict is Verdict.SEND and decision.node is not None:
@@ -304,6 +308,8 @@ class NodeAgent(ObjectDesk):
         """Other nodes came, changed, or ended: what waits here may run there. An empty one only says that the control lives."""
         self._control_heard = now
         if not rows:
+            if self.neighbours.correct():
+                self._go_on(now)
             return
         for row in rows:
             node = self.neighbours.update(row)
@@ -326,34 +332,39 @@ class NodeAgent(ObjectDesk):
                 continue
             if lease.worker is not None:
                 self.pool.kill(self.pool.workers[lease.worker])
-            else:
-                self.scheduler.end(lease.id)
-                self.pool.cancel(lease.id)
-                self.out.append((SEND, lease.request.owner, LeaseRejected(lease.request.id, "exhausted", reason)))
+                continue
+            self.scheduler.end(lease.id)
+            self.pool.cancel(lease.id)
+            self._refuse(lease.request, reason)
+
+    def _refuse(self, request: Request, reason: str) -> None:
+        """What was asked for is not here any more, and never will be; the control may know of another place for an actor."""
+        if request.actor is not None:
+            self._send_back(request, reason)
+            return
+        self.scheduler.cancel(request.owner, request.id)
+        self.out.append((SEND, request.owner, LeaseRejected(request.id, "exhausted", reason)))
 
     def _go_on(self, now: float) -> None:
         """There is room, or news: what waits may run here or elsewhere, or never."""
         for request in list(self.scheduler.queue.values()):
-            if request.strategy[0] == "bundle" and request.actor is None:
-                decision = self.neighbours.choose(
+            if request.strategy[0] == "bundle":
+                decision = self.neighbours.judge(
                     self.scheduler.resources.available, 0, request.demand, request.strategy, 0, self.bundles
                 )
                 if decision.verdict is Verdict.IMPOSSIBLE:
-                    self.scheduler.cancel(request.owner, request.id)
-                    self.out.append((SEND, request.owner, LeaseRejected(request.id, "exhausted", decision.reason)))
+                    self._refuse(request, decision.reason)
         self._advance(now)
-        waiting = [
-            Waiting((request.owner, request.id), request.demand, request.strategy)
-            for request in self.scheduler.queue.values()
-            if request.actor is None
-        ]
+        waiting = [Waiting(request, request.demand, request.strategy) for request in self.scheduler.queue.values()]
         if not waiting:
             return
         free = self.scheduler.resources.available
-        for waiter, view, reason in self.neighbours.relocate(free, len(waiting), waiting, self.bundles):
-            owner, request_id = waiter.key
-            self.scheduler.cancel(owner, request_id)
-            self.out.append((SEND, owner, LeaseRedirected(request_id, view.agent, view.endpoint, reason)))
+        for (request, _, _), view, reason in self.neighbours.relocate(free, len(waiting), waiting, self.bundles):
+            if request.actor is not None:
+                self._send_back(request, reason)
+                continue
+            self.scheduler.cancel(request.owner, request.id)
+            self.out.append((SEND, request.owner, LeaseRedirected(request.id, view.agent, view.endpoint, reason)))
 
     def on_cancel_lease(self, now: float, peer: bytes, request_id: int) -> None:
         self.scheduler.cancel(peer, request_id)
@@ -372,60 +383,6 @@ class NodeAgent(ObjectDesk):
             self._serve(self.pool.on_returned(now, lease.worker))
         self._advance(now)
 
-    # -- actors ---------------------------------------------------------------------------------------------------
-
-    def on_place_actor(
-        self,
-        now: float,
-        peer: bytes,
-        actor_id: bytes,
-        incarnation: int,
-        job_id: bytes,
-        detached: bool,
-        placement: dict[str, int],
-        resources: dict[str, int],
-        retriable: bool,
-        creation: bytes,
-        strategy: tuple[Any, ...] = ("default",),
-    ) -> None:
-        kind = "exhausted"
-        reason = f"its node runs {self._config.actors_max} actors already, which is its limit (ZRAY_ACTORS_MAX)"
-        queued = sum(1 for request in self.scheduler.queue.values() if request.actor is not None)
-        if not self.pool.full_of_actors(queued):
-            place = PlaceActor(
-                actor_id, incarnation, job_id, detached, placement, resources, retriable, creation, strategy
-            )
-            self._placements += 1
-            kind = "infeasible"
-            reason = f"{strategy!r} is no strategy"
-            if readable(strategy):
-                reason = self.scheduler.place(self._control, self._placements, place)
-        if reason:
-            self.out.append((SEND, self._control, ActorRefused(actor_id, incarnation, kind, reason)))
-        else:
-            self._advance(now)
-
-    def on_end_actor(self, now: float, peer: bytes, actor_id: bytes, incarnation: int, force: bool) -> None:
-        unborn = ActorLost(actor_id, incarnation, "it was ended before it had a process")
-        for request in list(self.scheduler.queue.values()):
-            if request.actor is not None and request.actor[:2] == (actor_id, incarnation):
-                self.scheduler.cancel(request.owner, request.id)
-                self.out.append((SEND, self._control, unborn))
-        lease = self._actors.get(actor_id)
-        if lease is None or lease.request.actor is None or lease.request.actor.incarnation != incarnation:
-            return
-        if force and lease.worker is not None:
-            self.pool.kill(self.pool.workers[lease.worker])
-            return
-        del self._actors[actor_id]
-        self.scheduler.end(lease.id)
-        if lease.worker is None:
-            self.pool.cancel(lease.id)
-            self.out.append((SEND, self._control, unborn))
-        else:
-            self._serve(self.pool.on_returned(now, lease.worker))
-        self._advance(now)
-
     def on_node_statistics(self, now: float, peer: bytes, request_id: int) -> None:
         self.out.append((SEND, peer, Reply(request_id, True, self.statistics())))
 
@@ -436,10 +393,8 @@ class NodeAgent(ObjectDesk):
             self.store.on_timer(now, key)
         elif key[0] == HEARTBEAT_TIMER:
             self._heartbeat_set = False
-            available = dict(self.scheduler.resources.available)
-            if available != self._reported:
-                self._reported = available
-                self.out.append((SEND, self._control, Heartbeat(self._node_id, available)))
+            if (self.scheduler.resources.available, self.bundles.rows()) != self._reported:
+                self._report()
         elif key[0] == SIGN_TIMER:
             self.on_probe_node(now, self._control, b"")
             silent_s = now - self._control_heard
@@ -461,8 +416,12 @@ class NodeAgent(ObjectDesk):
 
     def on_probe_node(self, now: float, peer: bytes, sender: bytes) -> None:
         """A sign of life is due."""
-        self._reported = dict(self.scheduler.resources.available)
-        self.out.append((SEND, self._control, Heartbeat(self._node_id, self._reported)))
+        self._report()
+
+    def _report(self) -> None:
+        """Tell the control what is free."""
+        self._reported = (dict(self.scheduler.resources.available), self.bundles.rows())
+        self.out.append((SEND, self._control, Heartbeat(self._node_id, *self._reported)))
 
     def on_node_refused(self, now: float, peer: bytes, reason: str, rejoin: bool) -> None:
         """The cluster does not want this node any more."""
@@ -497,7 +456,7 @@ class NodeAgent(ObjectDesk):
         if self.scheduler.queue:
             for lease in self.scheduler.to_reclaim():
                 self.out.append((SEND, lease.request.owner, LeaseReclaimed(lease.id)))
-        if not self._heartbeat_set and self.scheduler.resources.available != self._reported:
+        if not self._heartbeat_set and (self.scheduler.resources.available != self._reported[0] or self.bundles.bundles):
             self._heartbeat_set = True
             self.out.append((TIMER, now + self._config.heartbeat_ms / 1000, (HEARTBEAT_TIMER,)))
         self._plan_reaping(now)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from zray.base.resources import ResourceSet
 from zray.core.bundles import NodeBundles
-from zray.core.policy import Decision, NodeView, Policy, Rng, Strategy, Waiting, debit
+from zray.core.policy import Decision, GroupView, NodeView, Policy, Rng, Strategy, Waiting, debit
+
+DEAD_NODES_MAX = 1000  # of which it is remembered that they are dead
 
 
 class Neighbours:
@@ -19,11 +22,15 @@ class Neighbours:
         hops_max: how often a request may be sent on.
     """
 
-    __slots__ = ("_own", "_policy", "by_agent", "views")
+    __slots__ = ("_dead", "_debited", "_debited_groups", "_own", "_policy", "_rows", "by_agent", "views")
 
     def __init__(self, node_id: bytes, agent: bytes, rng: Rng, hops_max: int) -> None:
         self._own = NodeView(node_id, agent, "", ResourceSet({}), ResourceSet({}))
         self._policy = Policy(rng, hops_max)
+        self._dead: dict[bytes, NodeView] = {}  # nodes, the oldest first
+        self._rows: dict[bytes, tuple[Any, ...]] = {}  # what the control said last, by node
+        self._debited: dict[bytes, None] = {}  # nodes to which something was sent since then
+        self._debited_groups: list[GroupView] = []
         self.views: dict[bytes, NodeView] = {}
         self.by_agent: dict[bytes, NodeView] = {}
 
@@ -37,12 +44,32 @@ class Neighbours:
         node_id, agent, endpoint, hostname, total, available, labels, alive = row
         view = NodeView(node_id, agent, endpoint, ResourceSet(total), _not_negative(available), labels, alive)
         view.hostname = hostname
+        self._debited.pop(node_id, None)
         if alive:
+            self._rows[node_id] = row
             self.views[node_id] = self.by_agent[agent] = view
         else:
+            self._rows.pop(node_id, None)
             self.views.pop(node_id, None)
             self.by_agent.pop(agent, None)
+            self._dead[node_id] = view
+            if len(self._dead) > DEAD_NODES_MAX:
+                del self._dead[next(iter(self._dead))]
         return view
+
+    def correct(self) -> bool:
+        """Believe the control again; whether that is news.
+
+        What was sent to a node is not free there until the control says so. But it may say nothing: a request that was cancelled,
+        or was served between two of its looks, has changed nothing.
+        """
+        debited, self._debited = self._debited, {}
+        for node_id in debited:
+            self.update(self._rows[node_id])
+        for group in self._debited_groups:
+            group.free = dict(group.told)
+        self._debited_groups = []
+        return bool(debited)
 
     def choose(
         self,
@@ -52,24 +79,51 @@ class Neighbours:
         strategy: Strategy,
         hops: int,
         bundles: NodeBundles,
+        locality: Mapping[bytes, int] | None = None,
     ) -> Decision:
-        """Where a request should run."""
-        self._own.bundles = bundles.free()
-        views = self._all(available, queued)
-        decision = self._policy.choose(views, self._own.node_id, demand, strategy, hops, groups=bundles.groups)
+        """Where a request should run, which counts as taken there; ``locality``: bytes of its arguments by node."""
+        decision = self.judge(available, queued, demand, strategy, hops, bundles, locality)
         if decision.node is not None and decision.node is not self._own:
-            debit(decision.node, demand, strategy, bundles.groups)
+            self._debit(decision.node, demand, strategy, bundles)
         return decision
+
+    def judge(
+        self,
+        available: dict[str, int],
+        queued: int,
+        demand: ResourceSet,
+        strategy: Strategy,
+        hops: int,
+        bundles: NodeBundles,
+        locality: Mapping[bytes, int] | None = None,
+    ) -> Decision:
+        """What ``choose`` would say."""
+        views = self._all(available, queued)
+        if strategy[0] == "bundle":
+            bundles.count(strategy[1])
+        elif strategy[0] == "affinity" and strategy[1] in self._dead:
+            views[strategy[1]] = self._dead[strategy[1]]  # which is another thing than one that nobody knows
+        return self._policy.choose(
+            views, self._own.node_id, demand, strategy, hops, locality=locality, groups=bundles.groups
+        )
 
     def relocate(
         self, available: dict[str, int], queued: int, waiting: list[Waiting], bundles: NodeBundles
     ) -> list[tuple[Waiting, NodeView, str]]:
         """Which of the requests that wait here should go elsewhere."""
-        self._own.bundles = bundles.free()
+        for request in waiting:
+            if request.strategy[0] == "bundle":
+                bundles.count(request.strategy[1])
         moves = self._policy.relocate(self._all(available, queued), self._own.node_id, waiting, bundles.groups)
         for request, node, _ in moves:
-            debit(node, request.demand, request.strategy, bundles.groups)
+            self._debit(node, request.demand, request.strategy, bundles)
         return moves
+
+    def _debit(self, node: NodeView, demand: ResourceSet, strategy: Strategy, bundles: NodeBundles) -> None:
+        debit(node, demand, strategy, bundles.groups)
+        self._debited[node.node_id] = None
+        if strategy[0] == "bundle":
+            self._debited_groups.append(bundles.groups[strategy[1]])
 
     def _all(self, available: dict[str, int], queued: int) -> dict[bytes, NodeView]:
         self._own.available = _not_negative(available)

@@ -200,9 +200,12 @@ class NodeManager:
         held_up = now - self._ticked_at - interval_s
         self._ticked_at = now
         late = []
-        others = [node for node in self.alive() if node.agent != self.home]
-        for node in others:
-            self._out.append((SEND, node.agent, ClusterView([])))  # the control lives too
+        others = []
+        for node in self.alive():
+            self._out.append((SEND, node.agent, ClusterView([])))  # the control lives, and there is no other news
+            if node.agent == self.home:
+                continue
+            others.append(node)
             if held_up > interval_s:  # it was this process that did not listen
                 node.heard_at = min(now, node.heard_at + held_up)
             silent_s = now - node.heard_at

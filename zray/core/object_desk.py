@@ -59,12 +59,13 @@ class ObjectDesk:
         urgent: bool = True,
         node_id: bytes = b"",
         size_bytes: int = 0,
+        owner: bytes = b"",
     ) -> None:
         if peer not in self._dead:
             primary = agent_id(node_id) if node_id and node_id != self._node_id else b""
             priority = GET if urgent else ARGUMENT
             self.transfer.pin(
-                now, peer, request_id, object_id, size=size_bytes, primary=primary, priority=priority
+                now, peer, request_id, object_id, size=size_bytes, primary=primary, owner=owner, priority=priority
             )
 
     def collect(self, now: float) -> None:
@@ -73,6 +74,9 @@ class ObjectDesk:
             self._collected = now
             for client in self.clients:
                 self.out.append((SEND, client, CollectGarbage("the object store is full")))
+
+    def on_object_damaged(self, now: float, peer: bytes, object_id: bytes) -> None:
+        self.store.on_damaged(object_id)
 
     def on_unpin_objects(self, now: float, peer: bytes, object_ids: list[bytes]) -> None:
         self.store.unpin(peer, object_ids)

@@ -39,7 +39,7 @@ from zray.core.directory import ObjectDirectory
 from zray.core.effects import DIAL, HANG_UP, SEND, TIMER, WARN, Effect
 from zray.core.entries import contained_in, error_entry, lost, owner_died, worker_crashed
 from zray.core.generators import GeneratorOwner, Stream
-from zray.core.leases import IDLE_TIMER, LeaseQueue, NormalTaskSubmitter
+from zray.core.leases import IDLE_TIMER, LeaseQueue, Locality, NormalTaskSubmitter
 from zray.core.lineage import Lineage
 from zray.core.recovery import ObjectRecovery
 from zray.core.references import ReferenceCounter
@@ -418,21 +418,24 @@ class Owner(Sweeper, GeneratorOwner, ActorOwner, ObjectRecovery):
 
     def _ready(self, now: float, task: Task) -> None:
         """All arguments are there; one that is an error is the result."""
+        far = False
         for _, ref in task.slots:
             entry = self._known(ref.binary())
-            if entry[0] == ERROR:
+            if entry[0] == STORED and entry[2] != self._node_id:
+                far = True
+            elif entry[0] == ERROR:
                 self._fail(now, task, entry[:2])
                 self.calls.on_arguments_ready(task)  # those behind it need not wait any more
                 return
         if task.template.actor is not None and task.template.ordered and not task.template.creates:
             self.calls.on_arguments_ready(task)
         else:
-            self._submit_ready(task)
+            self._submit_ready(task, self.directory.locality(task.slots, self.memory, self._node_id) if far else ())
 
-    def _submit_ready(self, task: Task) -> None:
+    def _submit_ready(self, task: Task, locality: Locality) -> None:
         actor = task.template.actor
         if actor is None:
-            self.leases.submit(task)
+            self.leases.submit(task, locality)
         elif not task.template.creates:
             self.calls.submit(task)
         else:
@@ -476,8 +479,8 @@ class Owner(Sweeper, GeneratorOwner, ActorOwner, ObjectRecovery):
                 self._answer_lost(peer, object_id)
             self._discard(object_id, entry)
             return
-        if self.lost and self.lost.pop(object_id, None) is not None:
-            references.uncontain(object_id)
+        if self.lost and object_id in self.lost:
+            self._replaced(object_id, entry)
         if len(entry) > 2:
             contained = contained_in(entry)
             if contained:

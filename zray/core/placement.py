@@ -28,11 +28,11 @@ from zray.base.config import Config
 from zray.base.resources import ResourceSet
 from zray.base.wire import Reply
 from zray.base.wire_actors import Notice
-from zray.base.wire_placement import CommitBundles, PlacementGroupUpdated, PrepareBundles, ReturnBundles
+from zray.base.wire_placement import BundlesCounted, CommitBundles, PlacementGroupUpdated, PrepareBundles, ReturnBundles
 from zray.core.effects import AFTER_PERSIST, PERSIST, SEND, TIMER, Effect
 from zray.core.lifecycle import Lifecycle
 from zray.core.packing import STRATEGIES, Conditions, Packing, pack_bundles
-from zray.core.views import GroupView, NodeView, Views, is_condition
+from zray.core.views import GroupView, NodeView, Views, are_amounts, is_condition
 from zray.exceptions import InvariantError
 
 RETRY_TIMER = "placement.retry"
@@ -79,6 +79,7 @@ class PlacementGroup:
         "conditions",
         "creator",
         "detached",
+        "free",
         "id",
         "infeasible",
         "infeasible_since",
@@ -119,6 +120,7 @@ class PlacementGroup:
         self.conditions = conditions
         self.state = GroupState.PENDING
         self.nodes: list[bytes] = [b""] * len(bundles)
+        self.free: dict[int, dict[str, int]] = {}  # what is free in each bundle, as its node said last
         self.attempt = 0  # the number of the round
         self.plan: dict[int, bytes] = {}  # bundle -> node, of the round
         self.asked: dict[bytes, list[int]] = {}  # node -> bundles; nothing when there is no round
@@ -138,7 +140,8 @@ class PlacementGroup:
 
     def view(self) -> GroupView:
         """What policies must know of it."""
-        return GroupView(self.state.name, self.bundles, tuple(self.nodes), self.reason)
+        free = {index: ResourceSet(units) for index, units in self.free.items()}
+        return GroupView(self.state.name, self.bundles, tuple(self.nodes), self.reason, free)
 
     def title(self) -> str:
         """The group in the words of an error."""
@@ -258,8 +261,9 @@ class PlacementGroupManager:
         group = self.groups.get(group_id)
         if group is not None and group.state is not GroupState.REMOVED:
             group.subscribers[peer] = None
-        view = self.view(group_id)
-        self._out.append((SEND, peer, _update(group_id, view)))
+        self._out.append((SEND, peer, _update(group_id, self.view(group_id))))
+        if group is not None and group.free:
+            self._out.append((SEND, peer, BundlesCounted(group_id, group.free)))
 
     # -- what nodes say -------------------------------------------------------------------------------------------
 
@@ -279,6 +283,18 @@ class PlacementGroupManager:
         if not group.asked:
             self._commit(now, group)
 
+    def bundles_counted(self, node_id: bytes, rows: Iterable[tuple[Any, ...]]) -> None:
+        """A node says what is free in its bundles: those who have requests for their groups want to know."""
+        changed: dict[bytes, dict[int, dict[str, int]]] = {}
+        for group_id, index, free in filter(_is_count, rows):
+            group = self.groups.get(group_id)
+            if group is not None and group.nodes[index : index + 1] == [node_id] and group.free.get(index) != free:
+                group.free[index] = free
+                changed.setdefault(group_id, {})[index] = free
+        for group_id, news in changed.items():
+            for agent in self.groups[group_id].subscribers:
+                self._out.append((SEND, agent, BundlesCounted(group_id, news)))
+
     def node_ended(self, now: float, node_id: bytes, agent: bytes) -> None:
         """A node is dead, with its agent and the bundles that were there."""
         self._agents.pop(node_id, None)
@@ -292,6 +308,7 @@ class PlacementGroupManager:
                 self._give_up(group, f"node {node_id.hex()[:8]} died")
             for index in lost:
                 group.nodes[index] = b""
+                group.free.pop(index, None)
             if lost:
                 group.reason = f"node {node_id.hex()[:8]} died"
                 group.move("lost")
@@ -465,6 +482,7 @@ class PlacementGroupManager:
             text = f"{group.title()} was removed: {reason}"
             self._out.append((SEND, self._agents[node], ReturnBundles(group.id, indexes, text)))
         group.nodes = [b""] * len(group.bundles)
+        group.free = {}
         group.reason = reason
         group.move("removed")
         if group.name:
@@ -543,6 +561,11 @@ class PlacementGroupManager:
             "placement_groups_pending": pending,
             "placement_groups_removed": len(self._dead),
         }
+
+
+def _is_count(row: tuple[Any, ...]) -> bool:
+    """Whether what a peer said of a bundle can be read."""
+    return isinstance(row[0], bytes) and type(row[1]) is int and row[1] >= 0 and are_amounts(row[2])
 
 
 def _flat(lists: Iterable[list[int]]) -> list[int]:

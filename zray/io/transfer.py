@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from zray.io.endpoint import advertised, tcp_place
-from zray.io.handshake import DialWatch, Doorkeeper, bound_handshakes, show_key
+from zray.io.handshake import BACKLOG, DOOR_TIMER, DialWatch, Doorkeeper, bound_handshakes, show_key
 from zray.io.loop import Loop
 from zray.io.storage import Arena
 
@@ -182,7 +182,7 @@ class TransferService:
         self._context.set(zmq.MAX_SOCKETS, _SOCKETS_MAX)
         self._router = self._open(zmq.ROUTER, _GREETING_BYTES_MAX)
         self._router.set(zmq.ROUTER_MANDATORY, 1)
-        self._router.set(zmq.BACKLOG, 1024)
+        self._router.set(zmq.BACKLOG, BACKLOG)
         self._doorkeeper = Doorkeeper(self._loop, self._context, self._router, key, self.counts)
         self._thread = threading.Thread(target=self._run, name="zray-transfer", daemon=True)
         try:
@@ -257,6 +257,9 @@ class TransferService:
 
     def _on_timer(self, now: float, key: Any) -> None:
         """Look for links that are silent, or of no use."""
+        if key[0] == DOOR_TIMER:
+            self._doorkeeper.on_timer(now)
+            return
         for link in list(self._links.values()):
             if link.outstanding and now > link.heard_at + self._stall_s:
                 self._break(link, f"{link.endpoint} sent nothing for {self._stall_s:g} s")

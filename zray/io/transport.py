@@ -26,7 +26,7 @@ import zmq
 
 from zray.base.wire import HELLO, PROTOCOL_VERSION, Hello, Refuse, encode, pack, well_formed
 from zray.io.endpoint import advertised, choose, directory_of, places, tcp_place
-from zray.io.handshake import DialWatch, Doorkeeper, bound_handshakes, show_key
+from zray.io.handshake import BACKLOG, DialWatch, Doorkeeper, bound_handshakes, show_key
 from zray.io.loop import Loop
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ _SNDMORE = int(zmq.SNDMORE)
 # A context keeps twelve bytes for each socket it may ever have, touched at once: a worker, of which there may be thousands, gets
 # by with fewer than a driver or the head.
 _SOCKETS_MAX = {"worker": 8192}
+_PART_BYTES_MAX = 1 << 18  # of what goes over tcp at once: strangers may have as much memory each, before they prove themselves
+_PART_BYTES_MORE = 1024  # what CURVE adds to it
 _BATCH_MAX = 100  # frames read from one socket before the others have their turn
 _WHO = b"?"  # no pickle starts so
 _ASKED_MAX = 1000  # connections that we remember to have asked for an introduction
@@ -95,7 +97,7 @@ class Transport:
         decode: how to read frames of accepted peers.
         on_batch: called with the peer's id and a list of messages.
         on_hello: called with a valid Hello.
-        message_bytes_max: larger frames end the connection they come from.
+        message_bytes_max: larger frames end the connection they come from. Over tcp frames come in parts, which are small.
         tcp: the host or address to bind for other machines, the port (0: any), and the host or address to tell them; None to
             bind none. Names that others connect to stand for addresses of IPv4.
         key: what proves on tcp that a process belongs to the cluster; None admits everybody.
@@ -260,15 +262,22 @@ class Transport:
             frames = socket.recv_multipart(_NOBLOCK)
             found = True
             if channel.link is not None:
-                self._on_frame(channel.link, frames[0])
+                self._on_frame(channel.link, frames[0] if len(frames) == 1 else b"".join(frames))
             elif len(frames) == 2:
                 self._on_routed(channel, frames[0], frames[1])
+            elif channel.remote and len(frames) > 2:
+                self._on_routed(channel, frames[0], b"".join(frames[1:]))
             else:
                 self._count("malformed")
             if channel not in self._channels:
                 return True
         self._touch(channel)
         return True
+
+    def on_timer(self, now: float, key: Any) -> None:
+        """A timer whose key is of the door (see ``zray.io.handshake``)."""
+        if self._doorkeeper is not None:
+            self._doorkeeper.on_timer(now)
 
     def close(self, linger_ms: int = 0) -> None:
         """Close every socket; what was sent has ``linger_ms`` to leave."""
@@ -304,9 +313,9 @@ class Transport:
         socket.set(zmq.LINGER, 0)
         socket.set(zmq.SNDHWM, 0)
         socket.set(zmq.RCVHWM, 0)
-        socket.set(zmq.MAXMSGSIZE, self._message_bytes_max)
+        socket.set(zmq.MAXMSGSIZE, _PART_BYTES_MAX + _PART_BYTES_MORE if remote else self._message_bytes_max)
         socket.set(zmq.RECONNECT_IVL_MAX, 5000)
-        socket.set(zmq.BACKLOG, 4096)
+        socket.set(zmq.BACKLOG, BACKLOG if remote else 4096)
         if remote:
             # With it libzmq looks names up as those of IPv6 alone, if they have such an address.
             socket.set(zmq.IPV6, int("[" in place or "*:" in place))
@@ -334,11 +343,11 @@ class Transport:
     def _put(self, link: Link, frame: bytes) -> None:
         channel = link.channel
         try:
-            if link.routing_id is None:
-                channel.socket.send(frame, _NOBLOCK)
-            else:
+            if link.routing_id is not None:
                 channel.socket.send(link.routing_id, _NOBLOCK | _SNDMORE)
-                channel.socket.send(frame, _NOBLOCK)
+            if channel.remote and len(frame) > _PART_BYTES_MAX:
+                frame = _send_all_but_the_last_part(channel.socket, frame)
+            channel.socket.send(frame, _NOBLOCK)
         except zmq.Again:  # there are no limits, so there is no connection: libzmq gave it up
             self._count("to a full pipe")
             if channel.remote:
@@ -470,6 +479,14 @@ class Transport:
 
     def _count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
+
+
+def _send_all_but_the_last_part(socket: zmq.Socket[bytes], frame: bytes) -> bytes:
+    whole = memoryview(frame)
+    last = (len(frame) - 1) // _PART_BYTES_MAX * _PART_BYTES_MAX
+    for start in range(0, last, _PART_BYTES_MAX):
+        socket.send(whole[start : start + _PART_BYTES_MAX], _NOBLOCK | _SNDMORE)
+    return frame[last:]
 
 
 def encode_hello(hello: Hello) -> bytes:

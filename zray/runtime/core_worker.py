@@ -94,6 +94,7 @@ class CoreWorker(Client):
         self.namespace = ""
         self.env_vars: dict[str, str] = {}
         self.depth = 0
+        self.placement_group: tuple[bytes, bool] | None = None  # of the running task or actor, and whether it captures
         self.event_loop_thread = 0  # of an asynchronous actor
         self.blocking: Callable[[bool], None] | None = None  # told when the main thread starts and ends to wait
         self.task_ids = TaskIDs(me)
@@ -420,6 +421,7 @@ class CoreWorker(Client):
         values: list[Any] = []
         stored: list[tuple[int, bytes]] = []
         entries: list[Entry] = []
+        owners: list[bytes] = []
         for index, ref in enumerate(refs):
             entry = memory.get(ref._id)
             if entry is None:
@@ -429,12 +431,13 @@ class CoreWorker(Client):
             elif entry[0] == STORED:
                 stored.append((index, ref._id))
                 entries.append(entry)
+                owners.append(ref.owner[0])
                 values.append(None)
             else:
                 raise _user_error(entry)
         if stored:
             try:
-                read = self.store.read([object_id for _, object_id in stored], entries)
+                read = self.store.read([object_id for _, object_id in stored], entries, owners)
             except ObjectLostError as error:
                 if self.broken is not None:
                     raise

@@ -307,8 +307,9 @@ class TaskExecutor(CoreWorker):
             self._enter(lease_id)
         self.task_id = task_id
         self.task_name = name
-        if depth:  # calls of an actor have none: it stays as deep as it was created
+        if depth:  # calls of an actor have none: it stays as deep as it was created, and where
             self.depth = depth
+            self.placement_group = None if extra is None else extra.get("placement_group")
         self._adopted.refs = None
         function = self._functions.get(function_id)
         started = self._running_since = time.monotonic()
@@ -346,14 +347,15 @@ class TaskExecutor(CoreWorker):
         if payload is not None:
             args, kwargs = serialization.deserialize(payload)
             args = list(args)
-        stored = [(where, object_id, entry) for where, object_id, _, entry in slots if entry[0] == STORED]
+        stored = [slot for slot in slots if slot[3][0] == STORED]
         values: dict[Any, Any] = {}
         if stored:
+            places, object_ids, owners, entries = zip(*stored, strict=True)
             try:
-                read = self.store.read([row[1] for row in stored], [row[2] for row in stored], urgent=False)
+                read = self.store.read(object_ids, entries, [owner[0] for owner in owners], urgent=False)
             except ObjectLostError:  # their owners may know better by now, or can have them made again
-                read = self.get([self.borrow(object_id, owner) for _, object_id, owner, entry in slots if entry[0] == STORED])
-            values = dict(zip([row[0] for row in stored], read, strict=True))
+                read = self.get([self.borrow(*whose) for whose in zip(object_ids, owners, strict=True)])
+            values = dict(zip(places, read, strict=True))
         for where, object_id, owner, entry in slots:
             if entry[0] == ERROR:  # it was lost after it had been there
                 self.get([self.borrow(object_id, owner)])
@@ -503,6 +505,7 @@ class TaskExecutor(CoreWorker):
             return
         task_id, class_id, payload, slots, _, depth, name, extra = spec
         self.task_id, self.task_name, self.depth = task_id, name, depth
+        self.placement_group = extra.get("placement_group")
         started = self._running_since = time.monotonic()
         self._adopted.refs = None
         entry: Entry = _NOTHING
