@@ -39,6 +39,7 @@ LEVELS: list[list[set[str]]] = [
             "actor",
             "actor_description",
             "arguments",
+            "object_ref_generator",
             "options",
             "placement_group",
             "remote_function",

@@ -92,7 +92,7 @@ class PlacementGroupID(BaseID):
 
 
 class ObjectID(BaseID):
-    """The id of the task that made it and a four-byte index: 0 for a put, 1.. for returns; the highest for the end of a generator."""
+    """The id of the task that made it and a four-byte index: 0 for a put, 1.. for returns and items."""
 
     __slots__ = ()
     SIZE = 20

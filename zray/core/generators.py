@@ -27,16 +27,13 @@ from __future__ import annotations
 from typing import Any
 
 from zray.base import serialization
-from zray.base.config import Config
 from zray.base.ids import END_INDEX, agent_id, return_id
-from zray.base.wire import ERROR, INLINE, STORED, Address, Entry
+from zray.base.wire import ERROR, INLINE, STORED, Entry
 from zray.base.wire_generators import ALL_TAKEN, ItemsTaken, StopGenerator
-from zray.core.effects import SEND, Effect
+from zray.core.effects import SEND
 from zray.core.entries import contained_in, irrecoverable
-from zray.core.lineage import Lineage
-from zray.core.recovery import LostObject, LostState
-from zray.core.references import ReferenceCounter
-from zray.core.tasks import Task, TaskManager
+from zray.core.recovery import LostState, ObjectRecovery
+from zray.core.tasks import Task
 from zray.core.waiters import Waiter, Waiters
 from zray.exceptions import InvariantError
 
@@ -92,42 +89,17 @@ class Stream:
         self.told = 0  # how many were taken, as far as it knows
 
 
-class GeneratorOwner:
+class GeneratorOwner(ObjectRecovery):
     """What ``Owner`` inherits; the fields are made there."""
 
     __slots__ = ()
 
-    _config: Config
-    _me: bytes
-    _node_id: bytes
-    lineage: Lineage
-    lost: dict[bytes, LostObject]
-    memory: dict[bytes, Entry]
-    out: list[Effect]
-    rebuilds: Any
-    references: ReferenceCounter
     streams: dict[bytes, Stream]  # by task: those that are not over, or have a reader
-    tasks: TaskManager
     unread: dict[bytes, Stream]  # ... and those that have lost theirs since the last turn, or are not over without one
     waiters: Waiters
 
-    def _address(self) -> Address:
-        return self.references.me
-
-    def _arrive(self, now: float, object_id: bytes, entry: Entry) -> None:
-        """The fate of an object is known."""
-        raise NotImplementedError
-
     def _drop(self) -> None:
         """Forget the values of borrowed objects that nobody here holds any more."""
-        raise NotImplementedError
-
-    def _free_at(self, node_id: bytes, object_ids: list[bytes]) -> None:
-        """Have a node drop objects."""
-        raise NotImplementedError
-
-    def meet(self, process: bytes) -> None:
-        """Have the end of a process told."""
         raise NotImplementedError
 
     def submit(self, now: float, task: Task) -> None:
@@ -191,6 +163,13 @@ class GeneratorOwner:
             stream.report_at = stream.step = ALL_TAKEN
             self._tell_taken(stream)
 
+    def _awaited(self, object_id: bytes) -> None:
+        """Somebody waits for an object that will come."""
+        if object_id in self.lost:
+            self._want(object_id)
+        elif self.streams and object_id[16:] == END_INDEX and object_id[:16] in self.streams:
+            self.hurry(self.streams[object_id[:16]])
+
     # -- items ----------------------------------------------------------------------------------------------------
 
     def on_items(
@@ -218,9 +197,9 @@ class GeneratorOwner:
         task_id = stream.task_id
         number = stream.received
         if stream.dropped and not stream.dynamic:
-            for number, entry in enumerate(entries, number + 1):
-                self._refuse(return_id(task_id, number), entry)
-            stream.received = number
+            for index, entry in enumerate(entries, number + 1):
+                self._refuse(return_id(task_id, index), entry)
+            stream.received += len(entries)
             return
         size = 0
         for entry in entries:
@@ -285,7 +264,7 @@ class GeneratorOwner:
             stream.attempt += 1
             stream.worker = b""
             stream.told = stream.taken if stream.items_max else ALL_TAKEN
-            owner = self._address() if stream.dynamic else None
+            owner = self.references.me if stream.dynamic else None
             order = (
                 stream.attempt,
                 stream.received,
@@ -313,25 +292,20 @@ class GeneratorOwner:
 
     # -- the end --------------------------------------------------------------------------------------------------
 
-    def _end_stream(self, task_id: bytes, entries: Any, *, failed: bool) -> Any:
-        """A generator is over; an error is its last item. What its result is.
-
-        An exception that it raised has been seen with the items. That the task ``failed``, the result says too.
-        """
+    def _end_stream(self, task_id: bytes, entry: Entry | None) -> tuple[Entry, ...]:
+        """A generator is over. An error is its last item, and not its result."""
+        assert entry is not None
         stream = self.streams[task_id]
-        entry = entries[0]
         next_id = return_id(task_id, stream.received + 1)
         if entry[0] == ERROR and not stream.dropped:
             self.references.counts[next_id] = 1
             self.memory[next_id] = entry[:2]
             stream.received += 1
-            if not failed:
-                entries = (_NOTHING,)
         stream.ended = True
         self.waiters.arrived(next_id, entry)
         if stream.dropped:
             self.unread[task_id] = stream
-        return entries
+        return (_NOTHING if entry[0] == ERROR and not stream.dynamic else entry,)
 
     def _not_made(self, now: float, task_id: bytes, entry: Entry) -> None:
         """A generator was run again and is over: lost items that it has not brought, though it knew of them, will not come."""

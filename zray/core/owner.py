@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zray.base.config import Config
-from zray.base.ids import END_INDEX, agent_id, return_id
+from zray.base.ids import agent_id, return_id
 from zray.base.wire import (
     ERROR,
     OBJECT_VALUE,
@@ -41,7 +41,6 @@ from zray.core.entries import contained_in, error_entry, lost, owner_died, worke
 from zray.core.generators import GeneratorOwner, Stream
 from zray.core.leases import IDLE_TIMER, LeaseQueue, Locality, NormalTaskSubmitter
 from zray.core.lineage import Lineage
-from zray.core.recovery import ObjectRecovery
 from zray.core.references import ReferenceCounter
 from zray.core.sweeping import Sweeper
 from zray.core.tasks import Task, TaskManager
@@ -51,7 +50,7 @@ from zray.exceptions import InvariantError, TaskUnschedulableError
 INFEASIBLE_TIMER = "owner.infeasible"
 
 
-class Owner(Sweeper, GeneratorOwner, ActorOwner, ObjectRecovery):
+class Owner(Sweeper, ActorOwner, GeneratorOwner):
     """The brain of a driver or worker.
 
     Args:
@@ -254,15 +253,14 @@ class Owner(Sweeper, GeneratorOwner, ActorOwner, ObjectRecovery):
                 task.template.budget.give()
             if task.template.creates:
                 self._created(task)
-            if self.streams and task_id in self.streams:
-                entries = self._end_stream(task_id, entries, failed=False)
+            results = self._end_stream(task_id, entry) if self.streams and task_id in self.streams else entries
             if task_id in self.lineage.origins:
-                for object_id, result in zip(task.returns, entries, strict=True):
+                for object_id, result in zip(task.returns, results, strict=True):
                     self._arrive_again(now, object_id, result)
-                if task.template.num_returns < 0:
-                    self._not_made(now, task_id, entries[0] if entry is None else entry)
+                if entry is not None and task.template.num_returns < 0:
+                    self._not_made(now, task_id, entry)
             else:
-                for object_id, result in zip(task.returns, entries, strict=True):
+                for object_id, result in zip(task.returns, results, strict=True):
                     self._arrive(now, object_id, result)
             if entries and entries[-1][0] == STORED:
                 self._remember(task)
@@ -449,7 +447,7 @@ class Owner(Sweeper, GeneratorOwner, ActorOwner, ObjectRecovery):
         if task.template.creates:
             self._creation_failed(task, entry)
         if task.id in self.streams:
-            self._end_stream(task.id, (entry,), failed=True)
+            self._end_stream(task.id, entry)
         again = task.id in self.lineage.origins
         for object_id in task.returns:
             (self._arrive_again if again else self._arrive)(now, object_id, entry)
@@ -524,13 +522,6 @@ class Owner(Sweeper, GeneratorOwner, ActorOwner, ObjectRecovery):
             self.meet(owner[0])
             self.out.append((DIAL, owner[0], owner[1]))
             self.out.append((SEND, owner[0], GetObject(object_id)))
-
-    def _awaited(self, object_id: bytes) -> None:
-        """Somebody waits for an object that will come."""
-        if object_id in self.lost:
-            self._want(object_id)
-        elif self.streams and object_id[16:] == END_INDEX and object_id[:16] in self.streams:
-            self.hurry(self.streams[object_id[:16]])
 
     def meet(self, process: bytes) -> None:
         """This process deals with another: have its end told, even if it has ended already."""
