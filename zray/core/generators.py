@@ -296,15 +296,16 @@ class GeneratorOwner(ObjectRecovery):
         """A generator is over. An error is its last item, and not its result."""
         assert entry is not None
         stream = self.streams[task_id]
-        next_id = return_id(task_id, stream.received + 1)
-        if entry[0] == ERROR and not stream.dropped:
-            self.references.counts[next_id] = 1
-            self.memory[next_id] = entry[:2]
-            stream.received += 1
-        stream.ended = True
-        self.waiters.arrived(next_id, entry)
-        if stream.dropped:
-            self.unread[task_id] = stream
+        if not stream.ended:  # else it was run again for an item
+            next_id = return_id(task_id, stream.received + 1)
+            if entry[0] == ERROR and not stream.dropped:
+                self.references.counts[next_id] = 1
+                self.memory[next_id] = entry[:2]
+                stream.received += 1
+            stream.ended = True
+            self.waiters.arrived(next_id, entry)
+            if stream.dropped:
+                self.unread[task_id] = stream
         return (_NOTHING if entry[0] == ERROR and not stream.dynamic else entry,)
 
     def _not_made(self, now: float, task_id: bytes, entry: Entry) -> None:
@@ -335,8 +336,8 @@ class GeneratorOwner(ObjectRecovery):
     def check_streams(self) -> None:
         """Assert the invariants; true after ``settle``."""
         for task_id, stream in self.streams.items():
-            if stream.ended == (task_id in self.tasks.pending):
-                raise InvariantError(f"generator {task_id.hex()} is over and pending, or neither")
+            if not stream.ended and task_id not in self.tasks.pending:
+                raise InvariantError(f"generator {task_id.hex()} is not over, and is not pending")
             if stream.taken > stream.received:
                 raise InvariantError(f"of generator {task_id.hex()} more was taken than came")
             if return_id(task_id, stream.received + 1) in self.memory:
