@@ -237,16 +237,18 @@ def handlers() -> dict[str, list[type]]:
     from zray.core.object_desk import ObjectDesk
     from zray.core.owner import Owner
     from zray.core.placement import PlacementGroupManager
+    from zray.core.generators import GeneratorOwner
     from zray.core.recovery import ObjectRecovery
     from zray.core.transfer import ObjectTransfer
     from zray.runtime.client import Client
     from zray.runtime.core_worker import CoreWorker
+    from zray.runtime.explainer import Explainer
     from zray.runtime.worker import TaskExecutor
 
     return {
         "control": [Gcs, ActorManager, PlacementGroupManager],
         "agent": [NodeBundles, NodeAgent, ActorDesk, ObjectDesk, ObjectTransfer, CopySearch],
-        "owner": [Owner, ActorOwner, ObjectRecovery, CoreWorker],
+        "owner": [Owner, ActorOwner, GeneratorOwner, ObjectRecovery, CoreWorker, Explainer],
         "worker": [TaskExecutor],
         "any": [Client, CoreWorker],
     }

@@ -17,6 +17,7 @@ from zray.base import (  # noqa: F401 - their messages belong to the schema
     wire_generators,
     wire_nodes,
     wire_placement,
+    wire_state,
     wire_transfer,
 )
 from zray.base.schema import OPS as OPS

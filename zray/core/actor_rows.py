@@ -40,3 +40,14 @@ def row_of(actor: Actor) -> dict[str, Any]:
         "resources": actor.resources,
         "reason": actor.reason or actor.infeasible,
     }
+
+
+def explained(actor: Actor | None) -> str:
+    """Why it takes no calls, in words."""
+    if actor is None:
+        return "the control does not know the actor (yet)"
+    waits = actor.infeasible or ("" if actor.agent else "it waits for its turn to be placed")
+    where = f"; its process is on node {actor.node_id.hex()[:8]}, pid {actor.pid}" if actor.agent and actor.pid else ""
+    more = f": {actor.reason or waits}" if actor.reason or waits else where
+    restarts = f", restarted {actor.restarts} time(s)" if actor.restarts else ""
+    return f"{actor.title()} is {actor.state.name}{restarts}{more}"

@@ -30,7 +30,7 @@ from zray.base.resources import ResourceSet
 from zray.base.wire import Reply
 from zray.base.wire_actors import ActorUpdated, EndActor, Notice, PlaceActor
 from zray.core.actor_places import ELSEWHERE, INFEASIBLE, WAITING, Member, Place
-from zray.core.actor_rows import found, row_of, update_of
+from zray.core.actor_rows import explained, found, row_of, update_of
 from zray.core.effects import AFTER_PERSIST, PERSIST, SEND, TIMER, Effect
 from zray.core.lifecycle import Lifecycle
 from zray.exceptions import ActorDiedError, ActorUnavailableError, ActorUnschedulableError, InvariantError, RayError
@@ -302,6 +302,9 @@ class ActorManager:
 
     def on_list_actors(self, now: float, peer: bytes, request_id: int) -> None:
         self._out.append((SEND, peer, Reply(request_id, True, [row_of(actor) for actor in self.actors.values()])))
+
+    def on_explain_actor(self, now: float, peer: bytes, request_id: int, actor_id: bytes) -> None:
+        self._out.append((SEND, peer, Reply(request_id, True, explained(self.actors.get(actor_id)))))
 
     def on_actor_out_of_scope(self, now: float, peer: bytes, actor_id: bytes) -> None:
         actor = self.actors.get(actor_id)

@@ -77,7 +77,6 @@ class NodeAgent(ObjectDesk, ActorDesk):
         "_config",
         "_control",
         "_control_heard",
-        "_dead",
         "_ended_for_memory",
         "_heartbeat_set",
         "_me",
@@ -117,7 +116,6 @@ class NodeAgent(ObjectDesk, ActorDesk):
         self._node_id = node_id
         self._control = control
         self._config = config
-        self._dead: dict[bytes, str] = {}  # processes that ended, and how
         self._me = agent_id(node_id)
         self._remote = remote
         self.rejoin = False  # the cluster gave this node up by mistake, and would have it back
@@ -133,8 +131,8 @@ class NodeAgent(ObjectDesk, ActorDesk):
         self._reported: tuple[dict[str, int], tuple[Any, ...]] = (dict(total), ())  # what is free, in the bundles too
         self.out: list[Effect] = []
         self.clients: dict[bytes, str] = {}  # processes of this node: id -> role
-        self.deaths = DeathWatch(self._me, self.out)
         self.neighbours = Neighbours(node_id, self._me, rng or First(), config.lease_hops_max)
+        self.deaths = DeathWatch(self._me, self.out, self.clients.__contains__, self.neighbours.by_agent.__contains__)
         self.neighbours.describe(total, labels or {})
         self.scheduler = LeaseScheduler(total, int.from_bytes(node_id[:4], "big") << 28)
         self.bundles = NodeBundles(
@@ -142,7 +140,7 @@ class NodeAgent(ObjectDesk, ActorDesk):
         )
         self.scheduler.bundles = self.bundles
         self.pool = WorkerPool(prestart, node_id, config, self.out, self.scheduler.holds)
-        self.store = ObjectStore(store_bytes, config, self.out, self._dead.__contains__, directories)
+        self.store = ObjectStore(store_bytes, config, self.out, self.deaths.is_dead, directories)
         self.transfer = ObjectTransfer(self._me, config, self.out, self.store, self.neighbours.by_agent)
 
     def start(self, now: float) -> None:
@@ -154,8 +152,8 @@ class NodeAgent(ObjectDesk, ActorDesk):
     # -- clients --------------------------------------------------------------------------------------------------
 
     def on_peer_joined(self, now: float, peer: bytes, role: str, pid: int) -> None:
-        """A process of this machine introduced itself."""
-        if peer in self._dead or role == "agent" or agent_of(peer) in self.neighbours.by_agent:
+        """A process introduced itself: one of this node is a client, wherever else it may be known already."""
+        if self.deaths.is_dead(peer) or role == "agent" or agent_of(peer) != self._me:
             return
         self.clients[peer] = role
         if role == "driver":
@@ -168,15 +166,8 @@ class NodeAgent(ObjectDesk, ActorDesk):
             self._advance(now)
 
     def on_watch_process(self, now: float, peer: bytes, process: bytes) -> None:
-        if peer in self._dead:
-            return
-        elsewhere = self.neighbours.by_agent.get(agent_of(process))
-        if process in self.clients:
-            self.deaths.watch(peer, process, b"")
-        elif elsewhere is not None and process not in self._dead:
-            self.deaths.watch(peer, process, elsewhere.agent)
-        else:
-            self.deaths.tell(peer, process, self._dead.get(process, "it ended earlier"))
+        if not self.deaths.is_dead(peer):
+            self.deaths.watch(peer, process)
 
     def on_process_gone(self, now: float, peer: bytes, process: bytes, reason: str) -> None:
         """A process of another node ended."""
@@ -217,7 +208,7 @@ class NodeAgent(ObjectDesk, ActorDesk):
                     del self._actors[actor.actor_id]
                 lost_actor = ActorLost(actor.actor_id, actor.incarnation, shortage or reason)
                 self.out.append((SEND, self._control, lost_actor))
-            elif lease.request.owner not in self._dead:
+            elif not self.deaths.is_dead(lease.request.owner):
                 lost = LeaseLost(lease.id, shortage or reason, bool(shortage))
                 self.out.append((SEND, lease.request.owner, lost))
         self._forget(now, worker_id, reason)
@@ -274,7 +265,7 @@ class NodeAgent(ObjectDesk, ActorDesk):
         hops: int = 0,
         locality: tuple[Any, ...] = (),
     ) -> None:
-        if peer in self._dead:
+        if self.deaths.is_dead(peer):
             return
         demand = ResourceSet(resources)
         if not readable(strategy):
@@ -295,7 +286,7 @@ class NodeAgent(ObjectDesk, ActorDesk):
                 kind = "infeasible" if decision.verdict is Verdict.INFEASIBLE else "exhausted"
                 self.out.append((SEND, peer, LeaseRejected(request_id, kind, decision.reason)))
                 return
-            self._meet(peer)
+        self._meet(peer)
         reason = self.scheduler.request(
             peer, request_id, job_id, demand, depth, retriable=retriable, strategy=strategy
         )
@@ -303,6 +294,13 @@ class NodeAgent(ObjectDesk, ActorDesk):
             self.out.append((SEND, peer, LeaseRejected(request_id, "infeasible", reason)))
         else:
             self._advance(now)
+
+    def on_cluster_loads(self, now: float, peer: bytes, rows: list[Any]) -> None:
+        """Something else is free on other nodes."""
+        self._control_heard = now
+        for node_id, available in rows:
+            self.neighbours.load(node_id, available)
+        self._go_on(now)
 
     def on_cluster_view(self, now: float, peer: bytes, rows: list[Any]) -> None:
         """Other nodes came, changed, or ended: what waits here may run there. An empty one only says that the control lives."""
@@ -315,12 +313,14 @@ class NodeAgent(ObjectDesk, ActorDesk):
             node = self.neighbours.update(row)
             if node.alive:
                 self.out.append((DIAL, node.agent, node.endpoint))
+                self.deaths.heard_of(node.agent)
                 continue
             reason = f"its node {node.title()} is dead"
             for process in self.deaths.of_node(node.agent):
                 self._forget(now, process, reason)
             self.transfer.on_node_died(now, node.agent, reason)
             self._forget(now, node.agent, reason)
+            self.deaths.heard_of(node.agent)
             later = (TIMER, now + self._config.control_death_s, (HANG_UP_TIMER, node.agent))  # the control may answer it
             self.out.append((HANG_UP, node.agent) if self._remote else later)
         self._go_on(now)
@@ -386,6 +386,10 @@ class NodeAgent(ObjectDesk, ActorDesk):
     def on_node_statistics(self, now: float, peer: bytes, request_id: int) -> None:
         self.out.append((SEND, peer, Reply(request_id, True, self.statistics())))
 
+    def on_explain_lease(self, now: float, peer: bytes, request_id: int, lease_request_id: int) -> None:
+        text = f"node {bytes(self._node_id).hex()[:8]}: {self.scheduler.explain(peer, lease_request_id)}"
+        self.out.append((SEND, peer, Reply(request_id, True, text)))
+
     # -- time -----------------------------------------------------------------------------------------------------
 
     def on_timer(self, now: float, key: tuple[Any, ...]) -> None:
@@ -433,9 +437,8 @@ class NodeAgent(ObjectDesk, ActorDesk):
 
     def _meet(self, process: bytes) -> None:
         """A process that may be of another node holds something here: it must be noticed when that ends."""
-        elsewhere = self.neighbours.by_agent.get(agent_of(process))
-        if elsewhere is not None and process not in self._dead:
-            self.deaths.watch(self._me, process, elsewhere.agent)
+        if agent_of(process) != self._me:
+            self.deaths.watch(self._me, process)
 
     def _advance(self, now: float) -> None:
         """Grant what can be granted; call leases back for the rest."""
@@ -458,7 +461,8 @@ class NodeAgent(ObjectDesk, ActorDesk):
                 self.out.append((SEND, lease.request.owner, LeaseReclaimed(lease.id)))
         if not self._heartbeat_set and (self.scheduler.resources.available != self._reported[0] or self.bundles.bundles):
             self._heartbeat_set = True
-            self.out.append((TIMER, now + self._config.heartbeat_ms / 1000, (HEARTBEAT_TIMER,)))
+            pause_s = self._config.heartbeat_ms / 1000 * self.neighbours.crowd()
+            self.out.append((TIMER, now + pause_s, (HEARTBEAT_TIMER,)))
         self._plan_reaping(now)
 
     def _exhausted(self) -> bool:
@@ -519,9 +523,9 @@ class NodeAgent(ObjectDesk, ActorDesk):
 
     def _forget(self, now: float, peer: bytes, reason: str, at: float = 0.0) -> None:
         """A process is gone: undo all it held, and tell the others."""
-        if peer in self._dead:
+        if peer in self.deaths.dead:
             return
-        self._dead[peer] = reason
+        self.deaths.dead[peer] = reason
         known = self.clients.pop(peer, None)
         for lease in self.scheduler.drop_owner(peer):
             # Its worker runs a task that nobody waits for, and may run it for ever.

@@ -121,6 +121,9 @@ class Gcs:
     def on_list_nodes(self, now: float, peer: bytes, request_id: int) -> None:
         self.out.append((SEND, peer, Reply(request_id, True, self._described())))
 
+    def on_explain_node(self, now: float, peer: bytes, request_id: int, agent: bytes) -> None:
+        self.out.append((SEND, peer, Reply(request_id, True, self.members.explain(now, agent))))
+
     def leave(self, reason: str) -> None:
         """The control ends in good order, and with it the cluster."""
         for node in self.members.alive():
@@ -215,7 +218,7 @@ class Gcs:
 
     def on_timer(self, now: float, key: tuple[Any, ...]) -> None:
         if key[0] == VIEW_TIMER:
-            self.members.publish()
+            self.members.publish(now)
             return
         if key[0] == HEALTH_TIMER:
             for node in self.members.tick(now):

@@ -55,6 +55,7 @@ class Stream:
 
     __slots__ = (
         "attempt",
+        "begun",
         "bytes_max",
         "dropped",
         "dynamic",
@@ -85,6 +86,7 @@ class Stream:
         self.dropped = dynamic  # nobody reads any more
         self.stopped = False  # nobody wants anything of it: the worker is to stop
         self.attempt = 0
+        self.begun: dict[int, None] = {}  # with which items attempts began, that went on after others
         self.worker = b""  # that makes this attempt, when it has said so
         self.told = 0  # how many were taken, as far as it knows
 
@@ -262,6 +264,8 @@ class GeneratorOwner(ObjectRecovery):
             order: tuple[Any, ...] = (0, _ALL_HERE, tuple(again), 0, 0, 0, None)
         else:
             stream.attempt += 1
+            if task.tried:
+                stream.begun[stream.received] = None
             stream.worker = b""
             stream.told = stream.taken if stream.items_max else ALL_TAKEN
             owner = self.references.me if stream.dynamic else None
@@ -324,12 +328,13 @@ class GeneratorOwner(ObjectRecovery):
                 self.rebuilds.append(object_id)
 
     def _left_behind(self, task: Task) -> tuple[bytes, ...]:
-        """Objects that a worker may have left in the store when it died with this task."""
+        """Objects that workers may have left in stores when they died with this task: what was made and not told."""
         stream = self.streams.get(task.id)
         if stream is None:
             return task.returns
-        most = stream.items_max or _LEFT_BEHIND_MAX
-        return tuple([return_id(task.id, stream.received + n + 1) for n in range(most)])
+        most = min(stream.items_max or _LEFT_BEHIND_MAX, _LEFT_BEHIND_MAX)
+        numbers = {first + n for first in (*stream.begun, stream.received) for n in range(most)}
+        return tuple([return_id(task.id, number + 1) for number in sorted(numbers)])
 
     # -- checks ---------------------------------------------------------------------------------------------------
 

@@ -271,7 +271,7 @@ class NormalTaskSubmitter:
         self._touch(lease.queue)
         tasks = list(lease.inflight.values())
         for task in tasks:
-            task.tried = True
+            task.tried_on(lease.worker)
             task.suspect |= len(tasks) > 1
         return tasks
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zray.base.config import Config
-from zray.base.ids import agent_id, return_id
+from zray.base.ids import agent_id, agent_of, return_id
 from zray.base.wire import (
     ERROR,
     OBJECT_VALUE,
@@ -246,7 +246,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
             entry = entries[0] if entries else None
             if entry is not None and entry[0] == ERROR and len(entry) > 2 and self.tasks.may_retry(task):
                 pending[task_id] = task
-                task.tried = True
+                task.tried_on(peer)
                 (self.leases.submit if task.template.actor is None else self.calls.submit_again)(task)
                 continue
             if task.template.budget is not None:
@@ -265,7 +265,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
             if entries and entries[-1][0] == STORED:
                 self._remember(task)
             if task.tried or (len(entries) > 1 and entries[0][0] == ERROR):
-                self._sweep(self._left_behind(task), peer)
+                self._sweep(self._left_behind(task), (*task.tried, agent_of(peer)))
         if peer == self._me:  # an actor has called itself
             for entry in (entry for item in items for entry in item[1]):
                 self.references.come_home(contained_in(entry))
@@ -317,7 +317,6 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
         self, now: float, peer: bytes, lease_id: int, reason: str, out_of_memory: bool = False
     ) -> None:
         """The worker of a lease died: what it had is run again or fails."""
-        lease = self.leases.leases.get(lease_id)
         tasks = self.leases.on_lost(lease_id)
         budget = self._config.oom_retries_max if out_of_memory else None
         again = []
@@ -325,14 +324,14 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
             if task.id in self.tasks.pending and (len(tasks) > 1 or self.tasks.may_run_again(task, budget)):
                 again.append(task)
                 continue
-            self._sweep(self._left_behind(task), lease.worker if lease is not None else b"")
+            self._sweep(self._left_behind(task), task.tried)
             self._fail(now, task, worker_crashed(task, reason, out_of_memory=out_of_memory))
         self.leases.requeue(again)
 
     def on_worker_died(self, now: float, peer: bytes, worker_id: bytes, reason: str) -> None:
         """A process that owned or borrowed objects, or ran tasks, is gone."""
         self._watched.pop(worker_id, None)
-        self._sweep(self._unswept.pop(worker_id, ()), worker_id)
+        self._sweep(self._unswept.pop(worker_id, ()), (agent_of(worker_id),))
         if worker_id in self._agents:
             del self._agents[worker_id]
             for lease_id in self.leases.on_agent_lost(worker_id):
@@ -457,7 +456,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
     def _fail_call(self, now: float, task: Task, entry: Entry, worker: bytes) -> None:
         """The actor is gone, or soon will be, and may leave results of an attempt in the store."""
         if task.tried:
-            self._sweep(self._left_behind(task), worker)
+            self._sweep(self._left_behind(task), task.tried)
         if worker in self._watched:
             self._unswept.setdefault(worker, []).extend(self._left_behind(task))
         self._fail(now, task, entry)
@@ -558,7 +557,8 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
                 self.directory.forget(object_id)
             if self.lineage.origins:
                 self.lineage.on_freed(object_id)
-            self.lost.pop(object_id, None)
+            if self.lost.pop(object_id, None) is not None:
+                self.directory.forget(object_id)
         for node_id, object_ids in stored.items():
             self._free_at(node_id, object_ids)
 

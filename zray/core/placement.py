@@ -159,7 +159,7 @@ class PlacementGroupManager:
         told: called with the time and the id of a group whose places have changed, or that is gone.
     """
 
-    __slots__ = ("_agents", "_config", "_dead", "_out", "_over", "_told", "_views", "_waits", "groups", "names")
+    __slots__ = ("_agents", "_config", "_dead", "_out", "_over", "_told", "_unplaced", "_views", "_waits", "groups", "names")
 
     def __init__(
         self,
@@ -176,6 +176,7 @@ class PlacementGroupManager:
         self._dead: dict[bytes, None] = {}  # the removed that are remembered, the oldest first
         self._over: dict[bytes, None] = {}  # jobs and actors that ended: what they have sent may arrive later
         self._waits: dict[bytes, dict[bytes, None]] = {}  # process -> groups it waits for
+        self._unplaced: dict[bytes, PlacementGroup] = {}  # those that look for places
         self.groups: dict[bytes, PlacementGroup] = {}
         self.names: dict[tuple[str, str], PlacementGroup] = {}  # (namespace, name) of those that are not removed
 
@@ -213,7 +214,7 @@ class PlacementGroupManager:
         group.detached = detached
         group.job_over = job_id in self._over
         group.actor_over = not actor_id or actor_id in self._over
-        self.groups[group_id] = group
+        self.groups[group_id] = self._unplaced[group_id] = group
         if name:
             self.names[namespace, name] = group
         held = "; ".join(repr(bundle) for bundle in group.bundles)
@@ -312,6 +313,7 @@ class PlacementGroupManager:
             if lost:
                 group.reason = f"node {node_id.hex()[:8]} died"
                 group.move("lost")
+                self._unplaced[group.id] = group
                 self._changed(now, group)
             if in_round or lost:
                 self._try(now, group)
@@ -319,9 +321,8 @@ class PlacementGroupManager:
     def nodes_changed(self, now: float) -> None:
         """There are new nodes, or something is free that was not."""
         failed: dict[tuple[Any, ...], Packing] = {}
-        for group in list(self.groups.values()):
-            if group.state in (GroupState.PENDING, GroupState.RESCHEDULING):
-                self._try(now, group, failed)
+        for group in list(self._unplaced.values()):
+            self._try(now, group, failed)
 
     # -- ends -----------------------------------------------------------------------------------------------------
 
@@ -357,6 +358,8 @@ class PlacementGroupManager:
             self._try(now, group)
         elif key[2:] in group.waiters:
             del group.waiters[key[2], key[3]]
+            if not any(peer == key[2] for peer, _ in group.waiters):
+                self._waits_no_more(key[2], group)
             self._out.append((SEND, key[2], Reply(key[3], True, False)))
 
     def view(self, group_id: bytes) -> GroupView:
@@ -458,6 +461,7 @@ class PlacementGroupManager:
         group.tries = 0
         group.reason = ""
         group.move("placed")
+        self._unplaced.pop(group.id, None)
         self._answer(group, True, True)
         self._changed(now, group)
 
@@ -485,6 +489,7 @@ class PlacementGroupManager:
         group.free = {}
         group.reason = reason
         group.move("removed")
+        self._unplaced.pop(group.id, None)
         if group.name:
             del self.names[group.namespace, group.name]
         self._answer(group, False, self._gone(group.id))
@@ -501,11 +506,13 @@ class PlacementGroupManager:
         """Tell those who wait for its places."""
         for peer, request_id in group.waiters:
             self._out.append((SEND, peer, Reply(request_id, ok, value)))
-            waits = self._waits.get(peer, {})
-            waits.pop(group.id, None)
-            if not waits:
-                self._waits.pop(peer, None)
+            self._waits_no_more(peer, group)
         group.waiters = {}
+
+    def _waits_no_more(self, peer: bytes, group: PlacementGroup) -> None:
+        self._waits.get(peer, {}).pop(group.id, None)
+        if not self._waits.get(peer):
+            self._waits.pop(peer, None)
 
     def _gone(self, group_id: bytes) -> str:
         group = self.groups.get(group_id)
@@ -540,7 +547,8 @@ class PlacementGroupManager:
     def _check(self, group: PlacementGroup) -> None:
         removed = group.state is GroupState.REMOVED
         unsettled = group.asked or group.prepared or group.waiters or group.subscribers or any(group.nodes)
-        if removed != (group.id in self._dead) or (removed and unsettled):
+        looks = group.state in (GroupState.PENDING, GroupState.RESCHEDULING)
+        if removed != (group.id in self._dead) or looks != (group.id in self._unplaced) or (removed and unsettled):
             raise InvariantError(f"{group.title()} is {group.state.name}, not as listed")
         if (group.state is GroupState.CREATED) != all(group.nodes):
             raise InvariantError(f"{group.title()} is {group.state.name} with {group.nodes}")
@@ -548,17 +556,16 @@ class PlacementGroupManager:
             in_round = sorted(_flat([*group.asked.values(), *group.prepared.values()]))
             if in_round != sorted(group.plan) or not group.asked or any(group.nodes[index] for index in in_round):
                 raise InvariantError(f"the round of {group.title()} does not add up")
-        elif group.state in (GroupState.PENDING, GroupState.RESCHEDULING) and not group.retry_set:
+        elif looks and not group.retry_set:
             raise InvariantError(f"{group.title()} is {group.state.name} and nobody looks for places")
         for peer, _ in group.waiters:
             if group.id not in self._waits.get(peer, {}):
                 raise InvariantError(f"{peer.hex()} waits for {group.title()} and is not listed")
 
     def statistics(self) -> dict[str, int]:
-        pending = sum(1 for g in self.groups.values() if g.state in (GroupState.PENDING, GroupState.RESCHEDULING))
         return {
             "placement_groups": len(self.groups) - len(self._dead),
-            "placement_groups_pending": pending,
+            "placement_groups_pending": len(self._unplaced),
             "placement_groups_removed": len(self._dead),
         }
 

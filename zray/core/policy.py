@@ -139,11 +139,12 @@ class Policy:
         hops_max: how often a request is sent on.
     """
 
-    __slots__ = ("_hops_max", "_rng", "_turn")
+    __slots__ = ("_hops_max", "_rng", "_turn", "packs")
 
     def __init__(self, rng: Rng, hops_max: int = 4) -> None:
         self._rng = rng
         self._hops_max = hops_max
+        self.packs = True  # of nodes that are equally good, the first are preferred, so that others stay empty
         self._turn = -1  # of SPREAD; the agents start at different nodes
 
     def choose(
@@ -272,6 +273,9 @@ class Policy:
         if here is not None and here in room and score(here) <= score(ranked[0]):
             return here, "it is as good as the best"
         top = ranked[: max(1, int(nodes * TOP_K_FRACTION))]
+        if not self.packs:
+            best = (score(ranked[0]), ranked[0].queued)
+            top = [view for view in ranked if (score(view), view.queued) == best]
         chosen = top[self._rng.randrange(len(top))]
         if here is None or here not in room:
             return chosen, "it has room that suits better"

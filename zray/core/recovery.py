@@ -320,7 +320,6 @@ class ObjectRecovery:
             origin.returns,
             origin.depth,
         )
-        task.tried = True
         if task.template.budget is not None:
             task.template.budget.take()
         missing = self.tasks.submit(task, self.memory.__contains__)

@@ -16,10 +16,10 @@ done. This is what shares a node fairly between owners that could keep it busy f
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from zray.base.resources import UNIT, NodeResources, ResourceSet
+from zray.base.resources import UNIT, NodeResources, ResourceSet, from_units
 from zray.base.wire_actors import PlaceActor
 from zray.core.bundles import Bundle, BundleState, NodeBundles
 from zray.core.gpus import GpuSlots
@@ -111,6 +111,21 @@ class LeaseScheduler:
         self.by_worker: dict[bytes, GrantedLease] = {}
         self._next_lease = first_lease + 1
         self._sequence = 0
+
+    def explain(self, owner: bytes, request_id: int) -> str:
+        """Why a request is not granted."""
+        request = self.queue.get((owner, request_id))
+        if request is None:
+            granted = [lease for lease in self.leases.values() if (lease.request.owner, lease.request.id) == (owner, request_id)]
+            return "it is granted, and a worker starts" if granted else "an answer to its request is on its way"
+        rank = (-request.depth, request.sequence)
+        before = sum((-other.depth, other.sequence) < rank for other in self.queue.values())
+        free = {name: max(0, self.resources.available.get(name, 0)) for name in request.demand}
+        return (
+            f"it is queued there{f' behind {before} others' if before else ''}: it asks for {_amounts(request.demand)}, where "
+            f"{_amounts(free)} is free; {len(self.leases)} leases are held, "
+            f"{sum(lease.blocked for lease in self.leases.values())} of them by tasks that wait for others"
+        )
 
     def request(
         self,
@@ -311,3 +326,7 @@ class LeaseScheduler:
 def _group(request: Request) -> Any:
     """The placement group that a request is for: what others have in other pools is of no use for it."""
     return request.strategy[1] if request.strategy[0] == "bundle" else None
+
+
+def _amounts(amounts: Mapping[str, int]) -> str:
+    return ", ".join(f"{from_units(units):g} {name}" for name, units in amounts.items()) or "nothing"

@@ -38,6 +38,7 @@ from zray.exceptions import (
 )
 from zray.object_ref import ObjectRef
 from zray.runtime.client import Client, Request, finish, resolve
+from zray.runtime.explainer import Explainer
 from zray.runtime.process import log
 from zray.runtime.store_client import StoreClient
 
@@ -102,6 +103,7 @@ class CoreWorker(Client):
         self.release: Callable[[bytes], None] = self.loop.post  # what an ObjectRef calls when it dies
         self.exported: dict[bytes, None] = {}
         self.checked: tuple[Any, ...] = ()  # marks the list that the last wait left over
+        self.explainer = Explainer(self)
         self.owner: Owner
         self.store: StoreClient
         self._completions: queue.SimpleQueue[tuple[Future[Any], ObjectRef[Any]] | None] | None = None
@@ -127,6 +129,8 @@ class CoreWorker(Client):
         self.on_timers("owner", self.owner.on_timer)
         self.on_timers("calls", self.owner.on_timer)
         self.on_effect(e.ADOPT_FILE, self._adopt_file)
+        self.add_handlers(self.explainer, "owner")
+        self.on_timers("explain", self.explainer.on_timer)
         self.loop.on_inbox = self.on_inbox
 
     # -- the loop's calls -----------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ from zray.object_ref import ObjectRef
 from zray.runtime import failures
 from zray.runtime.actor import Actor, ActorExit
 from zray.runtime.core_worker import CoreWorker
+from zray.runtime.explainer import whereabouts
 from zray.runtime.generator_runner import GeneratorRunner
 
 if TYPE_CHECKING:
@@ -156,6 +157,10 @@ class TaskExecutor(CoreWorker):
 
     def on_list_events(self, now: float, peer: bytes, request_id: int) -> None:
         self.send(peer, wire.Reply(request_id, True, list(self._events)))
+
+    def on_explain_task(self, now: float, peer: bytes, request_id: int, task_id: bytes) -> None:
+        waiting = [spec[0] for _, _, spec in self._queue if isinstance(spec, tuple)]
+        self.send(peer, wire.Reply(request_id, True, whereabouts(self, task_id, waiting, now - (self._running_since or now))))
 
     def on_push(self, now: float, peer: bytes, lease_id: int, specs: list[Any]) -> None:
         self._queue.extend([(peer, lease_id, spec) for spec in specs])
