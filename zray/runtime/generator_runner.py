@@ -15,58 +15,30 @@ import inspect
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from zray.base import serialization
 from zray.base.ids import return_id
-from zray.base.wire import Address, Entry
+from zray.base.wire import Entry
 from zray.base.wire_generators import ITEMS
 from zray.core.waiters import Waiter
-from zray.object_ref import DynamicObjectRefGenerator, ObjectRef
+from zray.object_ref import DynamicObjectRefGenerator
 from zray.runtime.client import resolve
 
 if TYPE_CHECKING:
-    from zray.base.config import Config
-    from zray.base.serialization import Serialized
-    from zray.io.loop import Loop
-
-
-class Body(Protocol):
-    """What a runner needs of the worker that it runs in."""
-
-    loop: Loop
-    config: Config
-    runners: dict[bytes, GeneratorRunner]
-
-    def end_if_forked(self) -> None: ...
-
-    def entry(self, object_id: bytes, value: Serialized, owner: bytes) -> Entry: ...
-
-    def give(self, peer: bytes, entry: Entry) -> None:
-        """Register the owner-to-be for the references inside an item."""
-
-    def adopt(self, object_id: bytes, owner: Address) -> ObjectRef[Any]:
-        """A reference to what somebody else owns."""
-
-    def error_entry(self, error: BaseException, name: str, extra: dict[str, Any] | None) -> Entry: ...
-
-    def send_items(self, peer: bytes, message: tuple[Any, ...]) -> None:
-        """In the loop: send items to their owner."""
-
-    def block(self, waiter: Waiter) -> None:
-        """Wait in this thread, as in ``get``."""
+    from zray.runtime.executor import Executor
 
 
 class GeneratorRunner:
     """One attempt to run a generator.
 
     Args:
-        body: the worker.
+        body: the executor.
         peer: the owner of the items.
         spec: the task or call.
     """
 
-    def __init__(self, body: Body, peer: bytes, spec: Any) -> None:
+    def __init__(self, body: Executor, peer: bytes, spec: Any) -> None:
         self._body = body
         self.peer = peer
         self._name = spec[6]
