@@ -116,6 +116,7 @@ class ObjectRefGenerator(Generic[T]):
 
     def __del__(self) -> None:
         # Runs at any moment, in any thread, even inside the loop: it may do nothing but append to the inbox.
+        del self._completion  # before the word that nobody reads: whether somebody else holds it says what to do then
         self._worker.loop.post((self._worker.owner.drop_stream, self._stream, self._taken))
 
     def __repr__(self) -> str:

@@ -169,7 +169,7 @@ def test_the_worker_is_told_how_many_were_taken() -> None:
 def test_large_items_are_reported_more_often() -> None:
     bench = Generating(items_max=100, bytes_max=4 << 20)
     bench.items(0, stored(), stored())
-    assert bench.stream.step == 1
+    assert bench.stream.step == bench.stream.report_at == 1
     bench = Generating(items_max=100, bytes_max=1)
     bench.items(0, value(0))
     assert bench.stream.step == 1, "though one of them is more than may wait"

@@ -219,6 +219,7 @@ class GeneratorOwner(ObjectRecovery):
         if stream.items_max:
             room = stream.bytes_max // 4 * number // (stream.size_bytes + 1)
             stream.step = max(1, min(room, stream.items_max // 4))
+            stream.report_at = min(stream.report_at, stream.taken + stream.step)
         self.waiters.arrived(next_id, entries[0])
 
     def _contain(self, object_id: bytes, entry: Entry) -> None:

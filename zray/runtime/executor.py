@@ -28,8 +28,8 @@ from zray.core.entries import error_entry
 from zray.exceptions import ActorDiedError
 from zray.runtime import failures
 from zray.runtime.actor import Actor, ActorExit
-from zray.runtime.generator_runner import GeneratorRunner
 from zray.runtime.explainer import whereabouts
+from zray.runtime.generator_runner import GeneratorRunner
 
 if TYPE_CHECKING:
     from zray.core.owner import Owner
