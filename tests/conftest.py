@@ -51,8 +51,7 @@ def _descriptors() -> dict[str, str]:
 
 def _threads() -> dict[str, str]:
     """Without those of tasks and actors in local mode, which come and go until ``shutdown``."""
-    connected: Any = object_ref.connected
-    local = connected is not None and connected.address[1] == "local"
+    local = getattr(object_ref.connected, "address", (b"", ""))[1] == "local"
     threads = [thread for thread in threading.enumerate() if not (local and thread.name.startswith("zray-"))]
     return {str(thread.ident): thread.name for thread in threads}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
@@ -63,7 +64,9 @@ class ObjectRefGenerator(Generic[T]):
                 return ref
             if self.is_finished():
                 raise StopIteration
-            self._worker.await_item(self._stream, self._taken)
+            waiter = Waiter(1)
+            self._worker.loop.post((self._worker.owner.await_item, waiter, self._stream, self._taken))
+            self._worker.block(waiter)
 
     def __aiter__(self) -> ObjectRefGenerator[T]:
         return self
@@ -219,5 +222,7 @@ def call_generator(worker: CoreWorker, task_id: bytes, template: TaskTemplate, *
     items_max, bytes_max, dynamic = template.window
     completion = worker.new_ref(task_id + END_INDEX)
     stream = Stream(task_id, items_max, bytes_max, dynamic=dynamic)
-    worker.open_stream(stream, Task(task_id, template, payload, slots, nested, (completion.binary(),), depth))
+    task = Task(task_id, template, payload, slots, nested, (completion.binary(),), depth)
+    worker.loop.post((worker.owner.open_stream, time.monotonic(), stream, task))
+    worker.loop.maybe_turn()
     return completion if dynamic else ObjectRefGenerator(worker, stream, completion)

@@ -118,6 +118,14 @@ def test_a_task_that_is_waited_for_runs_in_the_thread_that_waits(local: Any) -> 
     assert ray.get(thread.remote()) and ray.get(ref)  # wherever those run
 
 
+def test_tasks_that_wait_for_each_other_may_be_nested_deeply(local: Any) -> None:
+    @ray.remote
+    def down(n: int) -> int:
+        return int(ray.get(down.remote(n - 1))) + 1 if n else 0
+
+    assert ray.get(down.remote(150)) == 150
+
+
 def test_nobody_need_wait_for_a_task(local: Any) -> None:
     modes.shared["done"] = threading.Event()
 

@@ -53,6 +53,8 @@ class Hello(NamedTuple):
     role: str  # driver, worker, agent, control
     endpoint: str  # where the sender can be reached
     pid: int
+    conversation: int = 0  # over tcp: which one this connection goes on with, counted by the sender
+    heard: int = -1  # over tcp: how many frames of it the sender has heard; -1: not a word
 
 
 @message(2, "any", "any")
@@ -162,6 +164,13 @@ class KvKeys(NamedTuple):
 @message(19, "owner", "control")
 class ListNodes(NamedTuple):
     """The reply: a dict for each node."""
+
+    request_id: int
+
+
+@message(47, "owner", "control")
+class ControlStatistics(NamedTuple):
+    """The reply: the control's numbers by name, with how many messages of each kind it has heard (``heard_<kind>``)."""
 
     request_id: int
 

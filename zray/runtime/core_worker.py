@@ -24,7 +24,6 @@ from zray.base.serialization import Serialized
 from zray.base.wire import CONTROL, ERROR, INLINE, STORED, Address, Entry
 from zray.base.wire_actors import RegisterActor
 from zray.core import effects as e
-from zray.core.generators import Stream
 from zray.core.owner import Owner
 from zray.core.tasks import Task
 from zray.core.waiters import Waiter
@@ -224,21 +223,10 @@ class CoreWorker(Client):
         self.loop.post(task)
         self.loop.maybe_turn()
 
-    def open_stream(self, stream: Stream, task: Task) -> None:
-        """Hand the task of a generator to the brain."""
-        self.loop.post((self._open_stream, stream, task))
-        self.loop.maybe_turn()
-
-    def _open_stream(self, stream: Stream, task: Task) -> None:
-        self.owner.open_stream(time.monotonic(), stream, task)
-
-    def await_item(self, stream: Stream, index: int) -> None:
-        """Wait until an item of a generator is there, or the generator is over; all before it were taken."""
-        if self.broken is not None:
-            raise self.broken
-        waiter = Waiter(1)
-        self.loop.post((self.owner.await_item, waiter, stream, index))
-        self._block(waiter, None)
+    def block(self, waiter: Waiter) -> None:
+        """Wait in this thread, as in ``get``."""
+        if self.broken is None:
+            self._block(waiter, None)
         if self.broken is not None:
             raise self.broken
 

@@ -72,6 +72,7 @@ class Executor:
     call: Callable[..., Any]
     entry: Callable[[bytes, Serialized, bytes], Entry]
     adopt: Callable[[bytes, Address], ObjectRef[Any]]
+    block: Callable[[Waiter], None]
     config: Config
 
     def __init__(self, config: Config) -> None:
@@ -121,10 +122,6 @@ class Executor:
 
     def crash(self, error: BaseException) -> None:
         """A call can not be answered: its caller must hear of the end of the actor at least."""
-        raise NotImplementedError
-
-    def block(self, waiter: Waiter) -> None:
-        """Wait in this thread, as in ``get``."""
         raise NotImplementedError
 
     def enter(self) -> None:

@@ -46,7 +46,13 @@ if TYPE_CHECKING:
     from zray.io.cluster_key import ClusterKey
     from zray.runtime.executor import Executor, Item
 
-_THREADS_END_S = 0.5
+_GUESTS_MAX = 5  # tasks that one thread runs inside one another: each takes some fifteen frames of its stack
+
+
+class _Nesting(threading.local):
+    """How many tasks this thread runs inside one another because it waits for them."""
+
+    level = 0
 
 
 class NoLinks:
@@ -56,6 +62,7 @@ class NoLinks:
         self.endpoint = "local"
         self.counts: dict[str, int] = {}
         self.on_refused: Callable[[bytes, str], None] = lambda peer, reason: None
+        self.on_lost: Callable[[bytes], None] = lambda peer: None
 
     def dial(self, peer: bytes, endpoint: str, watched: bool = False) -> None:
         """Everybody is here."""
@@ -116,7 +123,7 @@ class LocalRuntime(CoreWorker):
         self.running = {"address": "local", "session": ""}
         self.claims: dict[bytes, Claim] = {}
         self.workers: dict[bytes, LocalWorker] = {}
-        self._ended: list[LocalWorker] = []
+        self._nesting = _Nesting()
         self._stirred: dict[LocalWorker, None] = {}
         self._speaker = self.me
         self._interrupts = 0
@@ -267,8 +274,6 @@ class LocalRuntime(CoreWorker):
         worker.settle_results(time.monotonic())
         worker.hand_back()
         self.workers.pop(worker.me, None)
-        self._ended = [ended for ended in self._ended if ended.thread]
-        self._ended.append(worker)
         worker.stop()
         self._node.on_worker_exited(time.monotonic(), worker.me, f"its thread {reason}")
 
@@ -337,7 +342,8 @@ class LocalRuntime(CoreWorker):
                 worker.on_blocking(False)
 
     def _wait_or_run(self, waiter: Waiter, timeout_s: float | None, wanted: Sequence[ObjectRef[Any]]) -> bool:
-        if timeout_s is not None or len(wanted) != 1 or _in_event_loop():
+        nesting = self._nesting
+        if timeout_s is not None or len(wanted) != 1 or nesting.level >= _GUESTS_MAX or _in_event_loop():
             try:
                 return self.loop.wait(waiter, timeout_s)
             finally:
@@ -353,11 +359,15 @@ class LocalRuntime(CoreWorker):
         finally:
             waiter.done = True
             if self.claims.get(task_id) is claim:
-                del self.claims[task_id]
+                self.claims.pop(task_id, None)
         if claim.given is not None:
             interrupts = self._interrupts
             worker, item = claim.given
-            worker.run_given(item)
+            nesting.level += 1
+            try:
+                worker.run_given(item)
+            finally:
+                nesting.level -= 1
             if interrupts != self._interrupts:  # it was meant for the one who waits, whatever the task made of it
                 raise KeyboardInterrupt
         return done
@@ -374,7 +384,11 @@ class LocalRuntime(CoreWorker):
             self.call(CONTROL, wire.FinishJob, self.job_id)
             done = Waiter(1)
             self.loop.post((self._end_all, done))
+            ended = list(self.workers.values())
             self.loop.wait(done)
+            deadline = time.monotonic() + self.config.worker_exit_grace_s
+            for worker in ended:
+                worker.join(deadline)
         if self._previous_handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._previous_handler)
         self.close()

@@ -18,6 +18,7 @@ import ctypes
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any
@@ -66,10 +67,12 @@ class LocalWorker(Executor):
         self.call = runtime.call
         self.entry = runtime.entry
         self.adopt = runtime.adopt
+        self.block = runtime.block
         self.gone = False
         self._runtime = runtime
         self._exiting: SystemExit | None = None
         self._ready = threading.Condition()
+        self._thread: threading.Thread | None = None
         self._staffed = False  # some thread runs what is in the queue, or will
         self._guard = threading.Lock()
         self._busy: dict[int, bool] = {}  # threads in the user's code; whether they were told to leave it
@@ -156,9 +159,6 @@ class LocalWorker(Executor):
         for entry in message[4]:
             self.owner.references.come_home(contained_in(entry))
 
-    def block(self, waiter: Waiter) -> None:
-        self._runtime._block(waiter, None)
-
     def _send(self, peer: bytes, message: tuple[Any, ...]) -> None:
         if not self.gone:
             self._runtime.deliver(self.me, peer, message)
@@ -173,7 +173,15 @@ class LocalWorker(Executor):
 
     def _start_thread(self) -> None:
         name = f"zray-worker-{int.from_bytes(self.me[6:10], 'big')}"
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def join(self, deadline: float) -> None:
+        """Wait until its thread has ended, after ``stop``, but no longer than until ``deadline``."""
+        if self._thread is not None:
+            self._thread.join(max(0.0, deadline - time.monotonic()))
+            if self._thread.is_alive():
+                log.warning("%s() does not end: it is in foreign code, and its thread stays until that returns", self.task_name)
 
     def _work(self) -> None:
         """Run what is in the queue until there is no more, as an actor until it ends."""

@@ -26,7 +26,6 @@ from zray.base import wire
 from zray.base.config import Config
 from zray.base.wire import CONTROL, Address
 from zray.core import effects as e
-from zray.core.waiters import Waiter
 from zray.exceptions import ObjectLostError
 from zray.io.spawn import redirect_output, set_title
 from zray.object_ref import ObjectRef
@@ -162,9 +161,6 @@ class TaskExecutor(Executor, CoreWorker):
             return self.store.read(object_ids, entries, [owner[0] for owner in owners], urgent=False)
         except ObjectLostError:  # their owners may know better by now, or can have them made again
             return self.get([self.borrow(*whose) for whose in zip(object_ids, owners, strict=True)])
-
-    def block(self, waiter: Waiter) -> None:
-        self._block(waiter, None)
 
     def read_lost(self, object_id: bytes, owner: Address) -> None:
         self.get([self.borrow(object_id, owner)])
