@@ -39,6 +39,7 @@ LEVELS: list[list[set[str]]] = [
             "actor",
             "actor_description",
             "arguments",
+            "object_ref_generator",
             "options",
             "placement_group",
             "remote_function",
@@ -236,6 +237,7 @@ def handlers() -> dict[str, list[type]]:
     from zray.core.object_desk import ObjectDesk
     from zray.core.owner import Owner
     from zray.core.placement import PlacementGroupManager
+    from zray.core.generators import GeneratorOwner
     from zray.core.recovery import ObjectRecovery
     from zray.core.transfer import ObjectTransfer
     from zray.runtime.client import Client
@@ -247,7 +249,7 @@ def handlers() -> dict[str, list[type]]:
     return {
         "control": [Gcs, ActorManager, PlacementGroupManager],
         "agent": [NodeBundles, NodeAgent, ActorDesk, ObjectDesk, ObjectTransfer, CopySearch],
-        "owner": [Owner, ActorOwner, ObjectRecovery, CoreWorker, Explainer],
+        "owner": [Owner, ActorOwner, GeneratorOwner, ObjectRecovery, CoreWorker, Explainer],
         "worker": [Executor, TaskExecutor],
         "any": [Client, CoreWorker],
     }

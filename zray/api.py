@@ -19,6 +19,7 @@ from zray.base.config import Config
 from zray.base.resources import from_units, to_units
 from zray.base.wire import CONTROL, ListNodes
 from zray.object_ref import ObjectRef
+from zray.object_ref_generator import ObjectRefGenerator
 
 if TYPE_CHECKING:
     from zray.runtime.core_worker import CoreWorker
@@ -358,7 +359,7 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
     """The value of a reference, or the values of a list of references in order; waits for them.
 
     Args:
-        object_refs: an ObjectRef or a list of them.
+        object_refs: an ObjectRef or a list of them. An ObjectRefGenerator is returned as it is.
         timeout: seconds to wait at most; 0 only looks; None waits for ever.
 
     Raises:
@@ -372,6 +373,8 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
     """
     if isinstance(object_refs, ObjectRef):
         return runtime().get([object_refs], _seconds(timeout))[0]
+    if isinstance(object_refs, ObjectRefGenerator):
+        return object_refs
     if not isinstance(object_refs, (list, tuple)):
         raise TypeError(f"get() takes an ObjectRef or a list of them, not a {type(object_refs).__name__}: {object_refs!r}")
     _check_refs("get", object_refs)
@@ -381,16 +384,16 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
 
 
 def wait(
-    object_refs: list[ObjectRef[T]],
+    object_refs: list[Any],
     *,
     num_returns: int = 1,
     timeout: float | None = None,
     fetch_local: bool = True,
-) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
+) -> tuple[list[Any], list[Any]]:
     """Wait until some of the references are ready.
 
     Args:
-        object_refs: references, each once.
+        object_refs: references, each once. An ObjectRefGenerator among them is ready when ``next()`` of it would not wait.
         num_returns: how many must be ready.
         timeout: seconds to wait at most; 0 only looks; None waits for ever.
         fetch_local: accepted for compatibility with Ray.
@@ -410,8 +413,10 @@ def wait(
     if not object_refs:
         raise ValueError("wait() needs at least one ObjectRef")
     worker = runtime()
+    generators: list[ObjectRefGenerator[Any]] = []
     if worker.checked != _mark(object_refs):  # a loop passes what the last call left over: that is checked already
-        _check_refs("wait", object_refs)
+        generators = [ref for ref in object_refs if type(ref) is ObjectRefGenerator]
+        _check_refs("wait", [ref for ref in object_refs if ref not in generators] if generators else object_refs)
         worker.check_ours(object_refs)
         if len({ref._id for ref in object_refs}) != len(object_refs):
             raise ValueError("wait() needs a list of different ObjectRefs: one of them is in it twice")
@@ -419,8 +424,10 @@ def wait(
         raise TypeError(f"num_returns must be an integer, not {num_returns!r}")
     if not 0 < num_returns <= len(object_refs):
         raise ValueError(f"num_returns must be between 1 and {len(object_refs)} (the number of references), not {num_returns}")
+    for generator in generators:
+        generator.report()
     ready, rest = worker.wait(object_refs, num_returns, _seconds(timeout))
-    worker.checked = _mark(rest)
+    worker.checked = () if generators else _mark(rest)
     return ready, rest
 
 
