@@ -14,7 +14,7 @@ class JoinCluster(NamedTuple):
     request_id: int
 
 
-@message(106, "agent", "control")
+@message(107, "agent", "control")
 class LeaveCluster(NamedTuple):
     """A node ends in good order: it is dead from now on."""
 
