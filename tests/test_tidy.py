@@ -240,6 +240,7 @@ def handlers() -> dict[str, list[type]]:
     from zray.core.transfer import ObjectTransfer
     from zray.runtime.client import Client
     from zray.runtime.core_worker import CoreWorker
+    from zray.runtime.executor import Executor
     from zray.runtime.explainer import Explainer
     from zray.runtime.worker import TaskExecutor
 
@@ -247,7 +248,7 @@ def handlers() -> dict[str, list[type]]:
         "control": [Gcs, ActorManager, PlacementGroupManager],
         "agent": [NodeBundles, NodeAgent, ActorDesk, ObjectDesk, ObjectTransfer, CopySearch],
         "owner": [Owner, ActorOwner, ObjectRecovery, CoreWorker, Explainer],
-        "worker": [TaskExecutor],
+        "worker": [Executor, TaskExecutor],
         "any": [Client, CoreWorker],
     }
 

@@ -9,7 +9,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar, overload
 
 from zray import api, object_ref, options
 from zray.actor_description import SPECIAL, Description, constructor_of, described, is_async, members_of, methods_of
@@ -20,12 +20,13 @@ from zray.base.resources import ResourceSet
 from zray.base.wire import CONTROL, Address
 from zray.base.wire_actors import GetActor, RegisterActor
 from zray.core.tasks import CallBudget, Task, TaskTemplate
-from zray.exceptions import ActorAlreadyExistsError, ActorDiedError, PendingCallsLimitExceeded, RaySystemError
+from zray.exceptions import ActorAlreadyExistsError, ActorDiedError, PendingCallsLimitExceeded
 from zray.object_ref import ObjectRef
-from zray.runtime.actor import ActorExit
-from zray.runtime.core_worker import CoreWorker
-from zray.runtime.worker import TaskExecutor
+from zray.runtime.actor import Actor, ActorExit
 from zray.strategy import Group, Strategy, placed
+
+if TYPE_CHECKING:
+    from zray.runtime.core_worker import CoreWorker
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -558,15 +559,13 @@ def exit_actor() -> NoReturn:
         TypeError: it was called outside of an actor.
     """
     worker = api.connected()
-    if not isinstance(worker, TaskExecutor) or worker.actor is None:
+    executor = worker.executor() if worker is not None else None
+    if executor is None or executor.actor is None:
         raise TypeError("exit_actor() ends the actor that calls it: this is not an actor")
     raise ActorExit
 
 
-def current_handle(worker: TaskExecutor) -> ActorHandle[Any]:
-    """A weak handle of the actor that this process is: it does not keep itself alive."""
-    actor = worker.becoming
-    if actor is None:
-        raise RaySystemError("this process is not an actor")
+def current_handle(worker: CoreWorker, actor: Actor) -> ActorHandle[Any]:
+    """A weak handle of the actor that asks for it: it does not keep itself alive."""
     blob, detached = actor.extra["handle"]
     return ActorHandle(worker, actor.id, actor.extra["handle_id"], actor.owner, blob, None, detached=detached)

@@ -38,7 +38,7 @@ def runtime() -> CoreWorker:
     if worker is None:
         with _starting:
             if object_ref.connected is None:
-                _start_embedded({})
+                _start_default()
             worker = object_ref.connected
     return worker  # type: ignore[return-value]
 
@@ -107,6 +107,7 @@ def init(
         num_gpus, resources: GPUs, and further resources by name, that the node offers.
         object_store_memory: bytes of shared memory for objects; by default 30 % of memory, and never more than /dev/shm has.
         runtime_env: ``{"env_vars": {...}}`` sets environment variables in the workers of this job.
+        local_mode: run everything in this very process, for debugging; ``ZRAY_LOCAL_MODE=1`` does so for any program.
         namespace: isolates names from other jobs; by default one of its own.
         ignore_reinit_error: a second ``init`` is not an error.
         log_to_driver: whether the output of tasks is shown here; if not, it goes to files in the session directory.
@@ -133,12 +134,13 @@ def init(
             if ignore_reinit_error:
                 return _context()
             raise RuntimeError("zray.init() was called before: call zray.shutdown() first, or pass ignore_reinit_error=True")
-        if local_mode:
-            raise NotImplementedError("local_mode is not supported yet: use init() without it")
         address = address if address is not None else os.environ.get("ZRAY_ADDRESS") or None
         given = {"num_cpus": num_cpus, "num_gpus": num_gpus, "resources": resources, "labels": labels}
         given["object_store_memory"] = object_store_memory
         env_vars = _job_env_vars(runtime_env)
+        if local_mode or _local_by_default(address):
+            _start_local(address, given, namespace, env_vars, _system_config)
+            return _context()
         if address not in (None, "local"):
             _join_running(str(address), given, namespace, env_vars, _temp_dir or "")
         else:
@@ -175,6 +177,37 @@ def _join_running(
         )
     space = namespace or f"anonymous-{uuid.uuid4()}"
     object_ref.connected = driver.connect_running(found[0], space, env_vars)
+
+
+def _start_default() -> None:
+    """What ``init()`` would do that was not called."""
+    if _local_by_default(None):
+        _start_local(None, {}, None, {}, None)
+    else:
+        _start_embedded({})
+
+
+def _local_by_default(address: str | None) -> bool:
+    return address in (None, "local") and os.environ.get("ZRAY_LOCAL_MODE") == "1"
+
+
+def _start_local(
+    address: str | None,
+    given: dict[str, Any],
+    namespace: str | None,
+    env_vars: dict[str, str],
+    system_config: dict[str, Any] | None,
+) -> None:
+    """Have the cluster in this very process."""
+    if address not in (None, "local"):
+        raise ValueError(f"local_mode has no other processes: there is nothing to connect to at {address!r}")
+    from zray.runtime.local import LocalRuntime
+
+    config = Config.from_environment()
+    if system_config:
+        config = Config.from_dict({**config.as_dict(), **system_config})
+    space = namespace or f"anonymous-{uuid.uuid4()}"
+    object_ref.connected = LocalRuntime(config, _node_resources(given), space, env_vars, given.get("labels") or {})
 
 
 def _start_embedded(arguments: dict[str, Any]) -> None:
@@ -261,8 +294,8 @@ def shutdown(_exiting_interpreter: bool = False) -> None:
     """Disconnect; a cluster that ``init`` started ends, with all its processes and files. Does nothing if not connected."""
     with _starting:
         worker: Any = object_ref.connected
-        if worker is None or not hasattr(worker, "shutdown"):
-            return
+        if worker is None or worker.executor() is not None:
+            return  # a task or actor has not called init()
         object_ref.connected = None
         worker.shutdown()
 
@@ -445,5 +478,5 @@ def _amounts(units: dict[str, int]) -> dict[str, float]:
 
 def get_gpu_ids() -> list[int]:
     """The GPUs assigned to the running task; none in a driver. ``CUDA_VISIBLE_DEVICES`` says the same."""
-    worker: Any = runtime()
-    return list(worker.gpu_ids()) if worker.role == "worker" else []
+    executor = runtime().executor()
+    return executor.gpu_ids() if executor is not None else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from zray import api, options
 from zray.actor import ActorClass
@@ -14,8 +14,10 @@ from zray.base import serialization
 from zray.base.ids import FIRST_RETURN, return_id
 from zray.core.tasks import Task, TaskTemplate
 from zray.object_ref import ObjectRef
-from zray.runtime.core_worker import CoreWorker
 from zray.strategy import Group, placed
+
+if TYPE_CHECKING:
+    from zray.runtime.core_worker import CoreWorker
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -12,10 +12,12 @@ from zray.util import placement_group_table, remove_placement_group
 from zray.util.placement_group import PlacementGroup, get_current_placement_group, get_placement_group, placement_group
 from zray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from .modes import held
+
 
 @pytest.fixture(autouse=True)
-def cluster() -> Any:
-    ray.init(num_cpus=4, num_gpus=2, _system_config={"infeasible_grace_s": 0.5})
+def cluster(local_mode: bool) -> Any:
+    ray.init(num_cpus=4, num_gpus=2, local_mode=local_mode, _system_config={"infeasible_grace_s": 0.5})
     yield
     ray.shutdown()
 
@@ -31,9 +33,7 @@ def gpu_ids() -> Any:
 
 @ray.remote
 def sleep_forever() -> None:
-    import threading
-
-    threading.Event().wait()
+    held()
 
 
 @ray.remote(num_cpus=1)

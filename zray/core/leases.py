@@ -279,7 +279,7 @@ class NormalTaskSubmitter:
         """Tasks whose worker died go to the front again."""
         for task in reversed(tasks):
             key = task.template.key  # wherever its arguments lay: they may be gone with the worker
-            queue = self.queues.setdefault(key, LeaseQueue(*key))
+            queue = self.queues.setdefault(key, LeaseQueue(key[0], key[1]))
             queue.tasks.appendleft(task)
             self._touch(queue)
 

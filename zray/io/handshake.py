@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Any
 import zmq
 from zmq.utils import z85
 
-from zray.io.door import Door
 from zray.io.loop import Loop
 
 if TYPE_CHECKING:
     from zray.io.cluster_key import ClusterKey
+    from zray.io.door import Door
 
 log = logging.getLogger("zray")
 
@@ -227,6 +227,8 @@ class Doorkeeper:
 
     def _on_event(self, event: int, value: int) -> None:
         if event == _LISTENING:
+            from zray.io.door import Door  # a cluster of one machine does without it
+
             self._door = Door(value)
         elif event == _ACCEPTED:
             self._accepted[value] = self._succeeded

@@ -47,6 +47,7 @@ _SNDMORE = int(zmq.SNDMORE)
 # by with fewer than a driver or the head.
 _SOCKETS_MAX = {"worker": 8192}
 _PART_BYTES_MAX = 1 << 18  # of what goes over tcp at once: strangers may have as much memory each, before they prove themselves
+_RECEIVED_BYTES_MAX = 1 << 18  # that the kernel takes from anybody before they are read: to throw them away takes time too
 _PART_BYTES_MORE = 1024  # what CURVE adds to it
 _BATCH_MAX = 100  # frames read from one socket before the others have their turn
 _WHO = b"?"  # no pickle starts so, and no frame of a conversation
@@ -284,6 +285,7 @@ class Transport:
         channel = self._open(zmq.ROUTER, remote, place)
         channel.socket.set(zmq.ROUTER_MANDATORY, 1)
         if remote:
+            channel.socket.set(zmq.RCVBUF, _RECEIVED_BYTES_MAX)
             self._doorkeeper = Doorkeeper(self._loop, self._context, channel.socket, self._key, self.counts)
         try:
             channel.socket.bind(place)

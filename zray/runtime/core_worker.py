@@ -39,10 +39,11 @@ from zray.object_ref import ObjectRef
 from zray.runtime.client import Client, Request, finish, resolve
 from zray.runtime.explainer import Explainer
 from zray.runtime.process import log
-from zray.runtime.store_client import StoreClient
 
 if TYPE_CHECKING:
     from zray.io.cluster_key import ClusterKey
+    from zray.runtime.executor import Executor
+    from zray.runtime.store_client import StoreClient
 
 
 _RECOVERIES_MAX = 10  # of one get: more often nothing is read that way
@@ -121,7 +122,7 @@ class CoreWorker(Client):
         self.node_id = node["node_id"]
         self.agent = node["agent"]
         self.node_endpoint = node["endpoint"]
-        self.store = StoreClient(self, node["store_name"], self.free_first, self.call_site)
+        self.open_store(node)
         self.owner = Owner(self.address, job_id, self.node_id, self.agent, self.config, self._counted_ref)
         self.add_brain(self.owner, "owner")
         self.on_timers("leases", self.owner.on_timer)
@@ -131,6 +132,23 @@ class CoreWorker(Client):
         self.add_handlers(self.explainer, "owner")
         self.on_timers("explain", self.explainer.on_timer)
         self.loop.on_inbox = self.on_inbox
+
+    def open_store(self, node: dict[str, Any]) -> None:
+        """Use the shared memory of the node."""
+        from zray.runtime.store_client import StoreClient
+
+        self.store = StoreClient(self, node["store_name"], self.free_first, self.call_site)
+
+    def close_store(self) -> None:
+        self.store.close()
+
+    def executor(self) -> Executor | None:
+        """What runs the code that asks this; None in a driver."""
+        return None
+
+    def control_endpoint(self) -> str:
+        """Where the control can be reached, or the agent that knows."""
+        return self.node_endpoint
 
     # -- the loop's calls -----------------------------------------------------------------------------------------
 
@@ -348,7 +366,7 @@ class CoreWorker(Client):
             waiter.fail_fast = True
             self.loop.post((waiters.listen, waiter, arrivals, failures))
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not self._block(waiter, left):
+            if not self._block(waiter, left, missing):
                 if self.broken is not None:
                     raise self.broken  # nobody turns the loop any more
                 return [ref for ref in missing if ref._id not in memory]
@@ -393,8 +411,8 @@ class CoreWorker(Client):
                 break
         return ready
 
-    def _block(self, waiter: Waiter, timeout_s: float | None) -> bool:
-        """Wait in this thread; a worker's main thread lends its CPU out meanwhile."""
+    def _block(self, waiter: Waiter, timeout_s: float | None, wanted: Sequence[ObjectRef[Any]] = ()) -> bool:
+        """Wait in this thread, for the values of ``wanted`` if it says which; a worker's main thread lends its CPU meanwhile."""
         if self.event_loop_thread == threading.get_ident():
             self._warn_of_blocking()
         hook = self.blocking if threading.get_ident() == self._main else None
@@ -531,7 +549,7 @@ class CoreWorker(Client):
         if self._completions is not None:
             self._completions.put(None)
         if self._brains:
-            self.store.close()
+            self.close_store()
 
 
 def _not_stop_iteration(error: StopIteration) -> Exception:
