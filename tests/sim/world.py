@@ -86,7 +86,7 @@ class World:
         return most_s * self.rng.random() ** 3
 
     def run(self, done: Callable[[], bool] | None = None) -> None:
-        """Let time pass until nothing is left to happen, or until ``done()``. What is frozen does what it should have done later."""
+        """Let time pass until nothing is left to happen, or until ``done()``; what is frozen goes on later."""
         while self._heap and not (done is not None and done()):
             self.now, _, what, args = heapq.heappop(self._heap)
             doer = getattr(what, "__self__", None)
