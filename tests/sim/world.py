@@ -179,6 +179,7 @@ def draw_limits(rng: random.Random, *, alone: bool) -> Config:
     }
     if not alone:  # there are heartbeats for ever, so what takes long takes seconds
         limits |= {
+            "inline_bytes_max": rng.choice([200, 200, 1000, 100_000]),
             "workers_max": 300,
             "infeasible_grace_s": rng.choice([0.4, 2.0]),
             "infeasible_retry_s": rng.choice([0.02, 0.1]),
