@@ -142,6 +142,14 @@ CASES = (
     Case("actor_memory", "actors:actor_memory", (
         _less("actor_memory", "an idle actor among twenty, PSS", "MB"),
     ), (SUBJECT,), alone=True, quick=False),
+    Case("placement_groups", "groups:create_and_remove", (
+        Metric("placement_groups", "placement groups created and removed", "/s", _ray(2.0)),
+    ), CLUSTERS),
+    Case("spread_tasks", "spread:spread_tasks", (
+        Metric("spread_tasks", "tasks over four nodes", "/s", (Bound(500),)),
+        _less("spread_control", "... messages to the control for each", "", Bound(0)),
+        Metric("spread_least", "... share of the node with the fewest", "x"),
+    ), (SUBJECT,), alone=True),
     Case("executor_sync", "pools:executor_sync", (
         Metric("executor_sync", "Executor: submit and result, one at a time", "/s", (Bound(1.2, "Executor"),)),
     ), ("zray", "Executor")),
