@@ -105,8 +105,7 @@ def init(
             "local" always starts one; "auto" joins the running cluster of this user, if there is one alone, "HOST:PORT" that
             of this head. A node of it must run on this machine.
         num_cpus: CPUs the node offers; by default those this process may use.
-        num_gpus, resources: GPUs, and further resources by name, that the node offers.
-        labels: of the node, for strategies and ``label_selector``.
+        num_gpus, resources, labels: GPUs, further resources by name, and labels for strategies, that the node offers.
         object_store_memory: bytes of shared memory for objects; by default 30 % of memory, and never more than /dev/shm has.
         runtime_env: ``{"env_vars": {...}}`` sets environment variables in the workers of this job.
         local_mode: run everything in this very process, for debugging; ``ZRAY_LOCAL_MODE=1`` does so for any program.
