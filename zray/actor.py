@@ -22,6 +22,7 @@ from zray.base.wire_actors import GetActor, RegisterActor
 from zray.core.tasks import CallBudget, Task, TaskTemplate
 from zray.exceptions import ActorAlreadyExistsError, ActorDiedError, PendingCallsLimitExceeded
 from zray.object_ref import ObjectRef
+from zray.object_ref_generator import call_generator, returns_of, window_of
 from zray.runtime.actor import Actor, ActorExit
 from zray.strategy import Group, Strategy, placed
 
@@ -61,6 +62,8 @@ def method(*args: Any, **chosen: Any) -> Any:
     options.check_method_options(chosen)
 
     def decorate(function: F) -> F:
+        generates = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+        options.check_generator_options(function.__qualname__, chosen, generates=generates)
         function.__zray_method__ = chosen  # type: ignore[attr-defined]
         return function
 
@@ -396,7 +399,8 @@ class ActorMethod:
             args: its arguments; ObjectRefs among them are replaced by their values.
 
         Returns:
-            A reference to the result; with ``num_returns`` other than 1 a list of references, or None for 0.
+            A reference to the result; with ``num_returns`` other than 1 a list of references, or None for 0; an
+            ObjectRefGenerator if the method is a generator.
 
         Raises:
             TypeError: the arguments do not fit the method, or can not be pickled.
@@ -433,6 +437,8 @@ class ActorMethod:
             result: ObjectRef[Any] = ObjectRef(object_id, worker.address, worker.release)
             worker.submit(Task(task_id, template, payload, slots, nested, (object_id,), 0))
             return result
+        if template.num_returns < 0:
+            return call_generator(worker, task_id, template, payload, slots, nested, 0)
         ids = tuple(return_id(task_id, index + 1) for index in range(template.num_returns))
         refs = [worker.new_ref(object_id) for object_id in ids]
         worker.submit(Task(task_id, template, payload, slots, nested, ids, 0))
@@ -445,8 +451,7 @@ def _bound(handle: ActorHandle[Any], name: str, chosen: dict[str, Any] | None) -
     found = description.methods.get(name) or SPECIAL[name]
     merged = {**found.options, **(chosen or {})}
     label = merged.get("name") or f"{description.class_name}.{name}"
-    if found.generates or merged.get("num_returns") in ("dynamic", "streaming"):
-        raise NotImplementedError(f"{label}() is a generator: generator methods are not supported yet")
+    options.check_generator_options(label, merged, generates=found.generates)
     extra: dict[str, Any] = {}
     if merged.get("concurrency_group"):
         extra["concurrency_group"] = merged["concurrency_group"]
@@ -454,18 +459,18 @@ def _bound(handle: ActorHandle[Any], name: str, chosen: dict[str, Any] | None) -
         kinds = merged["retry_exceptions"]
         extra["retry_exceptions"] = kinds if isinstance(kinds, bytes) else options.exceptions_payload(kinds)
     retries = merged.get("max_task_retries")
-    returns = merged.get("num_returns")
     template = TaskTemplate(
         name.encode(),
         label,
         _NOTHING_HELD,
-        1 if returns is None else returns,
+        returns_of(merged, generates=found.generates),
         description.max_task_retries if retries is None else retries,
         extra or None,
     )
     template.actor = (bytes(handle._actor_id), handle._zray_handle_id)
     template.ordered = description.ordered
     template.budget = handle._zray_budget
+    template.window = window_of(merged, handle._zray_worker.config)
     kinds_of = tuple(inspect._ParameterKind)
     signature = inspect.Signature(
         [

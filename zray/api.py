@@ -19,6 +19,7 @@ from zray.base.config import Config
 from zray.base.resources import from_units, to_units
 from zray.base.wire import CONTROL, ListNodes
 from zray.object_ref import ObjectRef
+from zray.object_ref_generator import ObjectRefGenerator
 
 if TYPE_CHECKING:
     from zray.runtime.core_worker import CoreWorker
@@ -105,6 +106,7 @@ def init(
             of this head. A node of it must run on this machine.
         num_cpus: CPUs the node offers; by default those this process may use.
         num_gpus, resources: GPUs, and further resources by name, that the node offers.
+        labels: of the node, for strategies and ``label_selector``.
         object_store_memory: bytes of shared memory for objects; by default 30 % of memory, and never more than /dev/shm has.
         runtime_env: ``{"env_vars": {...}}`` sets environment variables in the workers of this job.
         local_mode: run everything in this very process, for debugging; ``ZRAY_LOCAL_MODE=1`` does so for any program.
@@ -207,7 +209,7 @@ def _start_local(
     if system_config:
         config = Config.from_dict({**config.as_dict(), **system_config})
     space = namespace or f"anonymous-{uuid.uuid4()}"
-    object_ref.connected = LocalRuntime(config, _node_resources(given), space, env_vars, given.get("labels") or {})
+    object_ref.connected = LocalRuntime(config, _node_resources(given), space, env_vars, _node_labels(given.get("labels")))
 
 
 def _start_embedded(arguments: dict[str, Any]) -> None:
@@ -231,6 +233,7 @@ def _start_embedded(arguments: dict[str, Any]) -> None:
         log_to_driver=arguments.get("log_to_driver", True),
         logging_level=level,
         temp_dir=arguments.get("temp_dir") or "",
+        labels=_node_labels(arguments.get("labels")),
     )
     from zray.runtime import driver  # takes as long to import as the head takes to start: both at once
 
@@ -268,6 +271,14 @@ def _node_resources(arguments: dict[str, Any]) -> dict[str, float]:
         "GPU": float(gpus or 0),
         **{name: float(amount) for name, amount in named.items()},
     }
+
+
+def _node_labels(labels: Any) -> dict[str, str]:
+    """What strategies can ask the node for."""
+    named = labels if labels is not None else {}
+    if not isinstance(named, dict) or not all(isinstance(k, str) and k and isinstance(v, str) for k, v in named.items()):
+        raise ValueError(f"labels must be a dict of text by name, not {labels!r}")
+    return dict(named)
 
 
 def _usable_cpus() -> int:
@@ -348,7 +359,7 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
     """The value of a reference, or the values of a list of references in order; waits for them.
 
     Args:
-        object_refs: an ObjectRef or a list of them.
+        object_refs: an ObjectRef or a list of them. An ObjectRefGenerator is returned as it is.
         timeout: seconds to wait at most; 0 only looks; None waits for ever.
 
     Raises:
@@ -362,6 +373,8 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
     """
     if isinstance(object_refs, ObjectRef):
         return runtime().get([object_refs], _seconds(timeout))[0]
+    if isinstance(object_refs, ObjectRefGenerator):
+        return object_refs
     if not isinstance(object_refs, (list, tuple)):
         raise TypeError(f"get() takes an ObjectRef or a list of them, not a {type(object_refs).__name__}: {object_refs!r}")
     _check_refs("get", object_refs)
@@ -371,16 +384,16 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
 
 
 def wait(
-    object_refs: list[ObjectRef[T]],
+    object_refs: list[Any],
     *,
     num_returns: int = 1,
     timeout: float | None = None,
     fetch_local: bool = True,
-) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
+) -> tuple[list[Any], list[Any]]:
     """Wait until some of the references are ready.
 
     Args:
-        object_refs: references, each once.
+        object_refs: references, each once. An ObjectRefGenerator among them is ready when ``next()`` of it would not wait.
         num_returns: how many must be ready.
         timeout: seconds to wait at most; 0 only looks; None waits for ever.
         fetch_local: accepted for compatibility with Ray.
@@ -400,8 +413,10 @@ def wait(
     if not object_refs:
         raise ValueError("wait() needs at least one ObjectRef")
     worker = runtime()
+    generators: list[ObjectRefGenerator[Any]] = []
     if worker.checked != _mark(object_refs):  # a loop passes what the last call left over: that is checked already
-        _check_refs("wait", object_refs)
+        generators = [ref for ref in object_refs if type(ref) is ObjectRefGenerator]
+        _check_refs("wait", [ref for ref in object_refs if ref not in generators] if generators else object_refs)
         worker.check_ours(object_refs)
         if len({ref._id for ref in object_refs}) != len(object_refs):
             raise ValueError("wait() needs a list of different ObjectRefs: one of them is in it twice")
@@ -409,8 +424,10 @@ def wait(
         raise TypeError(f"num_returns must be an integer, not {num_returns!r}")
     if not 0 < num_returns <= len(object_refs):
         raise ValueError(f"num_returns must be between 1 and {len(object_refs)} (the number of references), not {num_returns}")
+    for generator in generators:
+        generator.report()
     ready, rest = worker.wait(object_refs, num_returns, _seconds(timeout))
-    worker.checked = _mark(rest)
+    worker.checked = () if generators else _mark(rest)
     return ready, rest
 
 

@@ -49,6 +49,9 @@ class Config:
     infeasible_grace_s: float = 10.0  # then a demand that no node can ever fit fails
     infeasible_retry_s: float = 0.5  # until then it is asked again so often, since nodes may come
     infeasible: str = "fail"  # "wait": leave it queued, for clusters that grow
+    # generators
+    generator_items_max: int = 4096  # that were made and not taken, before a generator is paused
+    generator_bytes_max: int = 64 << 20  # ... and bytes of them
     # leases and pipelining
     pipeline_window_ms: float = 5.0  # how much work may wait at a worker
     pipeline_depth_max: int = 512  # tasks pushed ahead to one worker, however short they are
@@ -90,7 +93,8 @@ class Config:
     heartbeat_ms: float = 100.0  # changes of what is free on a node are told no more often than this
     health_check_ms: float = 500.0  # a node says at least so often that it lives
     node_suspect_s: float = 1.5  # a node that was silent for so long is asked for a sign of life
-    node_death_s: float = 3.0  # ... and for so long, it is dead
+    node_death_s: float = 10.0  # ... and for so long, it is dead: a network may be cut for a while
+    node_lost_s: float = 1.5  # a node whose connection ended, as that of a process that was killed, has so long to come back
     control_death_s: float = 30.0  # a node that has not heard of the control for so long ends
     lease_hops_max: int = 3  # how often a request for a lease is sent on to another node
     function_fetch_timeout_s: float = 60.0  # how long a worker waits for a function that was not exported

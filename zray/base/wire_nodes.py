@@ -14,6 +14,14 @@ class JoinCluster(NamedTuple):
     request_id: int
 
 
+@message(106, "agent", "control")
+class LeaveCluster(NamedTuple):
+    """A node ends in good order: it is dead from now on."""
+
+    node_id: bytes
+    reason: str
+
+
 # --------------------------------------------------------------------------------------------------------- to the agent
 
 
@@ -24,7 +32,7 @@ class ClusterView(NamedTuple):
     rows: list[Any]
 
 
-@message(106, "control", "agent", rows=2)
+@message(107, "control", "agent", rows=2)
 class ClusterLoads(NamedTuple):
     """What is free on nodes that are known: ``(node_id, available)`` each; the receiver's own node may be among them."""
 

@@ -35,7 +35,7 @@ from zray.core.actor_desk import ActorDesk
 from zray.core.bundles import Bundle, NodeBundles
 from zray.core.chance import First
 from zray.core.death_watch import DeathWatch
-from zray.core.effects import DIAL, HANG_UP, KILL_WORKER, MEASURE, SEND, STOP, TIMER, WARN, WATCH, Effect
+from zray.core.effects import DIAL, HANG_UP, JOINED, KILL_WORKER, MEASURE, SEND, STOP, TIMER, WARN, WATCH, Effect
 from zray.core.memory import Candidate, verdicts
 from zray.core.neighbours import Neighbours
 from zray.core.object_desk import ObjectDesk
@@ -304,6 +304,8 @@ class NodeAgent(ObjectDesk, ActorDesk):
 
     def on_cluster_view(self, now: float, peer: bytes, rows: list[Any]) -> None:
         """Other nodes came, changed, or ended: what waits here may run there. An empty one only says that the control lives."""
+        if self._remote and self._control_heard == float("inf"):
+            self.out.append((JOINED,))
         self._control_heard = now
         if not rows:
             if self.neighbours.correct():
@@ -539,7 +541,6 @@ class NodeAgent(ObjectDesk, ActorDesk):
             self.out.append((TIMER, at, (HANG_UP_TIMER, peer)) if at else (HANG_UP, peer))
             self.out.append((SEND, self._control, ProcessDied(peer, reason)))
         self.deaths.ended(peer, reason)
-
 
     # -- checks ---------------------------------------------------------------------------------------------------
 

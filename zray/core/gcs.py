@@ -50,6 +50,7 @@ class Gcs:
         "_wanted",
         "actors",
         "functions",
+        "heard",
         "jobs",
         "kv",
         "members",
@@ -84,6 +85,7 @@ class Gcs:
         self.kv: dict[tuple[bytes, bytes], bytes] = {
             (row["namespace"], row["key"]): row["value"] for row in saved.get("kv", [])
         }
+        self.heard: dict[str, int] = {}  # messages by kind; the body counts them
         self._next_job = max((int.from_bytes(job, "big") for job in self.jobs), default=0) + 1
 
     # -- nodes ----------------------------------------------------------------------------------------------------
@@ -118,11 +120,24 @@ class Gcs:
         self.placement.bundles_counted(node_id, bundles)
         self.placement.nodes_changed(now)
 
+    def on_leave_cluster(self, now: float, peer: bytes, node_id: bytes, reason: str) -> None:
+        node = self.members.nodes.get(node_id)
+        if node is not None and node.state is not NodeState.DEAD:
+            self._end_node(now, node, f"it left the cluster: {reason}")
+
+    def on_connection_lost(self, now: float, agent: bytes) -> None:
+        """The connection that an agent had made has ended: it has to come back soon."""
+        self.members.lost(now, agent)
+
     def on_list_nodes(self, now: float, peer: bytes, request_id: int) -> None:
         self.out.append((SEND, peer, Reply(request_id, True, self._described())))
 
     def on_explain_node(self, now: float, peer: bytes, request_id: int, agent: bytes) -> None:
         self.out.append((SEND, peer, Reply(request_id, True, self.members.explain(now, agent))))
+
+    def on_control_statistics(self, now: float, peer: bytes, request_id: int) -> None:
+        heard = {f"heard_{kind}": count for kind, count in self.heard.items()}
+        self.out.append((SEND, peer, Reply(request_id, True, {**self.statistics(), **heard})))
 
     def leave(self, reason: str) -> None:
         """The control ends in good order, and with it the cluster."""
@@ -221,8 +236,8 @@ class Gcs:
             self.members.publish(now)
             return
         if key[0] == HEALTH_TIMER:
-            for node in self.members.tick(now):
-                self._end_node(now, node, f"it was silent for {self._config.node_death_s:g} s")
+            for node, reason in self.members.tick(now):
+                self._end_node(now, node, reason)
             return
         _, function_id, peer, request_id = key
         waiting = self._wanted.get(function_id, [])

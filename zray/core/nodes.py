@@ -12,6 +12,10 @@ A node that has been silent for ``node_suspect_s`` is *suspected* and asked for 
 ``node_death_s`` it is dead: everybody is told, and nothing that it says later is believed. If it comes back, because only the
 network was cut, it is told to end and to join anew, as another node. A control that was itself held up (its clock jumped
 between two of its own ticks) gives every node the time it has missed.
+
+A cut network says nothing, but the end of a process does: its connections end with it. A node that was heard lately and whose
+connection has ended is given ``node_lost_s`` to make another, which takes a living one a moment. A connection that ends after
+a silence was given up by one side, and says no more than the silence.
 """
 
 from __future__ import annotations
@@ -64,6 +68,7 @@ class Node:
         "hostname",
         "id",
         "labels",
+        "lost_at",
         "pid",
         "state",
         "store_bytes",
@@ -76,6 +81,7 @@ class Node:
         self.id = id
         self.agent = agent
         self.heard_at = now
+        self.lost_at = float("inf")  # when its connection ended
         self.state = NodeState.ALIVE
         self.endpoint = ""
         self.hostname = ""
@@ -183,11 +189,18 @@ class NodeManager:
             self._out.append((SEND, peer, NodeRefused(reason, True)))
             return
         node.heard_at = now
+        node.lost_at = float("inf")
         if node.state is NodeState.SUSPECTED:
             node.state = NODE_LIFECYCLE.next(node.state, "heard")
         if node.available != available:
             node.available = available
             self._note(now, node, self._loaded)
+
+    def lost(self, now: float, agent: bytes) -> None:
+        """The connection of an agent has ended: as that of a process that ended, unless it was silent before."""
+        for node in self.alive():
+            if node.agent == agent and now - node.heard_at < self._config.node_suspect_s:
+                node.lost_at = min(now, node.lost_at)
 
     def end(self, now: float, node: Node, reason: str) -> None:
         """A node is dead."""
@@ -207,8 +220,8 @@ class NodeManager:
     def alive(self) -> list[Node]:
         return [node for node in self.nodes.values() if node.state is not NodeState.DEAD]
 
-    def tick(self, now: float) -> list[Node]:
-        """Look who is silent. Returns those who have been so for too long; the caller ends them."""
+    def tick(self, now: float) -> list[tuple[Node, str]]:
+        """Look who is silent. Returns those who have been so for too long, and why they are dead; the caller ends them."""
         config = self._config
         interval_s = config.health_check_ms / 1000
         held_up = now - self._ticked_at - interval_s
@@ -222,9 +235,12 @@ class NodeManager:
             others.append(node)
             if held_up > interval_s:  # it was this process that did not listen
                 node.heard_at = min(now, node.heard_at + held_up)
+                node.lost_at += held_up
             silent_s = now - node.heard_at
             if silent_s >= config.node_death_s:
-                late.append(node)
+                late.append((node, f"it was silent for {config.node_death_s:g} s"))
+            elif now - node.lost_at >= config.node_lost_s:
+                late.append((node, f"its connection ended, and it did not come back within {config.node_lost_s:g} s"))
             elif silent_s >= config.node_suspect_s:
                 if node.state is NodeState.ALIVE:
                     node.state = NODE_LIFECYCLE.next(node.state, "silent")

@@ -34,6 +34,7 @@ class TaskTemplate:
         "num_returns",
         "ordered",
         "resources",
+        "window",
     )
 
     def __init__(
@@ -56,6 +57,7 @@ class TaskTemplate:
         self.actor: tuple[bytes, bytes] | None = None  # whose calls these are: the actor, and the object of its handles
         self.creates = False  # the call is that of the actor's constructor
         self.ordered = True  # the calls of one caller run in their order
+        self.window = (0, 0, False)  # of a generator: how many items and bytes may wait to be taken, and whether it is dynamic
         self.budget: CallBudget | None = None  # how many of these calls may be pending, where that is limited
         self._at_depths: dict[int, TaskTemplate] = {}
 

@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Any
 import zmq
 from zmq.utils import z85
 
-from zray.io.door import Door
 from zray.io.loop import Loop
 
 if TYPE_CHECKING:
     from zray.io.cluster_key import ClusterKey
+    from zray.io.door import Door
 
 log = logging.getLogger("zray")
 
@@ -51,10 +51,13 @@ _HEARTBEAT_MS = 5000
 _SILENCE_MS_MAX = 15_000  # a connection that did not answer heartbeats for so long is cut
 _HANDSHAKE_MS_MAX = 5000
 _STRANGERS_PER_S_MAX = 100  # connections that came and did not get through, or not yet
-_CONNECT_MS_MAX = 5000
+_UNANSWERED_MS_MAX = 2000  # what was sent is not confirmed for so long: make a new connection, sooner than TCP would try again
+_CONNECT_MS_MAX = 1000  # ... in attempts that are short,
+_RECONNECT_MS_MAX = 500  # and follow each other closely
 BACKLOG = 256  # how many the kernel has let in already when the door is shut
 DOOR_TIMER = "door.open"
 _LISTENING = int(zmq.EVENT_LISTENING)
+_UNREACHED_MIN = 2  # the first time the door may have been shut for a moment
 _CONNECTED = int(zmq.EVENT_CONNECTED)
 _RETRIED = int(zmq.EVENT_CONNECT_RETRIED)
 _ACCEPTED = int(zmq.EVENT_ACCEPTED)
@@ -89,7 +92,13 @@ def bound_handshakes(socket: zmq.Socket[bytes]) -> None:
     socket.set(zmq.HEARTBEAT_TIMEOUT, _SILENCE_MS_MAX)
     socket.set(zmq.HEARTBEAT_TTL, _SILENCE_MS_MAX)
     socket.set(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS_MAX)
+
+
+def connect_soon(socket: zmq.Socket[bytes]) -> None:
+    """Set how a tcp socket that will connect makes a connection again. Before it is connected."""
+    socket.set(zmq.TCP_MAXRT, _UNANSWERED_MS_MAX)
     socket.set(zmq.CONNECT_TIMEOUT, _CONNECT_MS_MAX)
+    socket.set(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS_MAX)
 
 
 def show_key(socket: zmq.Socket[bytes], key: ClusterKey) -> None:
@@ -219,6 +228,8 @@ class Doorkeeper:
 
     def _on_event(self, event: int, value: int) -> None:
         if event == _LISTENING:
+            from zray.io.door import Door  # a cluster of one machine does without it
+
             self._door = Door(value)
         elif event == _ACCEPTED:
             self._accepted[value] = self._succeeded
@@ -287,6 +298,7 @@ class DialWatch:
         self._on_refused = on_refused
         self._on_broken = on_broken
         self._told: dict[str, None] = {}
+        self._unreached = 0  # attempts in a row that found nobody
         self._reached = False  # this attempt has found somebody who listens
         self._waiting = False  # ... and has heard nothing else yet
         self._made = False
@@ -313,7 +325,8 @@ class DialWatch:
                 self._on_broken()
             self._waiting = False
         elif event == _RETRIED:
-            if not self._reached:
+            self._unreached = 0 if self._reached else self._unreached + 1
+            if self._unreached >= _UNREACHED_MIN:
                 self._refuse(NO_ANSWER)
             self._reached = False
         else:

@@ -22,6 +22,7 @@ from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 from zray.base.wire import STORED, Address, Entry
+from zray.runtime.generator_runner import GeneratorRunner
 
 if TYPE_CHECKING:
     import asyncio
@@ -231,7 +232,7 @@ class Actor:
         else:
             known = ", ".join(map(repr, self._groups)) or "none"
             error = ValueError(f"{spec[6]}() has no concurrency group {name!r}: the actor's groups are {known}")
-            self._finish(peer, spec, (self._worker.error_entry(error, spec[6], extra),) * spec[4], 0.0)
+            self._finish(peer, spec, (self._worker.error_entry(error, spec[6], extra),) * abs(spec[4]), 0.0)
 
     def method(self, name: bytes) -> Callable[..., Any]:
         """A method of the instance, or one that every actor has."""
@@ -270,12 +271,15 @@ class Actor:
             args, kwargs = worker.arguments(payload, slots)
             result = self.method(function_id)(*args, **kwargs)
             del args, kwargs
-            entries = worker.entries(peer, task_id, result, num_returns, name)
+            if num_returns < 0:
+                entries = worker.streamed(peer, spec, GeneratorRunner(worker, peer, spec).run(result))
+            else:
+                entries = worker.entries(peer, spec, result)
         except SystemExit as error:
             self._end(error, number)
             return
         except BaseException as error:
-            entries = (worker.error_entry(error, name, extra),) * num_returns
+            entries = (worker.error_entry(error, name, extra),) * abs(num_returns)
         self._finish(peer, spec, entries, started)
         self._end()
 
@@ -297,22 +301,27 @@ class Actor:
             else:
                 args, kwargs, refs = self._read(payload, slots)
             result = self.method(function_id)(*args, **kwargs)
-            if inspect.isawaitable(result):
-                result = await result
             del args, kwargs
-            entries = worker.entries(peer, task_id, result, num_returns, name)
+            if num_returns < 0:
+                entries = worker.streamed(peer, spec, await GeneratorRunner(worker, peer, spec).run_async(result))
+            else:
+                if inspect.isasyncgen(result):
+                    result = [value async for value in result]
+                elif inspect.isawaitable(result):
+                    result = await result
+                entries = worker.entries(peer, spec, result)
         except SystemExit as error:
             self._end(error, number)
             return
         except BaseException as error:
-            entries = (worker.error_entry(error, name, extra),) * num_returns
+            entries = (worker.error_entry(error, name, extra),) * abs(num_returns)
         self._finish(peer, spec, entries, started, refs)
         self._end()
 
     def cancelled(self, number: int, peer: bytes, spec: Any) -> None:
         """A call was cancelled before it had begun."""
         error = self._worker.error_entry(KeyboardInterrupt(), spec[6], spec[7])
-        self._finish(peer, spec, (error,) * spec[4], time.monotonic(), {})
+        self._finish(peer, spec, (error,) * abs(spec[4]), time.monotonic(), {})
         self._end()
 
     def stop(self) -> None:

@@ -223,6 +223,13 @@ class CoreWorker(Client):
         self.loop.post(task)
         self.loop.maybe_turn()
 
+    def block(self, waiter: Waiter) -> None:
+        """Wait in this thread, as in ``get``."""
+        if self.broken is None:
+            self._block(waiter, None)
+        if self.broken is not None:
+            raise self.broken
+
     def create_actor(self, task: Task, registration: RegisterActor | None) -> None:
         """Have an actor created; one with a name is registered already."""
         self.loop.post((self._create_actor, task, registration))

@@ -8,16 +8,17 @@ Results gather until the end of a turn of the loop. What waits behind a task tha
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zray.base import serialization, wire
 from zray.base.config import Config
-from zray.base.ids import return_id
+from zray.base.ids import END_INDEX, return_id
 from zray.base.resources import from_units
 from zray.base.serialization import Payload, Serialized
 from zray.base.wire import CONTROL, DONE, ERROR, INLINE, STORED, Address, Entry
@@ -28,10 +29,13 @@ from zray.exceptions import ActorDiedError
 from zray.runtime import failures
 from zray.runtime.actor import Actor, ActorExit
 from zray.runtime.explainer import whereabouts
+from zray.runtime.generator_runner import GeneratorRunner
 
 if TYPE_CHECKING:
     from zray.core.owner import Owner
+    from zray.core.waiters import Waiter
     from zray.io.loop import Loop
+    from zray.object_ref import ObjectRef
 
 ARGUMENTS = -1  # the slot of a reference to all arguments at once, when they are large
 HANDBACK_TIMER = "worker.handback"
@@ -67,8 +71,12 @@ class Executor:
     tell: Callable[[bytes, tuple[Any, ...]], None]
     call: Callable[..., Any]
     entry: Callable[[bytes, Serialized, bytes], Entry]
+    adopt: Callable[[bytes, Address], ObjectRef[Any]]
+    block: Callable[[Waiter], None]
+    config: Config
 
     def __init__(self, config: Config) -> None:
+        self.config = config
         self.depth = 0
         self.placement_group: tuple[bytes, bool] | None = None
         self.thread = 0  # the one that runs what is in the queue
@@ -91,6 +99,7 @@ class Executor:
         self._leaving = False
         self._adopted = _Adopted()
         self._order = ActorTaskQueue()
+        self.runners: dict[bytes, GeneratorRunner] = {}  # of the generators that run, by task
         self._pid = os.getpid()
 
     # -- the body's ------------------------------------------------------------------------------------------------
@@ -156,6 +165,20 @@ class Executor:
         self.leases[lease_id] = (job_id, resources, gpu_ids)
         if len(self.leases) > _LEASES_KEPT:  # it serves one at a time; only a few can have tasks in the queue still
             del self.leases[next(iter(self.leases))]
+
+    def on_items_taken(self, now: float, peer: bytes, task_id: bytes, taken: int) -> None:
+        if task_id in self.runners:
+            self.runners[task_id].on_taken(taken)
+
+    def on_stop_generator(self, now: float, peer: bytes, task_id: bytes) -> None:
+        if task_id in self.runners:
+            self.runners[task_id].stop()
+
+    def stop_generators(self, peer: bytes) -> None:
+        """In the loop: who wanted the items is gone."""
+        for runner in list(self.runners.values()):
+            if runner.peer == peer:
+                runner.stop()
 
     def on_list_events(self, now: float, peer: bytes, request_id: int) -> None:
         self.send(peer, wire.Reply(request_id, True, list(self._events)))
@@ -296,13 +319,17 @@ class Executor:
                 args, kwargs = self.arguments(payload, slots)
                 result = function(*args, **kwargs)
                 del args, kwargs
-            ended = time.monotonic()
-            entries = self.entries(peer, task_id, result, num_returns, name)
+            if num_returns < 0:
+                entries = self.streamed(peer, spec, GeneratorRunner(self, peer, spec).run(result))
+                ended = time.monotonic()
+            else:
+                ended = time.monotonic()
+                entries = self.entries(peer, spec, result)
         except SystemExit as error:
             self._exit(error)
         except BaseException as error:
             ended = time.monotonic()
-            entries = (self.error_entry(error, name, extra),) * num_returns
+            entries = (self.error_entry(error, name, extra),) * abs(num_returns)
         self._events.append((name, started, ended))
         # The result dies after this: its references may be the last ones, and their release must not overtake it.
         self.loop.post(
@@ -340,22 +367,55 @@ class Executor:
         refs, self._adopted.refs = self._adopted.refs, None
         return refs or {}
 
-    def entries(self, peer: bytes, task_id: bytes, result: Any, num_returns: int, name: str) -> tuple[Entry, ...]:
+    def entries(self, peer: bytes, spec: Any, result: Any) -> tuple[Entry, ...]:
         """What the owner will know of the results."""
         self.end_if_forked()
+        task_id, num_returns = spec[0], spec[4]
         if num_returns == 1:
             return self._given(peer, (self._result(peer, return_id(task_id, 1), result),))
         if num_returns == 0:
             return ()
-        try:
-            values: tuple[Any, ...] | None = tuple(result)
-        except TypeError:
-            values = None
-        if values is None or len(values) != num_returns:
+        values: Sequence[Any] | None
+        missing: tuple[Entry, ...] = ()
+        if inspect.isgenerator(result):
+            values, missing = self._drawn(spec, result)
+        else:
+            try:
+                values = tuple(result)
+            except TypeError:
+                values = None
+        if values is None or len(values) + len(missing) != num_returns:
             got = f"{len(values)} values" if values is not None else f"a {type(result).__name__}"
-            raise ValueError(f"{name}() has num_returns={num_returns} but returned {got}: return that many in a tuple")
+            raise ValueError(f"{spec[6]}() has num_returns={num_returns} but returned {got}: return that many in a tuple")
         entries = tuple(self._result(peer, return_id(task_id, i + 1), value) for i, value in enumerate(values))
-        return self._given(peer, entries)
+        return self._given(peer, entries) + missing
+
+    def _drawn(self, spec: Any, generator: Iterator[Any]) -> tuple[list[Any], tuple[Entry, ...]]:
+        """The values of a generator with a fixed number of results, and its exception in the place of those that are missing."""
+        values = []
+        try:
+            for value in generator:
+                values.append(value)
+                if len(values) > spec[4]:
+                    break
+        except Exception as error:
+            entry = self.error_entry(error, spec[6], spec[7])
+            if len(entry) > 2 or len(values) >= spec[4]:  # it is to be tried again, or there is no place for it
+                raise
+            return values, (entry,) * (spec[4] - len(values))
+        return values, ()
+
+    def streamed(self, peer: bytes, spec: Any, result: Any) -> tuple[Entry, ...]:
+        """What the owner will know of a generator that is over."""
+        return self._given(peer, (self._result(peer, spec[0] + END_INDEX, result),))
+
+    def give(self, peer: bytes, entry: Entry) -> None:
+        """Register the owner-to-be for the references inside an item of a generator."""
+        self.loop.post((self._give, entry[-1], peer))
+
+    def send_items(self, peer: bytes, message: tuple[Any, ...]) -> None:
+        """In the loop: send items of a generator to their owner."""
+        self.send(peer, message)
 
     def _result(self, peer: bytes, object_id: bytes, value: Any) -> Entry:
         return self.entry(object_id, serialization.serialize(value), peer)

@@ -15,7 +15,7 @@ from zray.base import serialization
 from zray.base.wire import ERROR, Entry
 from zray.exceptions import ActorDiedError, RayError, RayTaskError, TaskCancelledError
 
-_OWN_FILES = ("zray/runtime/executor.py", "zray/runtime/actor.py")
+_OWN_FILES = ("zray/runtime/executor.py", "zray/runtime/actor.py", "zray/runtime/generator_runner.py")
 
 
 def of_task(error: BaseException, name: str, extra: dict[str, Any] | None, node: str) -> Entry:

@@ -62,6 +62,7 @@ class NoLinks:
         self.endpoint = "local"
         self.counts: dict[str, int] = {}
         self.on_refused: Callable[[bytes, str], None] = lambda peer, reason: None
+        self.on_lost: Callable[[bytes], None] = lambda peer: None
 
     def dial(self, peer: bytes, endpoint: str, watched: bool = False) -> None:
         """Everybody is here."""

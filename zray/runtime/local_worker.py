@@ -66,6 +66,8 @@ class LocalWorker(Executor):
         self.send = self._send
         self.call = runtime.call
         self.entry = runtime.entry
+        self.adopt = runtime.adopt
+        self.block = runtime.block
         self.gone = False
         self._runtime = runtime
         self._exiting: SystemExit | None = None
@@ -120,6 +122,8 @@ class LocalWorker(Executor):
         self._queue.clear()
         if actor is not None:
             actor.stop()
+        for runner in list(self.runners.values()):
+            runner.stop()
         for waiter in list(self._waiting):
             resolve(waiter)
         waiting = {*self._waiting.values(), threading.get_ident()}
@@ -148,6 +152,11 @@ class LocalWorker(Executor):
         came = [entry for items in self._results.values() for item in items for entry in item[1] if len(entry) > 2]
         super()._send_done()
         for entry in came:  # owner and executor are one process: what was held on the way is held no more
+            self.owner.references.come_home(contained_in(entry))
+
+    def send_items(self, peer: bytes, message: tuple[Any, ...]) -> None:
+        super().send_items(peer, message)
+        for entry in message[4]:
             self.owner.references.come_home(contained_in(entry))
 
     def _send(self, peer: bytes, message: tuple[Any, ...]) -> None:

@@ -24,6 +24,7 @@ class Links(Protocol):
     endpoint: str
     counts: dict[str, int]
     on_refused: Callable[[bytes, str], None]
+    on_lost: Callable[[bytes], None]
 
     def dial(self, peer: bytes, endpoint: str, watched: bool = False) -> None: ...
 

@@ -96,6 +96,7 @@ class TaskExecutor(Executor, CoreWorker):
         return bool(self._queue) or self._leaving
 
     def _hang_up(self, peer: bytes) -> None:
+        self.stop_generators(peer)
         self._order.forget(peer)
         self.transport.hang_up(peer)
 
