@@ -234,10 +234,10 @@ def handlers() -> dict[str, list[type]]:
     from zray.core.bundles import NodeBundles
     from zray.core.copy_search import CopySearch
     from zray.core.gcs import Gcs
+    from zray.core.generators import GeneratorOwner
     from zray.core.object_desk import ObjectDesk
     from zray.core.owner import Owner
     from zray.core.placement import PlacementGroupManager
-    from zray.core.generators import GeneratorOwner
     from zray.core.recovery import ObjectRecovery
     from zray.core.transfer import ObjectTransfer
     from zray.runtime.client import Client
