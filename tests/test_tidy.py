@@ -40,6 +40,7 @@ LEVELS: list[list[set[str]]] = [
             "actor_description",
             "arguments",
             "object_ref_generator",
+            "progress",
             "options",
             "placement_group",
             "remote_function",
@@ -236,6 +237,7 @@ def handlers() -> dict[str, list[type]]:
     from zray.core.gcs import Gcs
     from zray.core.generators import GeneratorOwner
     from zray.core.object_desk import ObjectDesk
+    from zray.core.output import OutputDesk
     from zray.core.owner import Owner
     from zray.core.placement import PlacementGroupManager
     from zray.core.recovery import ObjectRecovery
@@ -244,12 +246,13 @@ def handlers() -> dict[str, list[type]]:
     from zray.runtime.core_worker import CoreWorker
     from zray.runtime.executor import Executor
     from zray.runtime.explainer import Explainer
+    from zray.runtime.output import DriverOutput
     from zray.runtime.worker import TaskExecutor
 
     return {
         "control": [Gcs, ActorManager, PlacementGroupManager],
-        "agent": [NodeBundles, NodeAgent, ActorDesk, ObjectDesk, ObjectTransfer, CopySearch],
-        "owner": [Owner, ActorOwner, GeneratorOwner, ObjectRecovery, CoreWorker, Explainer],
+        "agent": [NodeBundles, NodeAgent, ActorDesk, ObjectDesk, ObjectTransfer, CopySearch, OutputDesk],
+        "owner": [Owner, ActorOwner, GeneratorOwner, ObjectRecovery, CoreWorker, Explainer, DriverOutput],
         "worker": [Executor, TaskExecutor],
         "any": [Client, CoreWorker],
     }

@@ -111,7 +111,7 @@ def init(
         local_mode: run everything in this very process, for debugging; ``ZRAY_LOCAL_MODE=1`` does so for any program.
         namespace: isolates names from other jobs; by default one of its own.
         ignore_reinit_error: a second ``init`` is not an error.
-        log_to_driver: whether the output of tasks is shown here; if not, it goes to files in the session directory.
+        log_to_driver: whether what workers write is shown here; their files in the session directory have it in any case.
         logging_level: of the cluster's own log.
         _temp_dir: where the session directory is made, or that of a running node is looked for.
         _system_config: limits by name (see ``zray.base.config``).
@@ -143,7 +143,7 @@ def init(
             _start_local(address, given, namespace, env_vars, _system_config)
             return _context()
         if address not in (None, "local"):
-            _join_running(str(address), given, namespace, env_vars, _temp_dir or "")
+            _join_running(str(address), given, namespace, env_vars, _temp_dir or "", log_to_driver=log_to_driver)
         else:
             how = {"log_to_driver": log_to_driver, "logging_level": logging_level, "temp_dir": _temp_dir}
             limits = {"namespace": namespace, "system_config": _system_config, "env_vars": env_vars}
@@ -152,7 +152,13 @@ def init(
 
 
 def _join_running(
-    address: str, given: dict[str, Any], namespace: str | None, env_vars: dict[str, str], temp_dir: str
+    address: str,
+    given: dict[str, Any],
+    namespace: str | None,
+    env_vars: dict[str, str],
+    temp_dir: str,
+    *,
+    log_to_driver: bool,
 ) -> None:
     """Connect to a running cluster through the node that runs on this machine."""
     from zray.io.session import living_nodes
@@ -177,7 +183,7 @@ def _join_running(
             "the variable ZRAY_ADDRESS"
         )
     space = namespace or f"anonymous-{uuid.uuid4()}"
-    object_ref.connected = driver.connect_running(found[0], space, env_vars)
+    object_ref.connected = driver.connect_running(found[0], space, env_vars, log_to_driver=log_to_driver)
 
 
 def _start_default() -> None:
@@ -229,7 +235,6 @@ def _start_embedded(arguments: dict[str, Any]) -> None:
         config,
         _node_resources(arguments),
         int(store_bytes),
-        log_to_driver=arguments.get("log_to_driver", True),
         logging_level=level,
         temp_dir=arguments.get("temp_dir") or "",
         labels=_node_labels(arguments.get("labels")),
@@ -237,7 +242,9 @@ def _start_embedded(arguments: dict[str, Any]) -> None:
     from zray.runtime import driver  # takes as long to import as the head takes to start: both at once
 
     namespace = arguments.get("namespace") or f"anonymous-{uuid.uuid4()}"
-    object_ref.connected = driver.connect_embedded(head, config, namespace, arguments.get("env_vars") or {})
+    env_vars = arguments.get("env_vars") or {}
+    log_to_driver = arguments.get("log_to_driver", True)
+    object_ref.connected = driver.connect_embedded(head, config, namespace, env_vars, log_to_driver=log_to_driver)
 
 
 def _job_env_vars(runtime_env: dict[str, Any] | None) -> dict[str, str]:

@@ -15,7 +15,7 @@ import pytest
 import zray as ray
 from zray.exceptions import OwnerDiedError, RayError
 
-from .driving import assert_nothing_remains, processes_of
+from .driving import assert_nothing_remains, eventually, processes_of
 
 MB = 1 << 20
 
@@ -293,11 +293,15 @@ def test_output_of_tasks_goes_to_the_session_directory_if_not_to_the_driver() ->
 
         ray.get(speak.remote())
         logs = os.path.join(context.session_dir, "logs")
-        texts = []
-        for name in os.listdir(logs):
-            with open(os.path.join(logs, name), encoding="utf-8") as file:
-                texts.append(file.read())
-    assert any("these words" in text for text in texts)
+
+        def written() -> bool:
+            texts = []
+            for name in os.listdir(logs):
+                with open(os.path.join(logs, name), encoding="utf-8") as file:
+                    texts.append(file.read())
+            return any("these words" in text for text in texts)
+
+        eventually(written, "the words in a file")
 
 
 def test_output_of_tasks_is_shown_by_the_driver(script: Any) -> None:

@@ -83,6 +83,12 @@ class Config:
     memory_fraction_max: float = 0.95  # above it workers are ended
     memory_limit_bytes: int = 0  # what the workers of a node may use together; 0: what the machine or container has
     oom_retries_max: int = 15  # of a task that was ended for want of memory, beside max_retries
+    # what workers write
+    worker_log_bytes_max: int = 16 << 20  # of a worker's file; then a new one is begun, and the last one kept
+    ended_logs_bytes_max: int = 1 << 30  # files of workers that ended, on one node; the oldest go first
+    output_bytes_per_s: int = 2 << 20  # that one node sends to a driver
+    output_backlog_bytes_max: int = 4 << 20  # that wait for that, errors apart; what comes then is dropped and counted
+    output_fold_s: float = 1.0  # the same line by several workers within this time is shown once, with a number
     # loop and transport
     flush_ms: float = 1.0  # results wait no longer than this
     lazy_handover_ms: float = 5.0  # the loop thread leaves the loop this long to a thread that just used it

@@ -16,6 +16,7 @@ from zray.base import (  # noqa: F401 - their messages belong to the schema
     wire_actors,
     wire_generators,
     wire_nodes,
+    wire_output,
     wire_placement,
     wire_state,
     wire_transfer,

@@ -39,6 +39,7 @@ from zray.core.effects import DIAL, HANG_UP, JOINED, KILL_WORKER, MEASURE, SEND,
 from zray.core.memory import Candidate, verdicts
 from zray.core.neighbours import Neighbours
 from zray.core.object_desk import ObjectDesk
+from zray.core.output import OutputDesk
 from zray.core.policy import DEFAULT, Rng, Verdict, Waiting, read_locality, readable
 from zray.core.scheduler import GrantedLease, LeaseScheduler, Request
 from zray.core.spilling import SPILL_TIMER
@@ -92,6 +93,7 @@ class NodeAgent(ObjectDesk, ActorDesk):
         "deaths",
         "neighbours",
         "out",
+        "output",
         "pool",
         "rejoin",
         "scheduler",
@@ -140,6 +142,7 @@ class NodeAgent(ObjectDesk, ActorDesk):
         )
         self.scheduler.bundles = self.bundles
         self.pool = WorkerPool(prestart, node_id, config, self.out, self.scheduler.holds)
+        self.output = OutputDesk(control, config, self.out, self.pool.workers, self._me)
         self.store = ObjectStore(store_bytes, config, self.out, self.deaths.is_dead, directories)
         self.transfer = ObjectTransfer(self._me, config, self.out, self.store, self.neighbours.by_agent)
 
@@ -177,6 +180,7 @@ class NodeAgent(ObjectDesk, ActorDesk):
     def on_job_finished(self, now: float, peer: bytes, job_id: bytes, driver: bytes) -> None:
         """A job is over: end its workers and free what is left of it."""
         self.pool.kill_job(job_id)
+        self.output.job_finished(now, job_id)
         self._forget(now, driver, "its job is finished", at=now + _GOODBYE_S)
         self._advance(now)
 

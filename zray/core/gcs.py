@@ -17,6 +17,7 @@ from zray.base.ids import agent_of
 from zray.base.resources import ResourceSet
 from zray.base.wire import JobFinished, Reply
 from zray.base.wire_nodes import NodeRefused
+from zray.base.wire_output import DriverFound
 from zray.core.actor_places import Place, choose_place
 from zray.core.actors import ActorManager
 from zray.core.chance import First
@@ -210,6 +211,14 @@ class Gcs:
             self.out.append((SEND, peer, Reply(request_id, False, f"job {job_id.hex()} is unknown")))
         else:
             self.out.append((SEND, peer, Reply(request_id, True, job)))
+
+    def on_find_driver(self, now: float, peer: bytes, job_id: bytes) -> None:
+        job = self.jobs.get(job_id)
+        if job is None or "environment" not in job or job["state"] != "RUNNING":  # or of an earlier head
+            self.out.append((SEND, peer, DriverFound(job_id, b"", "", False)))
+            return
+        wants = job["environment"].get("log_to_driver") is not False
+        self.out.append((SEND, peer, DriverFound(job_id, job["driver"], job["endpoint"], wants)))
 
     # -- functions ------------------------------------------------------------------------------------------------
 

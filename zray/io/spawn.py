@@ -23,7 +23,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 _PR_SET_NAME = 15
@@ -56,6 +56,11 @@ def redirect_output(path: str) -> None:
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     os.close(fd)
+
+
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def describe_exit(status: int) -> str:
@@ -94,14 +99,20 @@ class Zygote:
             _guarded(_Nursery(theirs, run_worker, at_end).run)
         theirs.close()
         self._socket = ours
-        self._outbox: deque[bytes] = deque()
+        self._outbox: deque[tuple[bytes, tuple[int, ...]]] = deque()
         ours.setblocking(False)
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def start(self, worker_id: bytes) -> None:
-        self._send(("start", worker_id))
+    def start(self, worker_id: bytes, output: tuple[int, ...] = ()) -> None:
+        """Have a worker made.
+
+        Args:
+            worker_id: its id.
+            output: descriptors for its standard output and error, which are closed here; without them it has the zygote's.
+        """
+        self._send(("start", worker_id), output)
 
     def kill(self, worker_id: bytes) -> None:
         self._send(("kill", worker_id))
@@ -123,6 +134,7 @@ class Zygote:
     def close(self, timeout_s: float = 5.0) -> None:
         """End the zygote and all workers, and wait for it."""
         self._socket.close()
+        self._forget_outbox()
         deadline = time.monotonic() + timeout_s
         pidfd = os.pidfd_open(self.pid)
         try:
@@ -133,21 +145,28 @@ class Zygote:
             os.kill(self.pid, signal.SIGKILL)  # its workers follow by PDEATHSIG
             os.waitpid(self.pid, 0)
 
-    def _send(self, message: tuple[Any, ...]) -> None:
-        self._outbox.append(pickle.dumps(message))
+    def _send(self, message: tuple[Any, ...], fds: tuple[int, ...] = ()) -> None:
+        self._outbox.append((pickle.dumps(message), fds))
         self._flush()
 
     def _flush(self) -> None:
         """Send what the socket takes. Every message has an answer, so what is left goes when the next answer comes."""
         while self._outbox:
+            data, fds = self._outbox[0]
             try:
-                self._socket.send(self._outbox[0])
+                socket.send_fds(self._socket, [data], fds)
             except BlockingIOError:
                 return
             except OSError:  # a dead zygote is reported by on_readable
-                self._outbox.clear()
+                self._forget_outbox()
                 return
+            _close_all(fds)
             self._outbox.popleft()
+
+    def _forget_outbox(self) -> None:
+        for _, fds in self._outbox:
+            _close_all(fds)
+        self._outbox.clear()
 
 
 def _guarded(function: Callable[[], None]) -> NoReturn:
@@ -199,19 +218,20 @@ class _Nursery:
                 self._reap()
             if self._socket in readable:
                 try:
-                    data = self._socket.recv(65536)
+                    data, fds, _, _ = socket.recv_fds(self._socket, 65536, 2)
                 except ConnectionResetError:  # the node ended with words of ours unread
                     break
                 if not data:
                     break
                 verb, worker_id = pickle.loads(data)
                 if verb == "start":
-                    self._start(worker_id)
+                    self._start(worker_id, fds)
+                    _close_all(fds)
                 else:
                     self._kill(worker_id)
         self._end()
 
-    def _start(self, worker_id: bytes) -> None:
+    def _start(self, worker_id: bytes, output: list[int]) -> None:
         parent = os.getpid()
         try:
             pid = os.fork()
@@ -227,6 +247,9 @@ class _Nursery:
             self._socket.close()
             for fd in self._wake:
                 os.close(fd)
+            for number, fd in enumerate(output, start=1):
+                os.dup2(fd, number)
+            _close_all(output)
             _guarded(lambda: self._run_worker(worker_id))
         self._pids[pid] = worker_id
         self._workers[worker_id] = pid

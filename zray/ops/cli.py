@@ -152,7 +152,6 @@ def _settings(chosen: argparse.Namespace) -> dict[str, Any]:
         "temp_dir": chosen.session_dir,
         "logging_level": level,
         "insecure": chosen.insecure,
-        "log_to_driver": False,
         "log": False,
         "node_id": bytes(NodeID.from_random()).hex(),
     }

@@ -110,7 +110,6 @@ def start(
         config,
         description,
         resources,
-        log_to_driver=False,
         host=tcp[2],
         key=key,
         labels=arguments.get("labels"),

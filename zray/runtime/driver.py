@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +16,19 @@ from zray.base import wire
 from zray.base.config import Config
 from zray.base.ids import agent_id, agent_of, driver_id
 from zray.base.wire import CONTROL
+from zray.base.wire_output import FlushOutput
 from zray.core.waiters import Waiter
 from zray.exceptions import NodeDiedError, RaySystemError
 from zray.runtime.client import finish
 from zray.runtime.core_worker import CoreWorker
 from zray.runtime.embedded import EmbeddedHead
+from zray.runtime.output import DriverOutput
 from zray.runtime.process import PidWatch
 
 if TYPE_CHECKING:
     from zray.io.cluster_key import ClusterKey
+
+_FLUSH_S = 2.0  # for a node that is gone and not yet known to be
 
 
 class Driver(CoreWorker):
@@ -41,16 +47,25 @@ class Driver(CoreWorker):
         self.head: EmbeddedHead | None = None
         self.running: dict[str, Any] = {}  # the node of a running cluster that was joined
         self._watch: PidWatch | None = None  # of the head
+        self.output = DriverOutput(config)
+        self.add_handlers(self.output, "owner")
         self.nodes: list[dict[str, Any]] = []
         self._previous_handler: Any = None
+        self._log_to_driver = True
 
-    def connect(self, endpoint: str, namespace: str, env_vars: dict[str, str]) -> None:
+    def connect(self, endpoint: str, namespace: str, env_vars: dict[str, str], *, log_to_driver: bool) -> None:
         """Register this driver as a job with the control at ``endpoint``."""
         self.namespace = namespace
+        self._log_to_driver = log_to_driver
         self.env_vars = env_vars
         self.loop.run_in_thread("zray-loop", self._on_loop_error)
         self.loop.post((self.transport.dial, CONTROL, endpoint))
-        environment = {"sys_path": [os.path.abspath(p) for p in sys.path], "cwd": os.getcwd(), "env_vars": env_vars}
+        environment = {
+            "sys_path": [os.path.abspath(p) for p in sys.path],
+            "cwd": os.getcwd(),
+            "env_vars": env_vars,
+            "log_to_driver": log_to_driver,
+        }
         entrypoint = " ".join(sys.argv) or "python"
         answer = self.call(
             CONTROL, wire.RegisterJob, self.me, self.address[1], os.getpid(), entrypoint, namespace, environment
@@ -66,6 +81,8 @@ class Driver(CoreWorker):
 
     def _join(self, job_id: bytes, node: dict[str, Any], control_endpoint: str) -> None:
         self.join(job_id, node)
+        self.output.own_agent = self.agent
+        self.output.control_agent = next(n["agent"] for n in self.nodes if n["endpoint"] == control_endpoint)
         if node["endpoint"] == control_endpoint:  # one process hosts both
             self.transport.alias(node["agent"], CONTROL)
         else:
@@ -103,6 +120,8 @@ class Driver(CoreWorker):
 
     def shutdown(self) -> None:
         """Finish the job; with an embedded head, end the cluster and wait until nothing of it is left."""
+        if self.broken is None and self._log_to_driver:
+            self._flush_output()
         if self.broken is None:
             request = self.ask(CONTROL, wire.FinishJob, self.job_id)
             with contextlib.suppress(RaySystemError):
@@ -111,8 +130,23 @@ class Driver(CoreWorker):
         self.close()
         if self._watch is not None:
             self._watch.close()
+        self.output.close()
         if self.head is not None:
             self.head.stop(5.0)
+
+    def show_bar(self, state: str) -> None:
+        """A progress bar of this process has moved."""
+        self.output.screen.show(b"", json.loads(state))
+
+    def _flush_output(self) -> None:
+        """Have it here what workers have written so far, on this node and on those whose workers this process knows."""
+        links = list(self.transport.links)
+        known = [agent for agent in map(agent_of, links) if agent in links]
+        agents = dict.fromkeys([self.agent, *self.output.agents, *known])
+        deadline = time.monotonic() + _FLUSH_S
+        for request in [self.ask(agent, FlushOutput, self.job_id) for agent in agents]:
+            with contextlib.suppress(RaySystemError):
+                self.loop.wait(request, max(0.0, deadline - time.monotonic()))
 
     def _on_loop_error(self, error: BaseException) -> None:
         self.fail(RaySystemError(f"zray's event loop failed: {type(error).__name__}: {error}"))
@@ -133,7 +167,7 @@ class Driver(CoreWorker):
             self._previous_handler = None
 
 
-def connect_running(node: dict[str, Any], namespace: str, env_vars: dict[str, str]) -> Driver:
+def connect_running(node: dict[str, Any], namespace: str, env_vars: dict[str, str], *, log_to_driver: bool) -> Driver:
     """Connect to the cluster of a node that runs on this machine, as it described itself.
 
     Raises:
@@ -151,7 +185,7 @@ def connect_running(node: dict[str, Any], namespace: str, env_vars: dict[str, st
             driver.live_with_node(node["pid"])
         except ProcessLookupError:
             raise NodeDiedError(f"the node agent of this machine (pid {node['pid']}) has just ended") from None
-        driver.connect(node["control"], namespace, env_vars)
+        driver.connect(node["control"], namespace, env_vars, log_to_driver=log_to_driver)
     except BaseException:
         driver.close()
         raise
@@ -159,14 +193,16 @@ def connect_running(node: dict[str, Any], namespace: str, env_vars: dict[str, st
     return driver
 
 
-def connect_embedded(head: EmbeddedHead, config: Config, namespace: str, env_vars: dict[str, str]) -> Driver:
+def connect_embedded(
+    head: EmbeddedHead, config: Config, namespace: str, env_vars: dict[str, str], *, log_to_driver: bool
+) -> Driver:
     """Wait for the head that was started for this process, and connect to it."""
     driver: Driver | None = None
     try:
         driver = Driver(config, head.session.endpoint("d"), head.cluster, head.node_id)  # while the head starts
         head.wait_ready()
         driver.live_with(head)
-        driver.connect(head.session.endpoint("h"), namespace, env_vars)
+        driver.connect(head.session.endpoint("h"), namespace, env_vars, log_to_driver=log_to_driver)
     except BaseException:
         if driver is not None:
             driver.close()

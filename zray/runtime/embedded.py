@@ -26,7 +26,6 @@ class EmbeddedHead:
         config: limits.
         resources: what the node offers, by name.
         store_bytes: size of the object store, 0 for the default.
-        log_to_driver: whether workers write to this process's output.
         logging_level: of the head's own log.
         temp_dir: where the session directory is made, "" for the default.
         labels: of the node.
@@ -41,7 +40,6 @@ class EmbeddedHead:
         resources: dict[str, float],
         store_bytes: int,
         *,
-        log_to_driver: bool,
         logging_level: int,
         temp_dir: str = "",
         labels: dict[str, str] | None = None,
@@ -62,7 +60,6 @@ class EmbeddedHead:
             "resources": resources,
             "labels": labels or {},
             "store_bytes": store_bytes,
-            "log_to_driver": log_to_driver,
             "logging_level": logging_level,
             "driver_pid": os.getpid(),
         }

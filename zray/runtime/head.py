@@ -185,7 +185,6 @@ def start(arguments: dict[str, Any], session: Session, key: ClusterKey | None = 
         config,
         description,
         resources,
-        log_to_driver=arguments["log_to_driver"],
         host=tcp[2] if tcp else "",
         key=key,
         labels=arguments.get("labels"),

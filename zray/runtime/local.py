@@ -16,6 +16,7 @@ in ``claims`` before it waits; the first worker to which that task is pushed is 
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -41,6 +42,7 @@ from zray.object_ref import ObjectRef
 from zray.runtime.client import finish
 from zray.runtime.core_worker import CoreWorker
 from zray.runtime.local_worker import LocalWorker, current_worker
+from zray.runtime.screen import Screen
 
 if TYPE_CHECKING:
     from zray.io.cluster_key import ClusterKey
@@ -127,6 +129,7 @@ class LocalRuntime(CoreWorker):
         self._stirred: dict[LocalWorker, None] = {}
         self._speaker = self.me
         self._interrupts = 0
+        self._screen = Screen()
         self._previous_handler: Any = None
         self._previous_env: dict[str, str | None] = {}
         agent = agent_id(node_id)
@@ -215,6 +218,10 @@ class LocalRuntime(CoreWorker):
         if task.depth > 1 and task.template.actor is None:
             task.template = task.template.at_depth(task.depth)
         super().submit(task)
+
+    def show_bar(self, state: str) -> None:
+        """A progress bar has moved."""
+        self._screen.show(b"", json.loads(state))
 
     def open_store(self, node: dict[str, Any]) -> None:
         """There is none."""

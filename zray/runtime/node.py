@@ -15,6 +15,7 @@ from zray.base.wire import Hello
 from zray.core import effects as e
 from zray.core.agent import NodeAgent
 from zray.io.memory import private_bytes, usage
+from zray.io.pipes import WorkerPipes
 from zray.io.session import Session
 from zray.io.spawn import Zygote, describe_exit
 from zray.io.spill import SpillStorage, open_directories
@@ -82,7 +83,6 @@ class Node:
         config: limits.
         node: the description workers get.
         resources: what the node offers.
-        log_to_driver: whether workers write to this process's standard output rather than to files.
         host: where other machines reach this one, in a cluster of several.
         key: what proves that a process belongs to the cluster.
         labels: of the node.
@@ -96,7 +96,6 @@ class Node:
         node: dict[str, Any],
         resources: ResourceSet,
         *,
-        log_to_driver: bool,
         host: str = "",
         key: ClusterKey | None = None,
         labels: dict[str, str] | None = None,
@@ -104,9 +103,7 @@ class Node:
         self._session = session
         self.description = node
         self._labels = labels or {}
-        settings = WorkerSettings(
-            session.path, cluster, config, node, session.endpoint("w"), log_to_driver, host, key
-        )
+        settings = WorkerSettings(session.path, cluster, config, node, session.endpoint("w"), host, key)
         self.zygote = Zygote(lambda worker_id: run_worker(settings, worker_id), session.remove, self._on_zygote)
         raise_descriptor_limit()
         self._pids: dict[bytes, int] = {}
@@ -119,6 +116,7 @@ class Node:
         self._key = key
         self._config = config
         self._process: Process
+        self._pipes: WorkerPipes
         self.agent: NodeAgent
 
     def attach(self, process: Process, control: bytes) -> None:
@@ -161,10 +159,28 @@ class Node:
         process.on_timers("agent", self.agent.on_timer)
         process.on_timers("store", self.agent.on_timer)
         process.on_timers("node", self._on_node_timer)
+        self._attach_output(process)
         process.on_effect(e.START_WORKER, self._start_worker)
         process.on_effect(e.KILL_WORKER, self.zygote.kill)
         process.on_effect(e.WATCH, self._watch)
         process.loop.add_source(self.zygote)
+
+    def _attach_output(self, process: Process) -> None:
+        """What workers write is read here."""
+        desk, now, config = self.agent.output, process.now, self._config
+
+        def drain(workers: list[bytes], *asked: Any) -> None:
+            for worker_id in workers:
+                self._pipes.drain(worker_id)
+            desk.drained(now(), workers, *asked)
+
+        directory = os.path.dirname(self._session.log_path("worker"))
+        limits = (config.worker_log_bytes_max, config.ended_logs_bytes_max)
+        self._pipes = WorkerPipes(process.loop, directory, *limits, lambda *data: desk.heard(now(), *data))
+        process.add_handlers(desk, "agent")
+        process.on_timers("output", desk.on_timer)
+        process.on_timers("pipes", self._pipes.on_timer)
+        process.on_effect(e.DRAIN, drain)
 
     def _attach_transfer(self, process: Process) -> None:
         """Objects come from other nodes and go there, where there may be any."""
@@ -226,6 +242,7 @@ class Node:
     def close(self) -> None:
         """End the workers, and remove what they shared."""
         self.zygote.close()
+        self._pipes.close()
         if self._bytes is not None:
             self._bytes.close()
         if self._spills is not None:
@@ -237,7 +254,7 @@ class Node:
             watch.close()
 
     def _start_worker(self, worker_id: bytes) -> None:
-        self.zygote.start(worker_id)
+        self.zygote.start(worker_id, self._pipes.open(worker_id))
         at = self._process.now() + self._config.worker_start_timeout_s
         self._process.loop.add_timer(at, (_LATE_TIMER, worker_id))
 
@@ -252,6 +269,7 @@ class Node:
         if event[0] == "exited":
             pid = self._pids.pop(event[1], 0)
             reason = describe_exit(event[2])
+            self._end_output(event[1])
             log.info("worker %s (pid %d) %s", event[1][6:10].hex(), pid, reason)
             if event[2] == 0:  # it ended in good order: what it said last may still be on its way
                 self._process.loop.add_timer(now + _LAST_WORDS_S, (_EXIT_TIMER, event[1], f"pid {pid} {reason}"))
@@ -261,6 +279,7 @@ class Node:
             self._pids[event[1]] = event[2]
         elif event[0] == "failed":
             log.warning("worker %s was not started: %s", event[1][6:10].hex(), event[2])
+            self._end_output(event[1])
             self._process.loop.add_timer(now + _FORK_REST_S, (_EXIT_TIMER, event[1], event[2]))
         elif event[0] == "gone":
             pass  # it was told to end, and had ended
@@ -268,6 +287,11 @@ class Node:
             self._process.loop.remove_source(self.zygote)
             log.error("the zygote ended: this node can not go on")
             self._process.stop("the zygote ended")
+
+    def _end_output(self, worker_id: bytes) -> None:
+        """A worker has said its last words: its driver hears them before it hears of its end."""
+        self._pipes.end(worker_id)
+        self.agent.output.ended(self._process.now(), worker_id)
 
     def _spill(self, batch_id: int, directory: int, rows: list[tuple[int, int]]) -> None:
         assert self._spills is not None

@@ -27,10 +27,11 @@ from zray.base.config import Config
 from zray.base.wire import CONTROL, Address
 from zray.core import effects as e
 from zray.exceptions import ObjectLostError
-from zray.io.spawn import redirect_output, set_title
+from zray.io.spawn import set_title
 from zray.object_ref import ObjectRef
 from zray.runtime.core_worker import CoreWorker
 from zray.runtime.executor import NO_LEASE, Executor, Slot, exit_code
+from zray.runtime.voice import Voice, say
 
 if TYPE_CHECKING:
     from zray.io.cluster_key import ClusterKey
@@ -45,7 +46,6 @@ class WorkerSettings:
         config: Config,
         node: dict[str, Any],
         endpoint_prefix: str,
-        log_to_driver: bool,
         host: str = "",
         key: ClusterKey | None = None,
     ) -> None:
@@ -56,7 +56,6 @@ class WorkerSettings:
         self.config = config
         self.node = node
         self.endpoint_prefix = endpoint_prefix
-        self.log_to_driver = log_to_driver
 
 
 class TaskExecutor(Executor, CoreWorker):
@@ -71,6 +70,7 @@ class TaskExecutor(Executor, CoreWorker):
         self.add_handlers(self, "worker")
         self.on_timers("worker", self.on_busy_timer)
         self.join(b"", settings.node)
+        self.voice = Voice(self)
         self.signal: Any = None  # a Waitable: the main thread waits for tasks
         self.blocking = self.on_blocking
         self.thread = threading.main_thread().ident or 0
@@ -140,6 +140,7 @@ class TaskExecutor(Executor, CoreWorker):
                 item = queue.popleft()
             except IndexError:
                 self._running_since = 0.0
+                self.voice.rest()
                 self._flush()
                 self.loop.wait(self)
                 continue
@@ -205,6 +206,10 @@ class TaskExecutor(Executor, CoreWorker):
 
     # -- what a task needs ----------------------------------------------------------------------------------------
 
+    def show_bar(self, state: str) -> None:
+        """A progress bar of this worker has moved: the driver draws it."""
+        say("bar", state)
+
     def enter_lease(self, lease_id: int) -> None:
         job_id, _, gpu_ids = self.leases[lease_id]
         if gpu_ids:
@@ -242,10 +247,6 @@ class TaskExecutor(Executor, CoreWorker):
 def run_worker(settings: WorkerSettings, worker_id: bytes) -> None:
     """The whole life of a worker process, from the fork on."""
     set_title("zray-worker")
-    if not settings.log_to_driver:
-        redirect_output(os.path.join(settings.session_path, "logs", f"worker-{worker_id[6:10].hex()}.log"))
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     gc.set_threshold(50_000, 20, 50)  # tasks make many short-lived tuples; the default looks at them far too often
     executor = TaskExecutor(settings, worker_id)
     signal.signal(signal.SIGINT, executor.loop.on_interrupt)
