@@ -21,7 +21,7 @@ def show_bar(state: dict[str, Any]) -> None:
     Args:
         state: what ``zray.core.bars.describe`` wants, with ``id``, ``closed``, and ``leave`` if the end is to stay visible.
     """
-    worker = object_ref.connected
+    worker: Any = object_ref.connected
     if worker is None:
         _own_screen().show(b"", state)
     else:

@@ -210,7 +210,7 @@ def test_output_from_another_node_says_so(script: Callable[..., Script], wants: 
         from zray.cluster_utils import Cluster
         cluster = Cluster(head_node_args={{"num_cpus": 1}})
         node = cluster.add_node(num_cpus=1, resources={{"far": 1}})
-        cluster.connect(log_to_driver={wants})
+        ray.init(cluster.address, log_to_driver={wants}, _temp_dir=os.path.join(cluster._home, "h"))
         @ray.remote
         def near():
             print("near")

@@ -208,6 +208,10 @@ class Transport:
         link.outbox.append(msg if type(msg) is tuple else pack(msg))
         return True
 
+    def peers(self) -> list[bytes]:
+        """Those to whom something can be sent."""
+        return list(self.links)
+
     def flush(self) -> None:
         """Send what has gathered, one frame per peer."""
         if not self._dirty:

@@ -140,8 +140,8 @@ class Driver(CoreWorker):
 
     def _flush_output(self) -> None:
         """Have it here what workers have written so far, on this node and on those whose workers this process knows."""
-        links = list(self.transport.links)
-        known = [agent for agent in map(agent_of, links) if agent in links]
+        peers = self.transport.peers()
+        known = [agent for agent in dict.fromkeys(map(agent_of, peers)) if agent in peers]
         agents = dict.fromkeys([self.agent, *self.output.agents, *known])
         deadline = time.monotonic() + _FLUSH_S
         for request in [self.ask(agent, FlushOutput, self.job_id) for agent in agents]:

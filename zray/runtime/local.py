@@ -78,6 +78,9 @@ class NoLinks:
     def send(self, peer: bytes, msg: tuple[Any, ...]) -> bool:
         return False
 
+    def peers(self) -> list[bytes]:
+        return []
+
     def flush(self) -> None:
         """Nothing is on its way."""
 

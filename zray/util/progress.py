@@ -54,7 +54,7 @@ class tqdm(Generic[T]):  # noqa: N801 - the name that programs know
         postfix: Mapping[str, Any] | None = None,
     ) -> None:
         if total is None and hasattr(iterable, "__len__"):
-            total = len(iterable)
+            total = len(iterable)  # type: ignore[arg-type]
         self.iterable = iterable
         self.desc = desc or ""
         self.total = total
