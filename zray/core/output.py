@@ -182,13 +182,15 @@ class OutputDesk:
 
     # -- messages -------------------------------------------------------------------------------------------------
 
-    def on_driver_found(self, now: float, peer: bytes, job_id: bytes, driver: bytes, endpoint: str, wants: bool) -> None:
+    def on_driver_found(
+        self, now: float, peer: bytes, job_id: bytes, driver: bytes, endpoint: str, wants_output: bool
+    ) -> None:
         reader = self._readers.get(job_id)
         if reader is None or not reader.wants or reader.driver:
             return
         reader.driver = driver
-        reader.wants = wants
-        if not wants:
+        reader.wants = wants_output
+        if not wants_output:
             reader.forget()
             return
         self._out.append((DIAL, driver, endpoint))

@@ -1,7 +1,7 @@
 """Progress bars as those of tqdm: in tasks, in actors and in the driver, all drawn below one another by the driver.
 
-A bar tells how far it is at most ten times a second, whatever the number of its steps. On a terminal the bars stand below what the
-job prints; elsewhere, in a file for example, each leaves one line at its end. tqdm need not be installed.
+A bar tells how far it is at most ten times a second, whatever the number of its steps. On a terminal the bars stand below what
+the job prints; elsewhere, in a file for example, each leaves one line at its end. tqdm need not be installed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TEXT_MAX = 200  # characters of a description
 _INTERVAL_S = 0.1
 
 
-class tqdm(Generic[T]):  # noqa: N801 - the name that programs know
+class tqdm(Generic[T]):
     """A progress bar.
 
     Args:
