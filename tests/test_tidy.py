@@ -234,10 +234,10 @@ def handlers() -> dict[str, list[type]]:
     from zray.core.bundles import NodeBundles
     from zray.core.copy_search import CopySearch
     from zray.core.gcs import Gcs
+    from zray.core.generators import GeneratorOwner
     from zray.core.object_desk import ObjectDesk
     from zray.core.owner import Owner
     from zray.core.placement import PlacementGroupManager
-    from zray.core.generators import GeneratorOwner
     from zray.core.recovery import ObjectRecovery
     from zray.core.transfer import ObjectTransfer
     from zray.runtime.client import Client
@@ -266,6 +266,13 @@ def test_each_message_has_exactly_one_handler(schema: Schema) -> None:
     assert parameters == ["self", "now", "peer", *schema.cls._fields]  # type: ignore[attr-defined]
 
 
+def test_no_two_effects_have_the_same_verb() -> None:
+    from zray.core import effects
+
+    verbs = {name: value for name, value in vars(effects).items() if isinstance(value, int) and name.isupper()}
+    assert len(set(verbs.values())) == len(verbs) > 20
+
+
 # -- public names -----------------------------------------------------------------------------------------------------
 
 
@@ -274,3 +281,10 @@ def test_every_public_name_can_be_loaded() -> None:
         assert getattr(zray, name) is not None
     for info in pkgutil.walk_packages(zray.__path__, "zray."):
         importlib.import_module(info.name)
+
+
+def test_effects_have_numbers_of_their_own() -> None:
+    from zray.core import effects
+
+    numbers = [value for name, value in vars(effects).items() if name.isupper()]
+    assert sorted(set(numbers)) == sorted(numbers)

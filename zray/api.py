@@ -105,7 +105,7 @@ def init(
             "local" always starts one; "auto" joins the running cluster of this user, if there is one alone, "HOST:PORT" that
             of this head. A node of it must run on this machine.
         num_cpus: CPUs the node offers; by default those this process may use.
-        num_gpus, resources: GPUs, and further resources by name, that the node offers.
+        num_gpus, resources, labels: GPUs, further resources by name, and labels for strategies, that the node offers.
         object_store_memory: bytes of shared memory for objects; by default 30 % of memory, and never more than /dev/shm has.
         runtime_env: ``{"env_vars": {...}}`` sets environment variables in the workers of this job.
         local_mode: run everything in this very process, for debugging; ``ZRAY_LOCAL_MODE=1`` does so for any program.
@@ -208,7 +208,7 @@ def _start_local(
     if system_config:
         config = Config.from_dict({**config.as_dict(), **system_config})
     space = namespace or f"anonymous-{uuid.uuid4()}"
-    object_ref.connected = LocalRuntime(config, _node_resources(given), space, env_vars, given.get("labels") or {})
+    object_ref.connected = LocalRuntime(config, _node_resources(given), space, env_vars, _node_labels(given.get("labels")))
 
 
 def _start_embedded(arguments: dict[str, Any]) -> None:
@@ -232,6 +232,7 @@ def _start_embedded(arguments: dict[str, Any]) -> None:
         log_to_driver=arguments.get("log_to_driver", True),
         logging_level=level,
         temp_dir=arguments.get("temp_dir") or "",
+        labels=_node_labels(arguments.get("labels")),
     )
     from zray.runtime import driver  # takes as long to import as the head takes to start: both at once
 
@@ -269,6 +270,14 @@ def _node_resources(arguments: dict[str, Any]) -> dict[str, float]:
         "GPU": float(gpus or 0),
         **{name: float(amount) for name, amount in named.items()},
     }
+
+
+def _node_labels(labels: Any) -> dict[str, str]:
+    """What strategies can ask the node for."""
+    named = labels if labels is not None else {}
+    if not isinstance(named, dict) or not all(isinstance(k, str) and k and isinstance(v, str) for k, v in named.items()):
+        raise ValueError(f"labels must be a dict of text by name, not {labels!r}")
+    return dict(named)
 
 
 def _usable_cpus() -> int:
