@@ -269,7 +269,7 @@ def test_who_keeps_the_reference_to_the_end_has_it_go_on(tmp_path: Path) -> None
 def test_nothing_of_a_generator_is_left() -> None:
     generator = count.remote(10)
     held = [next(generator), next(generator)]
-    eventually(lambda: generator._stream.ended, "its end")
+    ray.get(generator.completed(), timeout=PATIENCE_S)
     owner, task_id = generator._worker.owner, generator._stream.task_id
     del generator
     eventually(lambda: task_id not in owner.streams, "it is forgotten")
@@ -303,8 +303,7 @@ def test_generators_are_drained_with_wait() -> None:
     seen = []
     while waiting:
         [generator], _ = ray.wait(waiting, timeout=PATIENCE_S)
-        for ref in itertools.islice(generator, 1):
-            seen.append(ray.get(ref))
+        seen += [ray.get(ref) for ref in itertools.islice(generator, 1)]
         if generator.is_finished():
             waiting.remove(generator)
     assert sorted(seen) == sorted([*range(20)] * 3)

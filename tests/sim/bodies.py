@@ -18,6 +18,7 @@ from zray.base.ids import PUT_INDEX, TaskIDs, return_id
 from zray.base.resources import ResourceSet
 from zray.base.wire import DONE, ERROR, INLINE, OBJECT_VALUE, PUSH, REFS, STORED, Address, Entry
 from zray.base.wire_actors import CALL, StartActor
+from zray.base.wire_generators import ITEMS
 from zray.base.wire_transfer import CopiesHeld, FreePrimaries, RequestCopy
 from zray.core import effects as e
 from zray.core.entries import contained_in
@@ -258,6 +259,8 @@ class OwnerBody(Body):
             entries = [message[2]]
         elif message[0] in (PUSH, CALL):
             entries = [slot[3] for spec in message[2] for slot in spec[3]]
+        elif message[0] == ITEMS:
+            entries = message[4]
         for entry in entries:
             for object_id, _ in contained_in(entry):
                 self.judge.touched(self.id, object_id)
@@ -344,6 +347,10 @@ class OwnerBody(Body):
             self._asked[self._next_request] = f"{message.__name__} of {self.world.name(peer)}"
             self.send(peer, message(self._next_request, *fields))
             self._next_request += 1
+        elif what == "item":
+            _, waiter, stream, index = request
+            waiter.signal = thread
+            self.owner.await_item(waiter, stream, index)
         elif what == "wait":
             _, waiter, refs, timeout_s = request
             waiter.signal = thread

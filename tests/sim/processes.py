@@ -17,6 +17,7 @@ from zray.object_ref import ObjectRef
 from .actors import ActorHost
 from .bodies import CONTROL, OwnerBody, Steps, Thread, Unreadable
 from .checkers import TaskFailure
+from .generators import Runner
 
 if TYPE_CHECKING:
     from .cluster import Cluster
@@ -74,6 +75,7 @@ class WorkerBody(OwnerBody):
         self._functions: dict[bytes, None] = {}
         self._results: dict[tuple[bytes, int], list[Any]] = {}
         self._busy_since = 0.0
+        self.runners: dict[bytes, Runner] = {}
         self.send(self.agent, wire.WorkerReady(self.id, self.address[1], 1))
 
     @property
@@ -123,7 +125,7 @@ class WorkerBody(OwnerBody):
 
         def end(entries: Any, error: BaseException | None) -> None:
             if error is not None:
-                entries = ((ERROR, pickle.dumps(error, 5)),) * spec[4]
+                entries = ((ERROR, pickle.dumps(error, 5)),) * abs(spec[4])
             self.running = None
             self.finished(peer, lease_id, spec[0], entries, started)
             if not self._queue or self.world.rng.random() < 0.4:
@@ -165,8 +167,26 @@ class WorkerBody(OwnerBody):
         self.world.note(self, f"runs {spec[0].hex()}")
         yield from self.fetch(spec[1])
         arguments = yield from self.arguments(spec)
+        if spec[4] < 0:
+            return (yield from self.generate(peer, spec, arguments))
         values = yield from self.cluster.run_task(self, arguments, spec[4], spec[5])
         return (yield from self.results(peer, spec[0], values))
+
+    def generate(self, peer: bytes, spec: Any, arguments: Any) -> Steps:
+        """Make the items of a generator."""
+        runner = self.runners[spec[0]] = Runner(self, peer, spec)
+        try:
+            return (yield from runner.run(arguments))
+        finally:
+            del self.runners[spec[0]]
+
+    def on_items_taken(self, now: float, peer: bytes, task_id: bytes, taken: int) -> None:
+        if task_id in self.runners:
+            self.runners[task_id].on_taken(taken)
+
+    def on_stop_generator(self, now: float, peer: bytes, task_id: bytes) -> None:
+        if task_id in self.runners:
+            self.runners[task_id].stop()
 
     # -- what tasks and calls have in common ----------------------------------------------------------------------
 

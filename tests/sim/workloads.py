@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from zray.exceptions import ObjectStoreFullError
 from zray.object_ref import ObjectRef
 
-from . import actor_workloads, groups
+from . import actor_workloads, generators, groups
 from .actors import ActorExit, Handle
 from .checkers import TaskFailure
 
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 DEPTH_MAX = 3
 TASK_STEPS = ["nest", "nest", "leave", "put", "put", "get", "get", "open", "open", "keep", "keep"]
-TASK_STEPS += ["recall", "recall", "drop", "burst", "sleep"]
+TASK_STEPS += ["recall", "recall", "drop", "burst", "sleep", "generate"]
 DRIVER_STEPS = ["call", "call", "call", "call", "burst", "put", "put", "get", "open", "timeout", "drop", "sleep"]
+DRIVER_STEPS += ["generate", "generate"]
 
 
 @dataclass
@@ -76,6 +77,14 @@ def submit(
         depth=depth,
         strategy=strategy,
     )
+
+
+def drawn(body: OwnerBody, rng: random.Random, tag: str, refs: list[ObjectRef[Any]]) -> Arguments:
+    """The arguments of a generator."""
+    arguments = Arguments(tag, rng.getrandbits(30), rng.random() < 0.1, pick(rng, refs, 2))
+    if arguments.raises:
+        body.judge.raising[tag] = None
+    return arguments
 
 
 def burst(body: OwnerBody, rng: random.Random, tag: str, depth: int) -> list[ObjectRef[Any]]:
@@ -162,6 +171,8 @@ def run_step(
     elif what == "recall" and body.kept:
         # It may be this very task's own result, or wait for it: so nobody waits for ever.
         yield from body.get([body.world.rng.choice(body.kept)], timeout_s=0.01)
+    elif what == "generate":
+        yield from generators.read(body, rng, drawn(body, rng, tag, mine + made), made, depth + 1)
     elif what == "drop":
         body.forget()
     elif what == "sleep":
@@ -300,6 +311,8 @@ def drive(
             if isinstance(outcome, tuple):
                 held += outcome[2]
                 handles += outcome[4]
+    elif what == "generate":
+        yield from generators.read(body, rng, drawn(body, rng, tag, held), held, 1)
     elif what == "timeout" and held:
         yield from body.get([rng.choice(held)], timeout_s=rng.choice([0.0, 0.001, 0.01]))
     elif what == "drop" and held:
