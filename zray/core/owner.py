@@ -36,6 +36,7 @@ from zray.base.wire import (
 )
 from zray.core.actor_calls import CONTINUE_TIMER, ActorTaskSubmitter
 from zray.core.actor_owner import ActorOwner
+from zray.core.cancellation import TaskCancellation
 from zray.core.directory import ObjectDirectory
 from zray.core.effects import DIAL, HANG_UP, SEND, TIMER, WARN, Effect
 from zray.core.entries import contained_in, error_entry, lost, owner_died, worker_crashed
@@ -53,7 +54,7 @@ from zray.exceptions import (
 INFEASIBLE_TIMER = "owner.infeasible"
 
 
-class Owner(ActorOwner, ObjectRecovery):
+class Owner(ActorOwner, ObjectRecovery, TaskCancellation):
     """The brain of a driver or worker.
 
     Args:
@@ -264,9 +265,6 @@ class Owner(ActorOwner, ObjectRecovery):
             for entry in (entry for item in items for entry in item[1]):
                 self.references.come_home(contained_in(entry))
 
-    def on_hand_back(self, now: float, peer: bytes, lease_id: int, task_ids: list[bytes]) -> None:
-        self.leases.on_handed_back(lease_id, task_ids)
-
     def on_lease_granted(
         self,
         now: float,
@@ -316,6 +314,9 @@ class Owner(ActorOwner, ObjectRecovery):
         budget = self._config.oom_retries_max if out_of_memory else None
         again = []
         for task in tasks:
+            if task.cancelled:
+                self._end_cancelled(now, task, lease.worker if lease is not None else b"")
+                continue
             if task.id in self.tasks.pending and (len(tasks) > 1 or self.tasks.may_run_again(task, budget)):
                 again.append(task)
                 continue
