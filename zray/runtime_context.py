@@ -56,6 +56,20 @@ class RuntimeContext:
         actor = self._actor()
         return actor.name if actor is not None else None
 
+    def is_canceled(self) -> bool:
+        """Whether the running task, or call of an actor with plain methods, was cancelled.
+
+        Raises:
+            RuntimeError: this is a driver, or an asynchronous actor, whose coroutines are cancelled by asyncio's own means.
+        """
+        worker = self._worker
+        if not isinstance(worker, TaskExecutor):
+            raise RuntimeError("is_canceled() is for tasks and methods of actors: a driver can not be cancelled")
+        if worker.becoming is not None and worker.becoming.extra["asyncio"]:
+            raise RuntimeError("is_canceled() is not for asynchronous actors: their coroutines get asyncio.CancelledError")
+        call = current_call.get()
+        return (worker.task_id if call is None else call[0]) in worker.cancellation.cancelled
+
     @property
     def current_actor(self) -> ActorHandle[Any]:
         """A handle of the actor this process is. It does not keep the actor alive by itself.

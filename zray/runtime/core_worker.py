@@ -57,6 +57,15 @@ class _Unreadable(Exception):
         self.cause = cause
 
 
+class _Cancelling:
+    """A wish to cancel, until it is known whether it can be."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self.possible = True
+        self.signal: Any = None
+
+
 class CoreWorker(Client):
     """The runtime of one driver or worker.
 
@@ -199,6 +208,25 @@ class CoreWorker(Client):
         """Hand a task to the brain."""
         self.loop.post(task)
         self.loop.maybe_turn()
+
+    def cancel(self, ref: ObjectRef[Any], *, force: bool, recursive: bool) -> None:
+        """Have the task cancelled that makes an object.
+
+        Raises:
+            ValueError: a call of an actor was to be forced.
+        """
+        self.check_ours([ref])
+        outcome = _Cancelling()
+        self.loop.post((self._cancel, ref, force, recursive, outcome))
+        self.loop.maybe_turn()
+        if force:
+            self.loop.wait(outcome)
+            if not outcome.possible:
+                raise ValueError("force=True is not for calls of actors, which share their process: use zray.kill(actor)")
+
+    def _cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool, outcome: _Cancelling) -> None:
+        outcome.possible = self.owner.cancel(time.monotonic(), ref._id, force=force, recursive=recursive)
+        resolve(outcome)
 
     def create_actor(self, task: Task, registration: RegisterActor | None) -> None:
         """Have an actor created; one with a name is registered already."""

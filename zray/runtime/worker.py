@@ -14,18 +14,16 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import signal
 import sys
 import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zray import object_ref
 from zray.base import serialization, wire
-from zray.base.config import Config
 from zray.base.ids import return_id
 from zray.base.resources import from_units
 from zray.base.serialization import Payload
@@ -34,15 +32,15 @@ from zray.base.wire_actors import ActorExiting, ActorStarted, StartActor
 from zray.core import effects as e
 from zray.core.actor_calls import ActorTaskQueue
 from zray.core.entries import error_entry
+from zray.core.tasks import Task
 from zray.exceptions import ActorDiedError, ObjectLostError
 from zray.io.spawn import redirect_output, set_title
 from zray.object_ref import ObjectRef
 from zray.runtime import failures
-from zray.runtime.actor import Actor, ActorExit
+from zray.runtime.actor import Actor, ActorExit, current_call
+from zray.runtime.cancellation import Cancellation
 from zray.runtime.core_worker import CoreWorker
-
-if TYPE_CHECKING:
-    from zray.io.cluster_key import ClusterKey
+from zray.runtime.worker_settings import WorkerSettings
 
 ARGUMENTS = -1  # the slot of a reference to all arguments at once, when they are large
 _LEASES_KEPT = 16
@@ -50,30 +48,6 @@ _BECOME = -1  # in the queue, in place of a lease: become an actor
 _NO_LEASE = 0  # ... calls of the actor
 _NOTHING: Entry = (INLINE, serialization.serialize(None).inline())
 HANDBACK_TIMER = "worker.handback"
-
-
-class WorkerSettings:
-    """What a node tells each of its workers; passed on by fork."""
-
-    def __init__(
-        self,
-        session_path: str,
-        cluster: bytes,
-        config: Config,
-        node: dict[str, Any],
-        endpoint_prefix: str,
-        log_to_driver: bool,
-        host: str = "",
-        key: ClusterKey | None = None,
-    ) -> None:
-        self.host = host  # where other machines reach this one; nothing if there are none
-        self.key = key
-        self.session_path = session_path
-        self.cluster = cluster
-        self.config = config
-        self.node = node
-        self.endpoint_prefix = endpoint_prefix
-        self.log_to_driver = log_to_driver
 
 
 class _Adopted(threading.local):
@@ -89,6 +63,9 @@ class TaskExecutor(CoreWorker):
         endpoint = f"{settings.endpoint_prefix}{worker_id[6:10].hex()}"
         super().__init__("worker", worker_id, endpoint, settings.cluster, settings.config, settings.host, settings.key)
         self.add_handlers(self, "worker")
+        self.cancellation = Cancellation(self)
+        self.add_handlers(self.cancellation, "worker")
+        self.loop.user_frame = TaskExecutor._execute.__code__
         self.on_timers("worker", self._on_busy_timer)
         self.join(b"", settings.node)
         self.signal: Any = None  # a Waitable: the main thread waits for tasks
@@ -98,7 +75,7 @@ class TaskExecutor(CoreWorker):
         self.lease_id = 0
         self.leases: dict[int, tuple[bytes, dict[str, int], tuple[int, ...]]] = {}
         self._events: deque[tuple[str, float, float]] = deque(maxlen=settings.config.timeline_events_max)
-        self._queue: deque[tuple[bytes, int, Any]] = deque()
+        self.queue: deque[tuple[bytes, int, Any]] = deque()
         self._functions: dict[bytes, Any] = {}
         self._calls: dict[bytes, int] = {}
         self._results: dict[tuple[bytes, int], list[Any]] = {}  # not sent yet; used in the loop only
@@ -127,7 +104,7 @@ class TaskExecutor(CoreWorker):
     @property
     def done(self) -> bool:
         """Whether the main thread has something to do."""
-        return bool(self._queue) or self._leaving
+        return bool(self.queue) or self._leaving
 
     def on_open_lease(
         self,
@@ -146,7 +123,7 @@ class TaskExecutor(CoreWorker):
         self.send(peer, wire.Reply(request_id, True, list(self._events)))
 
     def on_push(self, now: float, peer: bytes, lease_id: int, specs: list[Any]) -> None:
-        self._queue.extend([(peer, lease_id, spec) for spec in specs])
+        self.queue.extend([(peer, lease_id, spec) for spec in specs])
         if self._blocked or self._leaving:
             self._hand_back()
         elif self._running_since == 0.0 and self.signal is not None:
@@ -166,7 +143,7 @@ class TaskExecutor(CoreWorker):
         if peer != self.agent:
             return  # nobody else lends workers out
         self.leases[_NO_LEASE] = (job_id, resources, gpu_ids)
-        self._queue.append((peer, _BECOME, StartActor(actor_id, incarnation, job_id, resources, gpu_ids, creation)))
+        self.queue.append((peer, _BECOME, StartActor(actor_id, incarnation, job_id, resources, gpu_ids, creation)))
         self._wake_main()
 
     def on_call(self, now: float, peer: bytes, first: int, specs: list[Any]) -> None:
@@ -177,7 +154,7 @@ class TaskExecutor(CoreWorker):
 
     def enqueue(self, peer: bytes, spec: Any) -> None:
         """In the loop: a call for the main thread."""
-        self._queue.append((peer, _NO_LEASE, spec))
+        self.queue.append((peer, _NO_LEASE, spec))
         if self._running_since == 0.0 and self.signal is not None:
             self._wake_main()
 
@@ -196,7 +173,7 @@ class TaskExecutor(CoreWorker):
         if _NO_LEASE in self.leases:
             needed = owner.references.lent_beyond(own.values())
         else:
-            needed = owner.needed() or bool(own or self._queue or self._running_since)
+            needed = owner.needed() or bool(own or self.queue or self._running_since)
         if needed:
             self.send(peer, wire.WorkerStays(self.me))
             return
@@ -206,7 +183,7 @@ class TaskExecutor(CoreWorker):
     def settle(self, now: float) -> None:
         if self._results:
             self._send_done()
-        if self._queue and self._running_since and self.actor is None:
+        if self.queue and self._running_since and self.actor is None:
             due = self._running_since + self._handback_s
             if now >= due:
                 self._hand_back()
@@ -230,7 +207,7 @@ class TaskExecutor(CoreWorker):
         back: dict[tuple[bytes, int], list[bytes]] = {}
         while True:
             try:
-                peer, lease_id, spec = self._queue.pop()
+                peer, lease_id, spec = self.queue.pop()
             except IndexError:
                 break
             back.setdefault((peer, lease_id), []).append(spec[0])
@@ -251,11 +228,17 @@ class TaskExecutor(CoreWorker):
             if self._blocked == 0:
                 self.tell(self.agent, wire.WorkerUnblocked(self.me))
 
+    def submit(self, task: Task) -> None:
+        """Note whose child a task is: it may be cancelled with it."""
+        call = current_call.get()
+        task.parent = self.task_id if call is None else call[0]
+        super().submit(task)
+
     # -- the main thread ------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Run tasks, or the calls of an actor, until told to end."""
-        queue = self._queue
+        queue = self.queue
         monotonic = time.monotonic
         while not self._leaving and self.broken is None:
             try:
@@ -312,24 +295,35 @@ class TaskExecutor(CoreWorker):
         self._adopted.refs = None
         function = self._functions.get(function_id)
         started = self._running_since = time.monotonic()
+        cancellation = self.cancellation
         entries: Any
         try:
             if function is None:
                 function = self._load_function(function_id, name)
                 started = time.monotonic()
+            cancellation.running = task_id
+            if cancellation.cancelled:
+                cancellation.look()
             if payload is None and not slots:
                 result = function()
             else:
                 args, kwargs = self.arguments(payload, slots)
                 result = function(*args, **kwargs)
                 del args, kwargs
+            cancellation.running = b""
+            if cancellation.cancelled or self.loop.interrupted:
+                cancellation.over(task_id)
             ended = time.monotonic()
             entries = self.entries(peer, task_id, result, num_returns, name)
         except SystemExit as error:
+            cancellation.running = b""
+            cancellation.forget()
             self.exit(error)
         except BaseException as error:
+            cancellation.running = b""
+            cancellation.forget()
             ended = time.monotonic()
-            entries = (self.error_entry(error, name, extra),) * num_returns
+            entries = (self.error_entry(error, name, extra, task_id),) * num_returns
         self._events.append((name, started, ended))
         # The result dies after this: its references may be the last ones, and their release must not overtake it.
         self.loop.post(
@@ -410,10 +404,10 @@ class TaskExecutor(CoreWorker):
 
     # -- what can go wrong ----------------------------------------------------------------------------------------
 
-    def error_entry(self, error: BaseException, name: str, extra: dict[str, Any] | None) -> Entry:
+    def error_entry(self, error: BaseException, name: str, extra: dict[str, Any] | None, task_id: bytes) -> Entry:
         """An exception of a task or call as an entry."""
         self.end_if_forked()
-        return failures.of_task(error, name, extra, self.node_id.hex())
+        return failures.of_task(error, name, extra, self.node_id.hex(), task_id.hex())
 
     def exit(self, error: SystemExit) -> None:
         """``sys.exit`` in a task ends the worker, as it would end any process. An actor may say that this was its will."""
@@ -578,7 +572,7 @@ def run_worker(settings: WorkerSettings, worker_id: bytes) -> None:
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     gc.set_threshold(50_000, 20, 50)  # tasks make many short-lived tuples; the default looks at them far too often
     executor = TaskExecutor(settings, worker_id)
-    signal.signal(signal.SIGINT, executor.loop.on_interrupt)
+    executor.cancellation.catch_signals()
     object_ref.connected = executor
 
     def on_error(error: BaseException) -> None:
