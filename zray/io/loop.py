@@ -132,6 +132,11 @@ class Loop:
             if not self.stopped:
                 raise
 
+    def hand_over(self) -> None:
+        """This thread will not wait here, but wants what was posted to be done: the loop thread need not wait for it."""
+        if self._park.locked():
+            _release(self._park)
+
     def maybe_turn(self) -> None:
         """After a submission: turn the loop when enough has gathered and nobody else does."""
         if len(self.inbox) >= _SUBMIT_BATCH and not self._baton.locked():
