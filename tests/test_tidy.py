@@ -230,6 +230,7 @@ def handlers() -> dict[str, list[type]]:
     from zray.core.actors import ActorManager
     from zray.core.agent import NodeAgent
     from zray.core.bundles import NodeBundles
+    from zray.core.cancellation import TaskCancellation
     from zray.core.copy_search import CopySearch
     from zray.core.gcs import Gcs
     from zray.core.object_desk import ObjectDesk
@@ -237,6 +238,7 @@ def handlers() -> dict[str, list[type]]:
     from zray.core.placement import PlacementGroupManager
     from zray.core.recovery import ObjectRecovery
     from zray.core.transfer import ObjectTransfer
+    from zray.runtime.cancellation import Cancellation
     from zray.runtime.client import Client
     from zray.runtime.core_worker import CoreWorker
     from zray.runtime.worker import TaskExecutor
@@ -244,8 +246,8 @@ def handlers() -> dict[str, list[type]]:
     return {
         "control": [Gcs, ActorManager, PlacementGroupManager],
         "agent": [NodeBundles, NodeAgent, ObjectDesk, ObjectTransfer, CopySearch],
-        "owner": [Owner, ActorOwner, ObjectRecovery, CoreWorker],
-        "worker": [TaskExecutor],
+        "owner": [Owner, ActorOwner, ObjectRecovery, TaskCancellation, CoreWorker],
+        "worker": [TaskExecutor, Cancellation],
         "any": [Client, CoreWorker],
     }
 

@@ -111,7 +111,7 @@ def test_a_call_that_waits_for_its_turn_never_begins(tmp_path: Path, threads: in
         assert "Plain.hold() (task" in str(cancelled(ref)), "at once: the others run still"
     (tmp_path / "open").touch()
     assert ray.get([*running, queued[3]], timeout=PATIENCE_S) == ["held"] * (threads + 1)
-    assert not [path for path in tmp_path.glob("queued[0-2]")]
+    assert not list(tmp_path.glob("queued[0-2]"))
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -355,9 +355,9 @@ def test_an_event_loop_that_is_closed_before_its_references_are_ready(tmp_path: 
     refs = [held(tmp_path / "open", n) for n in range(3)]
 
     async def give_up() -> None:
-        for ref in refs:
-            asyncio.ensure_future(ref)
+        waiting = [asyncio.ensure_future(ref) for ref in refs]
         await asyncio.sleep(0.01)
+        assert not any(future.done() for future in waiting)
 
     asyncio.run(give_up())
     (tmp_path / "open").touch()

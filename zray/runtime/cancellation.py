@@ -2,7 +2,7 @@
 
 Theory of operation
 -------------------
-What has not been started is taken out of the queue and handed back; calls of actors are answered, since their numbers are used up.
+What has not been started is taken out of the queue and handed back; calls of actors are answered: their numbers are used up.
 
 A task that runs in the main thread gets a KeyboardInterrupt there, once. Three rules see to it that neither the next task nor the
 worker itself is hit:
@@ -10,8 +10,8 @@ worker itself is hit:
 - The main thread says in ``running`` which task's code it runs, from just before the first line of it to just after the last. The
   signal that wakes it says nothing: its handler, which runs in that same thread, looks whether it is *this* task that is to be
   stopped. A signal that comes late finds nothing to do.
-- A cancellation that comes when the main thread has taken the task and not said so yet is noted in ``cancelled``, where the main
-  thread looks after it has said so. Whichever of the two comes first, one of them sees the other.
+- A cancellation that comes when the main thread has taken the task and not said so yet is noted in ``cancelled``, where it
+  looks when it has said so. Whichever of the two comes first, one of them sees the other.
 - Inside zray nothing is raised but where somebody waits (``io/loop.py``). What was put off until then ends with the task.
 
 An asynchronous call is cancelled as any ``asyncio.Task``. A call of another actor can not be interrupted, since its state would be
