@@ -226,6 +226,7 @@ print(json.dumps([before, look()]))
 
 def handlers() -> dict[str, list[type]]:
     """The classes that handle messages, by the receiver's role."""
+    from zray.core.actor_desk import ActorDesk
     from zray.core.actor_owner import ActorOwner
     from zray.core.actors import ActorManager
     from zray.core.agent import NodeAgent
@@ -241,12 +242,13 @@ def handlers() -> dict[str, list[type]]:
     from zray.runtime.cancellation import Cancellation
     from zray.runtime.client import Client
     from zray.runtime.core_worker import CoreWorker
+    from zray.runtime.explainer import Explainer
     from zray.runtime.worker import TaskExecutor
 
     return {
         "control": [Gcs, ActorManager, PlacementGroupManager],
-        "agent": [NodeBundles, NodeAgent, ObjectDesk, ObjectTransfer, CopySearch],
-        "owner": [Owner, ActorOwner, ObjectRecovery, TaskCancellation, CoreWorker],
+        "agent": [NodeBundles, NodeAgent, ActorDesk, ObjectDesk, ObjectTransfer, CopySearch],
+        "owner": [Owner, ActorOwner, ObjectRecovery, TaskCancellation, CoreWorker, Explainer],
         "worker": [TaskExecutor, Cancellation],
         "any": [Client, CoreWorker],
     }

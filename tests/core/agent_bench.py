@@ -11,10 +11,10 @@ from zray.base.wire_actors import ActorPlaced
 from zray.core.agent import NodeAgent
 from zray.core.effects import START_WORKER, WATCH
 
-from .reading import CONTROL, drain, process, sent, verbs
+from .reading import CONTROL, NODE, drain, resident, sent, verbs
 
 JOB, OTHER_JOB = b"job1", b"job2"
-DRIVER, SECOND = process("driver"), process("second")
+DRIVER, SECOND = resident("driv")[0], resident("seco")[0]
 ONE = {"CPU": 10_000}
 A = bytes([1]) * 20
 ACTOR, OTHER = b"actor-a-----", b"actor-b-----"
@@ -25,7 +25,7 @@ class Bench:
 
     def __init__(self, cpus: float = 2, prestart: int = 0, **limits: Any) -> None:
         total = ResourceSet.of({"CPU": cpus})
-        self.agent = NodeAgent(process("node"), total, 1 << 20, prestart, CONTROL, Config(**limits))
+        self.agent = NodeAgent(NODE, total, 1 << 20, prestart, CONTROL, Config(**limits))
         self.granted: dict[tuple[bytes, int], LeaseGranted] = {}
         self.requests = 0
         for driver in (DRIVER, SECOND):
@@ -38,6 +38,12 @@ class Bench:
         for peer, grant in sent(effects, LeaseGranted):
             self.granted[peer, grant.request_id] = grant
         return effects
+
+    def hears_of_bundles(self, event: str, *args: Any) -> list[Any]:
+        """The control says something about a placement group."""
+        getattr(self.agent.bundles, "on_" + event)(0.0, CONTROL, *args)
+        self.agent.check()
+        return drain(self.agent.out)
 
     def ready(self, worker_id: bytes) -> list[Any]:
         self.does("on_peer_joined", worker_id, "worker", 1)
@@ -67,8 +73,9 @@ class Bench:
         holds: dict[str, int] | None = None,
         needs: dict[str, int] | None = None,
         retriable: bool = True,
+        strategy: Any = ("default",),
     ) -> list[Any]:
-        what = (needs or ONE, holds or {}, retriable, b"creation")
+        what = (needs or ONE, holds or {}, retriable, b"creation", strategy)
         return self.does("on_place_actor", CONTROL, actor, incarnation, job, detached, *what)
 
     def actor(self, actor: bytes = ACTOR, **options: Any) -> bytes:

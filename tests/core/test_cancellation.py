@@ -191,7 +191,7 @@ def test_nobody_is_charged_or_suspected_for_the_end_of_a_process_that_was_wished
     tasks = [bench.owner.tasks.pending[ref.binary()[:16]] for ref in refs[1:]]
     bench.hears("lease_lost", lease, "it exited with code 1")
     is_cancelled(bench, refs[0])
-    assert [(task.retries_left, task.suspect, task.tried) for task in tasks] == [(1, False, True)] * 3
+    assert [(task.retries_left, task.suspect, bool(task.tried)) for task in tasks] == [(1, False, True)] * 3
     assert bench.owner.statistics()["queued"] == 3
 
 

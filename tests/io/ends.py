@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
 
+from relay import Relay
+
 from zray.base import wire
+from zray.io.conversation import NEVER
+from zray.io.greeting import PYTHON, encode_hello
 from zray.io.loop import Loop
 from zray.io.transport import Transport
 
 PATIENCE_S = 30.0
 CLUSTER = b"c" * 16
+LOOPBACK = ("127.0.0.1", 0, "")
+SAY = wire.OPS[wire.ListNodes]
 
 
 class End:
@@ -44,6 +51,7 @@ class End:
         self.decoded = 0
         self.refused: list[tuple[bytes, str]] = []
         self.broken: list[bytes] = []
+        self.lost: list[bytes] = []
         self._decode = wire.decode_plain if plain else wire.decode
         try:
             self.transport = Transport(
@@ -64,10 +72,12 @@ class End:
             raise
         self.transport.on_refused = lambda peer, reason: self.refused.append((peer, reason))
         self.transport.on_broken = self.broken.append
+        self.transport.on_lost = self.lost.append
         self.endpoint = self.transport.endpoint
         self.tcp = self.endpoint.rpartition(" ")[2]
         self.loop.pending = self.transport.pending
         self.loop.settle = lambda now: self.transport.flush()
+        self.loop.on_timer = self.transport.on_timer
         self._closed = False
 
     def decode(self, frame: bytes) -> Any:
@@ -81,10 +91,25 @@ class End:
             self.loop.close()
 
 
-def turn_until(condition: Callable[[], Any], *ends: End) -> None:
+def turn_until(condition: Callable[[], Any], *ends: End, relay: Relay | None = None) -> None:
     """Turn the loops until something has happened."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, [(end.transport.counts, end.refused) for end in ends]
         for end in ends:
             end.loop.turn(0.001)
+            if relay is not None:
+                relay.turn()
+
+
+def hello(sender: bytes, conversation: int = 1, heard: int = NEVER) -> bytes:
+    me = (wire.PROTOCOL_VERSION, PYTHON, CLUSTER, sender, "worker", "", os.getpid())
+    return encode_hello(wire.Hello(*me, conversation, heard))
+
+
+def batch(number: int) -> bytes:
+    return wire.encode([(SAY, number)])
+
+
+def port_of(end: End) -> int:
+    return int(end.tcp.rpartition(":")[2])

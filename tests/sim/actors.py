@@ -46,6 +46,7 @@ class Options(NamedTuple):
     retries: int
     concurrency: int  # 1: its calls run in order
     resources: dict[str, float]
+    strategy: tuple[Any, ...] = ("default",)
 
 
 class ActorExit(Exception):
@@ -133,6 +134,7 @@ def create(
         *what,
         dict(ResourceSet.of(options.resources)),
         pickle.dumps(tuple(description)),
+        options.strategy,
     )
     if options.name:
         assert registration is not None
@@ -229,7 +231,7 @@ class ActorHost:
         self._active: dict[bytes, None] = {spec[0]: None}
         body.job_id = job_id
         body.owner.enter_job(job_id)
-        body.known[self.owner[0]] = None
+        body.dial(self.owner[0])
         body.owner.meet(self.owner[0])
         body.judge.actor_started(actor_id, body)
         ended = functools.partial(self._constructed, spec, body.world.now)
@@ -306,4 +308,4 @@ class ActorHost:
             self._start_more()
         elif not self._active:
             body.finish()
-            body.cluster.end_worker(body, "it called exit_actor()", politely=True)
+            body.node.end_worker(body, "it called exit_actor()", politely=True)

@@ -12,7 +12,7 @@ import io
 import pickle
 from typing import Any, NamedTuple
 
-from zray.base import wire_actors, wire_nodes, wire_placement, wire_transfer  # noqa: F401 - their messages belong to the schema
+from zray.base import wire_actors, wire_nodes, wire_placement, wire_state, wire_transfer  # noqa: F401 - their messages belong to the schema
 from zray.base.schema import OPS as OPS
 from zray.base.schema import SCHEMA as SCHEMA
 from zray.base.schema import message
@@ -46,6 +46,8 @@ class Hello(NamedTuple):
     role: str  # driver, worker, agent, control
     endpoint: str  # where the sender can be reached
     pid: int
+    conversation: int = 0  # over tcp: which one this connection goes on with, counted by the sender
+    heard: int = -1  # over tcp: how many frames of it the sender has heard; -1: not a word
 
 
 @message(2, "any", "any")
@@ -159,6 +161,13 @@ class ListNodes(NamedTuple):
     request_id: int
 
 
+@message(47, "owner", "control")
+class ControlStatistics(NamedTuple):
+    """The reply: the control's numbers by name, with how many messages of each kind it has heard (``heard_<kind>``)."""
+
+    request_id: int
+
+
 @message(20, "agent", "control")
 class RegisterNode(NamedTuple):
     """A node joins the cluster."""
@@ -173,12 +182,13 @@ class RegisterNode(NamedTuple):
     store_bytes: int
 
 
-@message(21, "agent", "control")
+@message(21, "agent", "control", rows=3)
 class Heartbeat(NamedTuple):
-    """What is free on a node, when it changed."""
+    """What is free on a node, when it changed, and in the bundles there: ``(placement group, index, units by name)`` each."""
 
     node_id: bytes
     available: dict[str, int]
+    bundles: tuple[Any, ...] = ()
 
 
 @message(22, "agent", "control")
@@ -212,6 +222,7 @@ class RequestLease(NamedTuple):
     retriable: bool = True  # whether the tasks can be run again: those are ended first when memory is short
     strategy: tuple[Any, ...] = ("default",)  # which node is wanted
     hops: int = 0  # how often the request was sent on
+    locality: tuple[Any, ...] = ()  # where large arguments lie: (node, bytes) each
 
 
 @message(32, "owner", "agent")
@@ -285,6 +296,7 @@ class PinObject(NamedTuple):
     urgent: bool = True  # somebody waits in get; else it is an argument of a task that has not started
     node_id: bytes = b""  # where its primary copy lies
     size_bytes: int = 0
+    owner: bytes = b""
 
 
 @message(40, "owner", "agent")
@@ -460,6 +472,13 @@ class ListEvents(NamedTuple):
     request_id: int
 
 
+@message(62, "owner", "agent")
+class ObjectDamaged(NamedTuple):
+    """The sender found that an object's file here is not what was written: nobody shall be sent to it any more."""
+
+    object_id: bytes
+
+
 @message(61, "agent", "owner", rows=4)
 class ObjectsSpilled(NamedTuple):
     """Objects were written to disk: ``(object_id, path, position, checksum)`` each."""
@@ -467,7 +486,7 @@ class ObjectsSpilled(NamedTuple):
     rows: list[Any]
 
 
-@message(62, "owner", "owner")
+@message(68, "owner", "owner")
 class CancelObject(NamedTuple):
     """A borrower cancels the task that makes an object."""
 

@@ -14,12 +14,27 @@ class JoinCluster(NamedTuple):
     request_id: int
 
 
+@message(106, "agent", "control")
+class LeaveCluster(NamedTuple):
+    """A node ends in good order: it is dead from now on."""
+
+    node_id: bytes
+    reason: str
+
+
 # --------------------------------------------------------------------------------------------------------- to the agent
 
 
 @message(101, "control", "agent", rows=8)
 class ClusterView(NamedTuple):
     """Nodes that are new, or changed: ``(node_id, agent, endpoint, host, total, available, labels, alive)`` each."""
+
+    rows: list[Any]
+
+
+@message(107, "control", "agent", rows=2)
+class ClusterLoads(NamedTuple):
+    """What is free on nodes that are known: ``(node_id, available)`` each; the receiver's own node may be among them."""
 
     rows: list[Any]
 

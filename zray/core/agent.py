@@ -14,6 +14,7 @@ more, because nobody would give it back.
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 from zray.base.config import Config
@@ -28,16 +29,17 @@ from zray.base.wire import (
     ProcessDied,
     Reply,
 )
-from zray.base.wire_actors import ActorLost, ActorPlaced, ActorRefused, PlaceActor, StartActor
+from zray.base.wire_actors import ActorLost, ActorPlaced, StartActor
 from zray.base.wire_nodes import LeaseRedirected
+from zray.core.actor_desk import ActorDesk
 from zray.core.bundles import Bundle, NodeBundles
 from zray.core.chance import First
 from zray.core.death_watch import DeathWatch
-from zray.core.effects import DIAL, HANG_UP, KILL_WORKER, MEASURE, SEND, STOP, TIMER, WARN, WATCH, Effect
+from zray.core.effects import DIAL, HANG_UP, JOINED, KILL_WORKER, MEASURE, SEND, STOP, TIMER, WARN, WATCH, Effect
 from zray.core.memory import Candidate, verdicts
 from zray.core.neighbours import Neighbours
 from zray.core.object_desk import ObjectDesk
-from zray.core.policy import DEFAULT, Rng, Verdict, Waiting, readable
+from zray.core.policy import DEFAULT, Rng, Verdict, Waiting, read_locality, readable
 from zray.core.scheduler import GrantedLease, LeaseScheduler, Request
 from zray.core.spilling import SPILL_TIMER
 from zray.core.store import CREATE_TIMER, ObjectStore
@@ -54,7 +56,7 @@ RELIEF_TIMER = "agent.relief"
 _RESTING = (WorkerState.IDLE, WorkerState.LEAVING)
 
 
-class NodeAgent(ObjectDesk):
+class NodeAgent(ObjectDesk, ActorDesk):
     """The brain of one node.
 
     Args:
@@ -75,7 +77,6 @@ class NodeAgent(ObjectDesk):
         "_config",
         "_control",
         "_control_heard",
-        "_dead",
         "_ended_for_memory",
         "_heartbeat_set",
         "_me",
@@ -115,12 +116,11 @@ class NodeAgent(ObjectDesk):
         self._node_id = node_id
         self._control = control
         self._config = config
-        self._dead: dict[bytes, str] = {}  # processes that ended, and how
         self._me = agent_id(node_id)
         self._remote = remote
         self.rejoin = False  # the cluster gave this node up by mistake, and would have it back
         self._actors: dict[bytes, GrantedLease] = {}  # actor -> its lease
-        self._placements = 0
+        self._placements = count(1)  # requests of the control for actors
         self._control_heard = float("inf")  # when; nothing is missed before it was heard first
         self._collected = float("-inf")
         self._ended_for_memory: dict[bytes, str] = {}  # workers on their way out, and the report
@@ -128,11 +128,11 @@ class NodeAgent(ObjectDesk):
         self._heartbeat_set = False
         self._reap_set = False
         self._relief_at = 0.0  # when the node counts as exhausted; 0: it does not look like that
-        self._reported: dict[str, int] = dict(total)
+        self._reported: tuple[dict[str, int], tuple[Any, ...]] = (dict(total), ())  # what is free, in the bundles too
         self.out: list[Effect] = []
         self.clients: dict[bytes, str] = {}  # processes of this node: id -> role
-        self.deaths = DeathWatch(self._me, self.out)
         self.neighbours = Neighbours(node_id, self._me, rng or First(), config.lease_hops_max)
+        self.deaths = DeathWatch(self._me, self.out, self.clients.__contains__, self.neighbours.by_agent.__contains__)
         self.neighbours.describe(total, labels or {})
         self.scheduler = LeaseScheduler(total, int.from_bytes(node_id[:4], "big") << 28)
         self.bundles = NodeBundles(
@@ -140,7 +140,7 @@ class NodeAgent(ObjectDesk):
         )
         self.scheduler.bundles = self.bundles
         self.pool = WorkerPool(prestart, node_id, config, self.out, self.scheduler.holds)
-        self.store = ObjectStore(store_bytes, config, self.out, self._dead.__contains__, directories)
+        self.store = ObjectStore(store_bytes, config, self.out, self.deaths.is_dead, directories)
         self.transfer = ObjectTransfer(self._me, config, self.out, self.store, self.neighbours.by_agent)
 
     def start(self, now: float) -> None:
@@ -152,8 +152,8 @@ class NodeAgent(ObjectDesk):
     # -- clients --------------------------------------------------------------------------------------------------
 
     def on_peer_joined(self, now: float, peer: bytes, role: str, pid: int) -> None:
-        """A process of this machine introduced itself."""
-        if peer in self._dead or role == "agent" or agent_of(peer) in self.neighbours.by_agent:
+        """A process introduced itself: one of this node is a client, wherever else it may be known already."""
+        if self.deaths.is_dead(peer) or role == "agent" or agent_of(peer) != self._me:
             return
         self.clients[peer] = role
         if role == "driver":
@@ -166,15 +166,8 @@ class NodeAgent(ObjectDesk):
             self._advance(now)
 
     def on_watch_process(self, now: float, peer: bytes, process: bytes) -> None:
-        if peer in self._dead:
-            return
-        elsewhere = self.neighbours.by_agent.get(agent_of(process))
-        if process in self.clients:
-            self.deaths.watch(peer, process, b"")
-        elif elsewhere is not None and process not in self._dead:
-            self.deaths.watch(peer, process, elsewhere.agent)
-        else:
-            self.deaths.tell(peer, process, self._dead.get(process, "it ended earlier"))
+        if not self.deaths.is_dead(peer):
+            self.deaths.watch(peer, process)
 
     def on_process_gone(self, now: float, peer: bytes, process: bytes, reason: str) -> None:
         """A process of another node ended."""
@@ -215,7 +208,7 @@ class NodeAgent(ObjectDesk):
                     del self._actors[actor.actor_id]
                 lost_actor = ActorLost(actor.actor_id, actor.incarnation, shortage or reason)
                 self.out.append((SEND, self._control, lost_actor))
-            elif lease.request.owner not in self._dead:
+            elif not self.deaths.is_dead(lease.request.owner):
                 lost = LeaseLost(lease.id, shortage or reason, bool(shortage))
                 self.out.append((SEND, lease.request.owner, lost))
         self._forget(now, worker_id, reason)
@@ -270,8 +263,9 @@ class NodeAgent(ObjectDesk):
         retriable: bool = True,
         strategy: tuple[Any, ...] = ("default",),
         hops: int = 0,
+        locality: tuple[Any, ...] = (),
     ) -> None:
-        if peer in self._dead:
+        if self.deaths.is_dead(peer):
             return
         demand = ResourceSet(resources)
         if not readable(strategy):
@@ -279,7 +273,8 @@ class NodeAgent(ObjectDesk):
             return
         if self.neighbours.views or strategy != DEFAULT:
             free, queued = self.scheduler.resources.available, len(self.scheduler.queue)
-            decision = self.neighbours.choose(free, queued, demand, strategy, hops, self.bundles)
+            near = read_locality(locality) if locality else None
+            decision = self.neighbours.choose(free, queued, demand, strategy, hops, self.bundles, near)
             if strategy[0] == "bundle":
                 self.bundles.learn(strategy[1])
             if decision.verdict is Verdict.SEND and decision.node is not None:
@@ -291,7 +286,7 @@ class NodeAgent(ObjectDesk):
                 kind = "infeasible" if decision.verdict is Verdict.INFEASIBLE else "exhausted"
                 self.out.append((SEND, peer, LeaseRejected(request_id, kind, decision.reason)))
                 return
-            self._meet(peer)
+        self._meet(peer)
         reason = self.scheduler.request(
             peer, request_id, job_id, demand, depth, retriable=retriable, strategy=strategy
         )
@@ -300,21 +295,34 @@ class NodeAgent(ObjectDesk):
         else:
             self._advance(now)
 
+    def on_cluster_loads(self, now: float, peer: bytes, rows: list[Any]) -> None:
+        """Something else is free on other nodes."""
+        self._control_heard = now
+        for node_id, available in rows:
+            self.neighbours.load(node_id, available)
+        self._go_on(now)
+
     def on_cluster_view(self, now: float, peer: bytes, rows: list[Any]) -> None:
         """Other nodes came, changed, or ended: what waits here may run there. An empty one only says that the control lives."""
+        if self._remote and self._control_heard == float("inf"):
+            self.out.append((JOINED,))
         self._control_heard = now
         if not rows:
+            if self.neighbours.correct():
+                self._go_on(now)
             return
         for row in rows:
             node = self.neighbours.update(row)
             if node.alive:
                 self.out.append((DIAL, node.agent, node.endpoint))
+                self.deaths.heard_of(node.agent)
                 continue
             reason = f"its node {node.title()} is dead"
             for process in self.deaths.of_node(node.agent):
                 self._forget(now, process, reason)
             self.transfer.on_node_died(now, node.agent, reason)
             self._forget(now, node.agent, reason)
+            self.deaths.heard_of(node.agent)
             later = (TIMER, now + self._config.control_death_s, (HANG_UP_TIMER, node.agent))  # the control may answer it
             self.out.append((HANG_UP, node.agent) if self._remote else later)
         self._go_on(now)
@@ -326,34 +334,39 @@ class NodeAgent(ObjectDesk):
                 continue
             if lease.worker is not None:
                 self.pool.kill(self.pool.workers[lease.worker])
-            else:
-                self.scheduler.end(lease.id)
-                self.pool.cancel(lease.id)
-                self.out.append((SEND, lease.request.owner, LeaseRejected(lease.request.id, "exhausted", reason)))
+                continue
+            self.scheduler.end(lease.id)
+            self.pool.cancel(lease.id)
+            self._refuse(lease.request, reason)
+
+    def _refuse(self, request: Request, reason: str) -> None:
+        """What was asked for is not here any more, and never will be; the control may know of another place for an actor."""
+        if request.actor is not None:
+            self._send_back(request, reason)
+            return
+        self.scheduler.cancel(request.owner, request.id)
+        self.out.append((SEND, request.owner, LeaseRejected(request.id, "exhausted", reason)))
 
     def _go_on(self, now: float) -> None:
         """There is room, or news: what waits may run here or elsewhere, or never."""
         for request in list(self.scheduler.queue.values()):
-            if request.strategy[0] == "bundle" and request.actor is None:
-                decision = self.neighbours.choose(
+            if request.strategy[0] == "bundle":
+                decision = self.neighbours.judge(
                     self.scheduler.resources.available, 0, request.demand, request.strategy, 0, self.bundles
                 )
                 if decision.verdict is Verdict.IMPOSSIBLE:
-                    self.scheduler.cancel(request.owner, request.id)
-                    self.out.append((SEND, request.owner, LeaseRejected(request.id, "exhausted", decision.reason)))
+                    self._refuse(request, decision.reason)
         self._advance(now)
-        waiting = [
-            Waiting((request.owner, request.id), request.demand, request.strategy)
-            for request in self.scheduler.queue.values()
-            if request.actor is None
-        ]
+        waiting = [Waiting(request, request.demand, request.strategy) for request in self.scheduler.queue.values()]
         if not waiting:
             return
         free = self.scheduler.resources.available
-        for waiter, view, reason in self.neighbours.relocate(free, len(waiting), waiting, self.bundles):
-            owner, request_id = waiter.key
-            self.scheduler.cancel(owner, request_id)
-            self.out.append((SEND, owner, LeaseRedirected(request_id, view.agent, view.endpoint, reason)))
+        for (request, _, _), view, reason in self.neighbours.relocate(free, len(waiting), waiting, self.bundles):
+            if request.actor is not None:
+                self._send_back(request, reason)
+                continue
+            self.scheduler.cancel(request.owner, request.id)
+            self.out.append((SEND, request.owner, LeaseRedirected(request.id, view.agent, view.endpoint, reason)))
 
     def on_cancel_lease(self, now: float, peer: bytes, request_id: int) -> None:
         self.scheduler.cancel(peer, request_id)
@@ -372,62 +385,12 @@ class NodeAgent(ObjectDesk):
             self._serve(self.pool.on_returned(now, lease.worker))
         self._advance(now)
 
-    # -- actors ---------------------------------------------------------------------------------------------------
-
-    def on_place_actor(
-        self,
-        now: float,
-        peer: bytes,
-        actor_id: bytes,
-        incarnation: int,
-        job_id: bytes,
-        detached: bool,
-        placement: dict[str, int],
-        resources: dict[str, int],
-        retriable: bool,
-        creation: bytes,
-        strategy: tuple[Any, ...] = ("default",),
-    ) -> None:
-        kind = "exhausted"
-        reason = f"its node runs {self._config.actors_max} actors already, which is its limit (ZRAY_ACTORS_MAX)"
-        queued = sum(1 for request in self.scheduler.queue.values() if request.actor is not None)
-        if not self.pool.full_of_actors(queued):
-            place = PlaceActor(
-                actor_id, incarnation, job_id, detached, placement, resources, retriable, creation, strategy
-            )
-            self._placements += 1
-            kind = "infeasible"
-            reason = f"{strategy!r} is no strategy"
-            if readable(strategy):
-                reason = self.scheduler.place(self._control, self._placements, place)
-        if reason:
-            self.out.append((SEND, self._control, ActorRefused(actor_id, incarnation, kind, reason)))
-        else:
-            self._advance(now)
-
-    def on_end_actor(self, now: float, peer: bytes, actor_id: bytes, incarnation: int, force: bool) -> None:
-        unborn = ActorLost(actor_id, incarnation, "it was ended before it had a process")
-        for request in list(self.scheduler.queue.values()):
-            if request.actor is not None and request.actor[:2] == (actor_id, incarnation):
-                self.scheduler.cancel(request.owner, request.id)
-                self.out.append((SEND, self._control, unborn))
-        lease = self._actors.get(actor_id)
-        if lease is None or lease.request.actor is None or lease.request.actor.incarnation != incarnation:
-            return
-        if force and lease.worker is not None:
-            self.pool.kill(self.pool.workers[lease.worker])
-            return
-        del self._actors[actor_id]
-        self.scheduler.end(lease.id)
-        if lease.worker is None:
-            self.pool.cancel(lease.id)
-            self.out.append((SEND, self._control, unborn))
-        else:
-            self._serve(self.pool.on_returned(now, lease.worker))
-        self._advance(now)
-
     def on_node_statistics(self, now: float, peer: bytes, request_id: int) -> None:
         self.out.append((SEND, peer, Reply(request_id, True, self.statistics())))
+
+    def on_explain_lease(self, now: float, peer: bytes, request_id: int, lease_request_id: int) -> None:
+        text = f"node {bytes(self._node_id).hex()[:8]}: {self.scheduler.explain(peer, lease_request_id)}"
+        self.out.append((SEND, peer, Reply(request_id, True, text)))
 
     # -- time -----------------------------------------------------------------------------------------------------
 
@@ -436,10 +399,8 @@ class NodeAgent(ObjectDesk):
             self.store.on_timer(now, key)
         elif key[0] == HEARTBEAT_TIMER:
             self._heartbeat_set = False
-            available = dict(self.scheduler.resources.available)
-            if available != self._reported:
-                self._reported = available
-                self.out.append((SEND, self._control, Heartbeat(self._node_id, available)))
+            if (self.scheduler.resources.available, self.bundles.rows()) != self._reported:
+                self._report()
         elif key[0] == SIGN_TIMER:
             self.on_probe_node(now, self._control, b"")
             silent_s = now - self._control_heard
@@ -461,8 +422,12 @@ class NodeAgent(ObjectDesk):
 
     def on_probe_node(self, now: float, peer: bytes, sender: bytes) -> None:
         """A sign of life is due."""
-        self._reported = dict(self.scheduler.resources.available)
-        self.out.append((SEND, self._control, Heartbeat(self._node_id, self._reported)))
+        self._report()
+
+    def _report(self) -> None:
+        """Tell the control what is free."""
+        self._reported = (dict(self.scheduler.resources.available), self.bundles.rows())
+        self.out.append((SEND, self._control, Heartbeat(self._node_id, *self._reported)))
 
     def on_node_refused(self, now: float, peer: bytes, reason: str, rejoin: bool) -> None:
         """The cluster does not want this node any more."""
@@ -474,9 +439,8 @@ class NodeAgent(ObjectDesk):
 
     def _meet(self, process: bytes) -> None:
         """A process that may be of another node holds something here: it must be noticed when that ends."""
-        elsewhere = self.neighbours.by_agent.get(agent_of(process))
-        if elsewhere is not None and process not in self._dead:
-            self.deaths.watch(self._me, process, elsewhere.agent)
+        if agent_of(process) != self._me:
+            self.deaths.watch(self._me, process)
 
     def _advance(self, now: float) -> None:
         """Grant what can be granted; call leases back for the rest."""
@@ -497,9 +461,10 @@ class NodeAgent(ObjectDesk):
         if self.scheduler.queue:
             for lease in self.scheduler.to_reclaim():
                 self.out.append((SEND, lease.request.owner, LeaseReclaimed(lease.id)))
-        if not self._heartbeat_set and self.scheduler.resources.available != self._reported:
+        if not self._heartbeat_set and (self.scheduler.resources.available != self._reported[0] or self.bundles.bundles):
             self._heartbeat_set = True
-            self.out.append((TIMER, now + self._config.heartbeat_ms / 1000, (HEARTBEAT_TIMER,)))
+            pause_s = self._config.heartbeat_ms / 1000 * self.neighbours.crowd()
+            self.out.append((TIMER, now + pause_s, (HEARTBEAT_TIMER,)))
         self._plan_reaping(now)
 
     def _exhausted(self) -> bool:
@@ -560,9 +525,9 @@ class NodeAgent(ObjectDesk):
 
     def _forget(self, now: float, peer: bytes, reason: str, at: float = 0.0) -> None:
         """A process is gone: undo all it held, and tell the others."""
-        if peer in self._dead:
+        if peer in self.deaths.dead:
             return
-        self._dead[peer] = reason
+        self.deaths.dead[peer] = reason
         known = self.clients.pop(peer, None)
         for lease in self.scheduler.drop_owner(peer):
             # Its worker runs a task that nobody waits for, and may run it for ever.
@@ -576,7 +541,6 @@ class NodeAgent(ObjectDesk):
             self.out.append((TIMER, at, (HANG_UP_TIMER, peer)) if at else (HANG_UP, peer))
             self.out.append((SEND, self._control, ProcessDied(peer, reason)))
         self.deaths.ended(peer, reason)
-
 
     # -- checks ---------------------------------------------------------------------------------------------------
 

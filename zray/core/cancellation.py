@@ -16,7 +16,7 @@ What a process has submitted while it ran a task are the *children* of that task
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
 from zray.base.wire import Address, CancelObject, CancelTask, Entry
 from zray.core.actor_calls import ActorTaskSubmitter
@@ -43,7 +43,7 @@ class TaskCancellation:
         """A task will have no other result."""
         raise NotImplementedError
 
-    def _sweep(self, returns: Any, worker: bytes) -> None:
+    def _sweep(self, returns: Iterable[bytes], agents: Iterable[bytes]) -> None:
         """An attempt may have left results in the store."""
         raise NotImplementedError
 
@@ -85,7 +85,7 @@ class TaskCancellation:
     def on_hand_back(self, now: float, peer: bytes, lease_id: int, task_ids: list[bytes]) -> None:
         """A worker gives back what it has not started."""
         for task in self.leases.on_handed_back(lease_id, task_ids):
-            self._end_cancelled(now, task, peer)
+            self._end_cancelled(now, task)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -99,10 +99,10 @@ class TaskCancellation:
             self.out.append((SEND, worker, CancelTask(task.id, force, recursive)))
         else:
             self.tasks.withdraw(task)
-            self._end_cancelled(now, task, b"")
+            self._end_cancelled(now, task)
 
-    def _end_cancelled(self, now: float, task: Task, worker: bytes) -> None:
+    def _end_cancelled(self, now: float, task: Task) -> None:
         """A cancelled task is over."""
         if task.tried:
-            self._sweep(task.returns, worker)
+            self._sweep(task.returns, task.tried)
         self._fail(now, task, task_cancelled(task))

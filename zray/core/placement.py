@@ -21,129 +21,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from enum import Enum
 from typing import Any
 
 from zray.base.config import Config
 from zray.base.resources import ResourceSet
 from zray.base.wire import Reply
 from zray.base.wire_actors import Notice
-from zray.base.wire_placement import CommitBundles, PlacementGroupUpdated, PrepareBundles, ReturnBundles
+from zray.base.wire_placement import BundlesCounted, CommitBundles, PlacementGroupUpdated, PrepareBundles, ReturnBundles
 from zray.core.effects import AFTER_PERSIST, PERSIST, SEND, TIMER, Effect
-from zray.core.lifecycle import Lifecycle
-from zray.core.packing import STRATEGIES, Conditions, Packing, pack_bundles
-from zray.core.views import GroupView, NodeView, Views, is_condition
+from zray.core.packing import STRATEGIES, Packing, pack_bundles
+from zray.core.placement_group import GroupState, PlacementGroup
+from zray.core.views import GroupView, NodeView, Views, are_amounts, is_condition
 from zray.exceptions import InvariantError
 
 RETRY_TIMER = "placement.retry"
 WAIT_TIMER = "placement.wait"
-
-
-class GroupState(Enum):
-    PENDING = 1
-    CREATED = 2
-    RESCHEDULING = 3
-    REMOVED = 4
-
-
-GROUP_LIFECYCLE = Lifecycle(
-    "placement group",
-    {
-        GroupState.PENDING: "Its bundles have no places yet: there is no room, or the nodes are being asked.",
-        GroupState.CREATED: "All its bundles have their places.",
-        GroupState.RESCHEDULING: "A node died: the bundles that were there need new places.",
-        GroupState.REMOVED: "It is gone, with what ran in it; the reason is known.",
-    },
-    {
-        GroupState.PENDING: {"placed": GroupState.CREATED, "removed": GroupState.REMOVED},
-        GroupState.CREATED: {"lost": GroupState.RESCHEDULING, "removed": GroupState.REMOVED},
-        GroupState.RESCHEDULING: {
-            "placed": GroupState.CREATED,
-            "lost": GroupState.RESCHEDULING,
-            "removed": GroupState.REMOVED,
-        },
-        GroupState.REMOVED: {},
-    },
-)
-
-
-class PlacementGroup:
-    """What the control knows of one placement group."""
-
-    __slots__ = (
-        "actor_id",
-        "actor_over",
-        "asked",
-        "attempt",
-        "bundles",
-        "conditions",
-        "creator",
-        "detached",
-        "id",
-        "infeasible",
-        "infeasible_since",
-        "job_id",
-        "job_over",
-        "name",
-        "namespace",
-        "nodes",
-        "plan",
-        "prepared",
-        "reason",
-        "retry_set",
-        "state",
-        "strategy",
-        "subscribers",
-        "tries",
-        "waiters",
-    )
-
-    def __init__(
-        self,
-        id: bytes,
-        job_id: bytes,
-        creator: bytes,
-        strategy: str,
-        bundles: tuple[ResourceSet, ...],
-        conditions: tuple[Conditions, ...],
-    ) -> None:
-        self.id = id
-        self.job_id = job_id
-        self.creator = creator
-        self.actor_id = b""
-        self.name = ""
-        self.namespace = ""
-        self.detached = False
-        self.strategy = strategy
-        self.bundles = bundles
-        self.conditions = conditions
-        self.state = GroupState.PENDING
-        self.nodes: list[bytes] = [b""] * len(bundles)
-        self.attempt = 0  # the number of the round
-        self.plan: dict[int, bytes] = {}  # bundle -> node, of the round
-        self.asked: dict[bytes, list[int]] = {}  # node -> bundles; nothing when there is no round
-        self.prepared: dict[bytes, list[int]] = {}
-        self.tries = 0  # in vain, in a row
-        self.retry_set = False
-        self.infeasible = ""  # why no nodes can hold it, while that is so
-        self.infeasible_since = 0.0
-        self.reason = ""  # why it waits, or was removed
-        self.waiters: dict[tuple[bytes, int], None] = {}  # (process, request)
-        self.subscribers: dict[bytes, None] = {}  # agents
-        self.job_over = False
-        self.actor_over = False
-
-    def move(self, event: str) -> None:
-        self.state = GROUP_LIFECYCLE.next(self.state, event)
-
-    def view(self) -> GroupView:
-        """What policies must know of it."""
-        return GroupView(self.state.name, self.bundles, tuple(self.nodes), self.reason)
-
-    def title(self) -> str:
-        """The group in the words of an error."""
-        name = f" {self.name!r}" if self.name else ""
-        return f"placement group{name} ({self.id.hex()})"
 
 
 class PlacementGroupManager:
@@ -156,7 +48,20 @@ class PlacementGroupManager:
         told: called with the time and the id of a group whose places have changed, or that is gone.
     """
 
-    __slots__ = ("_agents", "_config", "_dead", "_out", "_over", "_told", "_views", "_waits", "groups", "names")
+    __slots__ = (
+        "_agents",
+        "_config",
+        "_dead",
+        "_out",
+        "_over",
+        "_rounds",
+        "_told",
+        "_unplaced",
+        "_views",
+        "_waits",
+        "groups",
+        "names",
+    )
 
     def __init__(
         self,
@@ -172,7 +77,9 @@ class PlacementGroupManager:
         self._agents: dict[bytes, bytes] = {}  # of the nodes that were ever asked
         self._dead: dict[bytes, None] = {}  # the removed that are remembered, the oldest first
         self._over: dict[bytes, None] = {}  # jobs and actors that ended: what they have sent may arrive later
+        self._rounds: dict[bytes, PlacementGroup] = {}  # whose nodes are being asked
         self._waits: dict[bytes, dict[bytes, None]] = {}  # process -> groups it waits for
+        self._unplaced: dict[bytes, PlacementGroup] = {}  # those that look for places
         self.groups: dict[bytes, PlacementGroup] = {}
         self.names: dict[tuple[str, str], PlacementGroup] = {}  # (namespace, name) of those that are not removed
 
@@ -210,7 +117,7 @@ class PlacementGroupManager:
         group.detached = detached
         group.job_over = job_id in self._over
         group.actor_over = not actor_id or actor_id in self._over
-        self.groups[group_id] = group
+        self.groups[group_id] = self._unplaced[group_id] = group
         if name:
             self.names[namespace, name] = group
         held = "; ".join(repr(bundle) for bundle in group.bundles)
@@ -258,8 +165,9 @@ class PlacementGroupManager:
         group = self.groups.get(group_id)
         if group is not None and group.state is not GroupState.REMOVED:
             group.subscribers[peer] = None
-        view = self.view(group_id)
-        self._out.append((SEND, peer, _update(group_id, view)))
+        self._out.append((SEND, peer, _update(group_id, self.view(group_id))))
+        if group is not None and group.free:
+            self._out.append((SEND, peer, BundlesCounted(group_id, group.free)))
 
     # -- what nodes say -------------------------------------------------------------------------------------------
 
@@ -279,6 +187,18 @@ class PlacementGroupManager:
         if not group.asked:
             self._commit(now, group)
 
+    def bundles_counted(self, node_id: bytes, rows: Iterable[tuple[Any, ...]]) -> None:
+        """A node says what is free in its bundles: those who have requests for their groups want to know."""
+        changed: dict[bytes, dict[int, dict[str, int]]] = {}
+        for group_id, index, free in filter(_is_count, rows):
+            group = self.groups.get(group_id)
+            if group is not None and group.nodes[index : index + 1] == [node_id] and group.free.get(index) != free:
+                group.free[index] = free
+                changed.setdefault(group_id, {})[index] = free
+        for group_id, news in changed.items():
+            for agent in self.groups[group_id].subscribers:
+                self._out.append((SEND, agent, BundlesCounted(group_id, news)))
+
     def node_ended(self, now: float, node_id: bytes, agent: bytes) -> None:
         """A node is dead, with its agent and the bundles that were there."""
         self._agents.pop(node_id, None)
@@ -292,9 +212,11 @@ class PlacementGroupManager:
                 self._give_up(group, f"node {node_id.hex()[:8]} died")
             for index in lost:
                 group.nodes[index] = b""
+                group.free.pop(index, None)
             if lost:
                 group.reason = f"node {node_id.hex()[:8]} died"
                 group.move("lost")
+                self._unplaced[group.id] = group
                 self._changed(now, group)
             if in_round or lost:
                 self._try(now, group)
@@ -302,9 +224,8 @@ class PlacementGroupManager:
     def nodes_changed(self, now: float) -> None:
         """There are new nodes, or something is free that was not."""
         failed: dict[tuple[Any, ...], Packing] = {}
-        for group in list(self.groups.values()):
-            if group.state in (GroupState.PENDING, GroupState.RESCHEDULING):
-                self._try(now, group, failed)
+        for group in list(self._unplaced.values()):
+            self._try(now, group, failed)
 
     # -- ends -----------------------------------------------------------------------------------------------------
 
@@ -340,6 +261,8 @@ class PlacementGroupManager:
             self._try(now, group)
         elif key[2:] in group.waiters:
             del group.waiters[key[2], key[3]]
+            if not any(peer == key[2] for peer, _ in group.waiters):
+                self._waits_no_more(key[2], group)
             self._out.append((SEND, key[2], Reply(key[3], True, False)))
 
     def view(self, group_id: bytes) -> GroupView:
@@ -383,6 +306,7 @@ class PlacementGroupManager:
         group.plan = {index: node for index, node in enumerate(packing.nodes) if index not in placed}
         for index, node in group.plan.items():
             group.asked.setdefault(node, []).append(index)
+        self._rounds[group.id] = group
         for node, indexes in group.asked.items():
             self._agents[node] = views[node].agent
             rows = [(index, dict(group.bundles[index])) for index in indexes]
@@ -392,7 +316,7 @@ class PlacementGroupManager:
         """The nodes without what other rounds have asked for, which no view shows yet."""
         views = dict(self._views())
         own: dict[bytes, None] = {}
-        for group in self.groups.values():
+        for group in self._rounds.values():
             for node, indexes in (*group.asked.items(), *group.prepared.items()):
                 if node in views and node not in own:
                     own[node] = None
@@ -438,9 +362,11 @@ class PlacementGroupManager:
             group.nodes[index] = node
         group.plan = {}
         group.prepared = {}
+        del self._rounds[group.id]
         group.tries = 0
         group.reason = ""
         group.move("placed")
+        self._unplaced.pop(group.id, None)
         self._answer(group, True, True)
         self._changed(now, group)
 
@@ -451,6 +377,7 @@ class PlacementGroupManager:
         group.asked = {}
         group.prepared = {}
         group.plan = {}
+        self._rounds.pop(group.id, None)
 
     def _end_if_over(self, now: float, group: PlacementGroup) -> None:
         if group.job_over and group.actor_over and not group.detached:
@@ -465,8 +392,10 @@ class PlacementGroupManager:
             text = f"{group.title()} was removed: {reason}"
             self._out.append((SEND, self._agents[node], ReturnBundles(group.id, indexes, text)))
         group.nodes = [b""] * len(group.bundles)
+        group.free = {}
         group.reason = reason
         group.move("removed")
+        self._unplaced.pop(group.id, None)
         if group.name:
             del self.names[group.namespace, group.name]
         self._answer(group, False, self._gone(group.id))
@@ -483,11 +412,13 @@ class PlacementGroupManager:
         """Tell those who wait for its places."""
         for peer, request_id in group.waiters:
             self._out.append((SEND, peer, Reply(request_id, ok, value)))
-            waits = self._waits.get(peer, {})
-            waits.pop(group.id, None)
-            if not waits:
-                self._waits.pop(peer, None)
+            self._waits_no_more(peer, group)
         group.waiters = {}
+
+    def _waits_no_more(self, peer: bytes, group: PlacementGroup) -> None:
+        self._waits.get(peer, {}).pop(group.id, None)
+        if not self._waits.get(peer):
+            self._waits.pop(peer, None)
 
     def _gone(self, group_id: bytes) -> str:
         group = self.groups.get(group_id)
@@ -522,27 +453,34 @@ class PlacementGroupManager:
     def _check(self, group: PlacementGroup) -> None:
         removed = group.state is GroupState.REMOVED
         unsettled = group.asked or group.prepared or group.waiters or group.subscribers or any(group.nodes)
-        if removed != (group.id in self._dead) or (removed and unsettled):
+        looks = group.state in (GroupState.PENDING, GroupState.RESCHEDULING)
+        if removed != (group.id in self._dead) or looks != (group.id in self._unplaced) or (removed and unsettled):
             raise InvariantError(f"{group.title()} is {group.state.name}, not as listed")
         if (group.state is GroupState.CREATED) != all(group.nodes):
             raise InvariantError(f"{group.title()} is {group.state.name} with {group.nodes}")
         if group.asked or group.prepared:
+            if group.id not in self._rounds:
+                raise InvariantError(f"the round of {group.title()} is not listed")
             in_round = sorted(_flat([*group.asked.values(), *group.prepared.values()]))
             if in_round != sorted(group.plan) or not group.asked or any(group.nodes[index] for index in in_round):
                 raise InvariantError(f"the round of {group.title()} does not add up")
-        elif group.state in (GroupState.PENDING, GroupState.RESCHEDULING) and not group.retry_set:
+        elif looks and not group.retry_set:
             raise InvariantError(f"{group.title()} is {group.state.name} and nobody looks for places")
         for peer, _ in group.waiters:
             if group.id not in self._waits.get(peer, {}):
                 raise InvariantError(f"{peer.hex()} waits for {group.title()} and is not listed")
 
     def statistics(self) -> dict[str, int]:
-        pending = sum(1 for g in self.groups.values() if g.state in (GroupState.PENDING, GroupState.RESCHEDULING))
         return {
             "placement_groups": len(self.groups) - len(self._dead),
-            "placement_groups_pending": pending,
+            "placement_groups_pending": len(self._unplaced),
             "placement_groups_removed": len(self._dead),
         }
+
+
+def _is_count(row: tuple[Any, ...]) -> bool:
+    """Whether what a peer said of a bundle can be read."""
+    return isinstance(row[0], bytes) and type(row[1]) is int and row[1] >= 0 and are_amounts(row[2])
 
 
 def _flat(lists: Iterable[list[int]]) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
+from zray.core.demand import Demand
 from zray.core.lifecycle import Lifecycle
 from zray.core.spilling import Copy
 
@@ -38,7 +39,7 @@ OBJECT_LIFECYCLE = Lifecycle(
 class StoredObject:
     """One object of the store."""
 
-    __slots__ = ("call_site", "copy", "creator", "freed", "offset", "owner", "pins", "readers", "size", "state")
+    __slots__ = ("call_site", "copy", "creator", "freed", "makers", "offset", "owner", "pins", "readers", "size", "state")
 
     def __init__(self, offset: int, size: int, creator: bytes) -> None:
         self.offset = offset  # in the arena; -1 when it is not there
@@ -51,6 +52,7 @@ class StoredObject:
         self.copy: Copy | None = None
         self.pins: dict[bytes, int] = {}
         self.readers: list[tuple[bytes, int]] = []  # pins that wait until it is complete, or back in memory
+        self.makers: list[Demand] = []  # others that want to make it, and wait until it is complete
 
     @property
     def sealed(self) -> bool:
@@ -60,6 +62,16 @@ class StoredObject:
         """(size, state, owner, pins, path, call site)."""
         path = self.copy.path if self.copy is not None else ""
         return self.size, self.state.name, self.owner, sum(self.pins.values()), path, self.call_site
+
+    @property
+    def in_local_file(self) -> bool:
+        """Whether it lies in a file of this machine, and only there."""
+        return self.state is ObjectState.ON_DISK and self.copy is not None and "://" not in self.copy.path
+
+    @property
+    def comes_to_memory(self) -> bool:
+        """Whether it is being written into shared memory."""
+        return not self.sealed and self.offset >= 0
 
     def move(self, event: str) -> None:
         self.state = OBJECT_LIFECYCLE.next(self.state, event)

@@ -12,6 +12,7 @@ import select
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
@@ -25,6 +26,7 @@ from zray.runtime.process import log
 Serve = Callable[[dict[str, Any], TextIO], int]
 _START_S = 60.0
 _STOP_S = 30.0
+_READY = "ready\n"
 INSECURE = b"an open cluster-"  # the identity of clusters without a key
 
 
@@ -34,7 +36,7 @@ def serve_head(settings: dict[str, Any], out: TextIO, ready: Callable[[], None] 
     session = Session(parent=settings["temp_dir"])
     try:
         set_title("zray-head")
-        key = None if settings["insecure"] else ClusterKey.create("")
+        key = None if settings["insecure"] else _key(settings["key_file"])
         cluster = INSECURE if key is None else key.cluster
         process = head.start({**settings, "cluster": cluster.hex()}, session, key)
         signal.signal(signal.SIGINT, lambda signum, frame: process.loop.post((process.stop, "SIGINT")))
@@ -58,7 +60,7 @@ def serve_node(settings: dict[str, Any], out: TextIO, ready: Callable[[], None] 
     """Run a node until it is told to end; returns the exit code. If the cluster would have it back it starts anew."""
     address = settings["address"]
     key_file = "" if settings["insecure"] else find(address, settings["key_file"])
-    key = ClusterKey.load(key_file) if key_file else None
+    key = _load(key_file) if key_file else None
     cluster = INSECURE if key is None else key.cluster
     control = f"tcp://{address}"
     answer = agent_process.ask_cluster(control, cluster, key)
@@ -69,12 +71,17 @@ def serve_node(settings: dict[str, Any], out: TextIO, ready: Callable[[], None] 
         head.start_logging(settings["logging_level"])
         process = agent_process.start({**settings, "control": control}, session, answer, key)
         settings = {**settings, "config": answer["config"], "node_id": process.node.description["node_id"].hex()}
-        _describe(session, "zray-node", settings, control, address, key_file, cluster)
-        print(f"zray node of the cluster at {address} (session {session.path})", file=out, flush=True)
-        ready()
+
+        def joined() -> None:
+            _describe(session, "zray-node", settings, control, address, key_file, cluster)
+            print(f"zray node of the cluster at {address} (session {session.path})", file=out, flush=True)
+            ready()
+
+        process.on_joined = joined
         try:
             process.loop.run()
             log.info("ending: %s", process.reason)
+            process.leave()
         finally:
             process.close()
     finally:
@@ -85,9 +92,28 @@ def serve_node(settings: dict[str, Any], out: TextIO, ready: Callable[[], None] 
     return 0
 
 
+def _key(path: str) -> ClusterKey:
+    """The key of a cluster: that of the file, if it is there. Who has a copy needs no other when the head starts anew."""
+    return _load(path) if path and os.path.exists(path) else ClusterKey.create("")
+
+
+def _load(path: str) -> ClusterKey:
+    """The key in a file.
+
+    Raises:
+        OSError: there is none in it, or it can not be read.
+    """
+    try:
+        return ClusterKey.load(path)
+    except ValueError as error:
+        raise OSError(str(error)) from None
+
+
 def _keep(key: ClusterKey | None, address: str, path: str) -> str:
-    """Write the key where those who may join find it."""
-    return dataclasses.replace(key, address=address).save(path) if key is not None else ""
+    """Write the key where those who may join find it, unless it is there."""
+    if key is None or (path and key.address == address and os.path.exists(path)):
+        return path if key is not None else ""
+    return dataclasses.replace(key, address=address).save(path)
 
 
 def _describe(
@@ -124,11 +150,9 @@ def detach(role: str, serve: Serve, settings: dict[str, Any]) -> int:
     pid = os.fork()
     if pid:
         os.close(write)
-        with os.fdopen(read, encoding="utf-8", errors="replace") as pipe:
-            select.select([pipe], [], [], _START_S)
-            text = pipe.read()
-        print(text.removesuffix("ready\n"), end="", file=sys.stderr)
-        if text.endswith("ready\n"):
+        text = _hear(read, pid)
+        print(text.removesuffix(_READY), end="", file=sys.stderr)
+        if text.endswith(_READY):
             return 0
         print(f"{role}: it did not start", file=sys.stderr)
         return 1
@@ -149,11 +173,29 @@ def detach(role: str, serve: Serve, settings: dict[str, Any]) -> int:
             os._exit(code)
 
 
+def _hear(read: int, pid: int) -> str:
+    """What the process in the background says until it is ready, or has ended. Its zygote has the pipe too, and keeps it."""
+    pidfd = os.pidfd_open(pid)
+    heard = b""
+    end = time.monotonic() + _START_S
+    try:
+        while not heard.endswith(_READY.encode()):
+            readable, _, _ = select.select([read, pidfd], [], [], max(0.0, end - time.monotonic()))
+            part = os.read(read, 1 << 16) if read in readable else b""
+            if not part:
+                break
+            heard += part
+    finally:
+        os.close(pidfd)
+        os.close(read)
+    return heard.decode(errors="replace")
+
+
 def serve_detached(serve: Any, settings: dict[str, Any], pipe: TextIO) -> int:
     """Serve, and close the pipe to those who wait for the start when it is up."""
 
     def ready() -> None:
-        pipe.write("ready\n")
+        pipe.write(_READY)
         pipe.close()
 
     return int(serve(settings, pipe, ready))

@@ -11,11 +11,11 @@ worker itself is hit:
   signal that wakes it says nothing: its handler, which runs in that same thread, looks whether it is *this* task that is to be
   stopped. A signal that comes late finds nothing to do.
 - A cancellation that comes when the main thread has taken the task and not said so yet is noted in ``cancelled``, where it
-  looks when it has said so. Whichever of the two comes first, one of them sees the other.
-- Inside zray nothing is raised but where somebody waits (``io/loop.py``). What was put off until then ends with the task.
+  looks when it has said so. Whichever comes first, one of them sees the other.
+- Inside zray nothing is raised but where it waits (``io/loop.py``). What was put off ends with the task.
 
-An asynchronous call is cancelled as any ``asyncio.Task``. A call of another actor can not be interrupted, since its state would be
-left half-way: ``get_runtime_context().is_canceled()`` tells it.
+An asynchronous call is cancelled as any ``asyncio.Task``. A call of another actor can not be interrupted, since its state would
+be left half-way: ``get_runtime_context().is_canceled()`` tells it.
 
 To force the end of a task is to end this process, after all that is known of other tasks was sent.
 """

@@ -12,12 +12,13 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from zray.base import wire
 from zray.base.config import Config
 from zray.base.resources import ResourceSet
-from zray.base.wire import CONTROL, Hello
+from zray.base.wire import CONTROL, SCHEMA, Hello
 from zray.core import effects as e
 from zray.core.gcs import Gcs
 from zray.io.db import Database
@@ -78,6 +79,7 @@ class Head(Process):
         self.add_brain(self.gcs, "control")
         self.add_handlers(self.gcs.actors, "control")
         self.add_handlers(self.gcs.placement, "control")
+        self._count_messages()
         self.add_local(CONTROL)
         self.on_timers("gcs", self.gcs.on_timer)
         self.on_timers("actors", self.gcs.actors.on_timer)
@@ -87,6 +89,7 @@ class Head(Process):
         self.on_effect(e.AFTER_PERSIST, self._after_persist)
         self.on_effect(e.STOP, self.stop)
         self.on_effect(e.WARN, lambda text: log.warning("%s", text))
+        self.transport.on_lost = lambda peer: self.gcs.on_connection_lost(self.now(), peer)
         self.loop.on_inbox = self._on_inbox
         node.attach(self, CONTROL)
         self.gcs.on_register_node(self.now(), agent, *node.registration())
@@ -113,6 +116,21 @@ class Head(Process):
         self.node.close()
         self.transport.close(linger_ms=100)
         self._db.close()
+
+    def _count_messages(self) -> None:
+        """Have it known how often the control is asked what: no task or object may need it."""
+        heard = self.gcs.heard
+
+        def counting(kind: str, handler: Callable[..., None]) -> Callable[..., None]:
+            def count(*message: Any) -> None:
+                heard[kind] = heard.get(kind, 0) + 1
+                handler(*message)
+
+            return count
+
+        for schema in SCHEMA.values():
+            if schema.receiver == "control":
+                self._handlers[schema.op] = counting(schema.name, self._handlers[schema.op])
 
     def _after_persist(self, peer: bytes, message: Any) -> None:
         self._db.after(lambda: self.loop.post((self.send, peer, message)))
