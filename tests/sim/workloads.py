@@ -136,6 +136,9 @@ def run_step(
     depth: int,
 ) -> Steps:
     """One step of a task; ``mine`` are the references it was given, ``made`` its own."""
+    if body.cluster.cancels and mine + made and rng.random() < 0.15:
+        cancels.cancel(body, rng, mine + made)
+        return
     what = rng.choice(TASK_STEPS)
     if what == "nest":
         children = submit(body, rng, tag, mine + made, handles, depth + 1)
@@ -258,6 +261,9 @@ def drive(
     body: DriverBody, rng: random.Random, tag: str, held: list[ObjectRef[Any]], handles: list[Handle]
 ) -> Steps:
     """One step of a driver."""
+    if body.cluster.cancels and held and rng.random() < 0.3:
+        cancels.cancel(body, rng, held)
+        return
     what = rng.choice(DRIVER_STEPS)
     if what == "call":
         held += submit(body, rng, tag, held, handles, 1)
