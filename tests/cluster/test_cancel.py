@@ -86,6 +86,7 @@ def test_a_task_that_no_node_can_run() -> None:
     cancelled(ref)
 
 
+@pytest.mark.processes("a thread that runs is not interrupted in local mode")
 def test_tasks_that_were_pushed_ahead_never_begin(tmp_path: Path) -> None:
     """Short tasks are sent to a worker before it has time for them."""
 
@@ -112,6 +113,7 @@ def test_tasks_that_were_pushed_ahead_never_begin(tmp_path: Path) -> None:
 # -- while ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.processes("a thread that runs is not interrupted in local mode")
 def test_a_running_task_is_interrupted_and_ends_in_good_order(tmp_path: Path) -> None:
     @ray.remote(num_cpus=2)
     def f() -> None:
@@ -130,6 +132,7 @@ def test_a_running_task_is_interrupted_and_ends_in_good_order(tmp_path: Path) ->
     assert ray.get(pid.options(num_cpus=2).remote()) == before, "the worker lives"
 
 
+@pytest.mark.processes("a thread that runs is not interrupted in local mode")
 def test_a_function_written_in_c() -> None:
     ref = ray.remote(num_cpus=2)(time.sleep).remote(PATIENCE_S * 10)
     eventually(lambda: ray.available_resources().get("CPU", 0.0) == 0.0, "its begin")
@@ -137,6 +140,7 @@ def test_a_function_written_in_c() -> None:
     cancelled(ref)
 
 
+@pytest.mark.processes("a thread that runs is not interrupted in local mode")
 def test_a_task_that_catches_the_interrupt_has_its_value(tmp_path: Path) -> None:
     @ray.remote
     def f() -> str:
@@ -151,6 +155,7 @@ def test_a_task_that_catches_the_interrupt_has_its_value(tmp_path: Path) -> None
     assert ray.get(ref, timeout=PATIENCE_S) == "stubborn"
 
 
+@pytest.mark.processes("a thread that runs is not interrupted in local mode")
 def test_a_task_that_waits_for_another_wakes_up(tmp_path: Path) -> None:
     @ray.remote
     def f(kind: str) -> None:
@@ -174,6 +179,7 @@ def test_a_task_that_waits_for_another_wakes_up(tmp_path: Path) -> None:
     (tmp_path / "never").touch()
 
 
+@pytest.mark.processes("a thread that runs is not interrupted in local mode")
 def test_an_interrupted_task_is_not_tried_again(tmp_path: Path) -> None:
     @ray.remote(max_retries=-1, retry_exceptions=True)
     def f() -> None:
@@ -188,6 +194,7 @@ def test_an_interrupted_task_is_not_tried_again(tmp_path: Path) -> None:
     assert (tmp_path / "tries").read_text() == "x"
 
 
+@pytest.mark.processes("a thread that runs is not interrupted in local mode")
 def test_a_task_that_raises_something_else_when_it_is_interrupted(tmp_path: Path) -> None:
     @ray.remote(max_retries=-1, retry_exceptions=True)
     def f() -> None:
@@ -203,6 +210,7 @@ def test_a_task_that_raises_something_else_when_it_is_interrupted(tmp_path: Path
         ray.get(ref, timeout=PATIENCE_S)
 
 
+@pytest.mark.processes("a thread that runs is not interrupted in local mode")
 def test_is_canceled_tells_a_task_that_goes_on(tmp_path: Path) -> None:
     @ray.remote
     def f() -> list[bool]:
@@ -270,6 +278,7 @@ def test_cancels_at_any_time_do_not_hit_the_next_task() -> None:
     assert sum(ends.values()) == 15 * 60
 
 
+@pytest.mark.processes("a thread that runs is not interrupted in local mode")
 def test_cancels_of_tasks_that_use_zray_all_the_time() -> None:
     """An interrupt meets a task in any line of zray itself: the process is as good as before."""
 
@@ -304,6 +313,7 @@ def family(tmp_path: Path, *, waits: bool = True) -> Any:
     return parent.remote()
 
 
+@pytest.mark.processes("a thread that runs is not interrupted in local mode")
 def test_children_are_cancelled_too(tmp_path: Path) -> None:
     @ray.remote(num_cpus=0)
     def child() -> None:
@@ -323,6 +333,7 @@ def test_children_are_cancelled_too(tmp_path: Path) -> None:
     eventually((tmp_path / "finally").exists, "the end of the child")
 
 
+@pytest.mark.processes("a thread that runs is not interrupted in local mode")
 def test_children_are_spared_if_that_is_wished(tmp_path: Path) -> None:
     @ray.remote(num_cpus=0)
     def parent(box: Any) -> None:
@@ -349,6 +360,7 @@ def test_children_are_spared_if_that_is_wished(tmp_path: Path) -> None:
     ray.kill(box)
 
 
+@pytest.mark.processes("a thread that runs is not interrupted in local mode")
 def test_force_ends_the_process_and_spares_what_was_queued_there(tmp_path: Path) -> None:
     @ray.remote(num_cpus=2, max_retries=1)
     def f(name: str = "") -> int:
@@ -370,6 +382,7 @@ def test_force_ends_the_process_and_spares_what_was_queued_there(tmp_path: Path)
     assert not after & before
 
 
+@pytest.mark.processes("a thread that runs is not interrupted in local mode")
 def test_a_borrower_cancels(tmp_path: Path) -> None:
     ref = task.options(num_cpus=0).remote(str(tmp_path / "never"), str(tmp_path / "begun"))
     begun(tmp_path / "begun")
@@ -387,6 +400,7 @@ def test_a_borrower_cancels(tmp_path: Path) -> None:
     cancelled(ref)
 
 
+@pytest.mark.processes("a thread that runs is not interrupted in local mode")
 def test_a_task_that_gets_a_cancelled_object_raises_it(tmp_path: Path) -> None:
     ref = task.remote(str(tmp_path / "never"), str(tmp_path / "begun"))
     begun(tmp_path / "begun")
@@ -395,6 +409,7 @@ def test_a_task_that_gets_a_cancelled_object_raises_it(tmp_path: Path) -> None:
     assert isinstance(cancelled(getter), RayTaskError)
 
 
+@pytest.mark.processes("a thread that runs is not interrupted in local mode")
 def test_all_results_of_a_task_are_cancelled(tmp_path: Path) -> None:
     refs = task.options(num_returns=3).remote(str(tmp_path / "never"), str(tmp_path / "begun"))
     begun(tmp_path / "begun")

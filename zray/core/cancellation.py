@@ -43,6 +43,10 @@ class TaskCancellation:
         """A task will have no other result."""
         raise NotImplementedError
 
+    def _left_behind(self, task: Task) -> tuple[bytes, ...]:
+        """What attempts of a task may have left in stores."""
+        raise NotImplementedError
+
     def _sweep(self, returns: Iterable[bytes], agents: Iterable[bytes]) -> None:
         """An attempt may have left results in the store."""
         raise NotImplementedError
@@ -104,5 +108,5 @@ class TaskCancellation:
     def _end_cancelled(self, now: float, task: Task) -> None:
         """A cancelled task is over."""
         if task.tried:
-            self._sweep(task.returns, task.tried)
+            self._sweep(self._left_behind(task), task.tried)
         self._fail(now, task, task_cancelled(task))

@@ -6,6 +6,7 @@ a process of its own), and forks its zygote. Then it listens.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import select
@@ -34,6 +35,7 @@ def serve_head(settings: dict[str, Any], out: TextIO, ready: Callable[[], None] 
     """Run a head until it is told to end; returns the exit code."""
     sweep(settings["temp_dir"])
     session = Session(parent=settings["temp_dir"])
+    key_file = ""
     try:
         set_title("zray-head")
         key = None if settings["insecure"] else _key(settings["key_file"])
@@ -53,6 +55,9 @@ def serve_head(settings: dict[str, Any], out: TextIO, ready: Callable[[], None] 
             process.close()
     finally:
         session.remove()
+        if key_file and not settings["key_file"]:  # nobody has chosen its name: with the next start there will be another
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(key_file)
     return 0
 
 

@@ -20,8 +20,7 @@ from zray.io.spawn import Zygote, describe_exit
 from zray.io.spill import SpillStorage, open_directories
 from zray.io.storage import Arena, shared_memory_free_bytes
 from zray.runtime.process import PidWatch, Process, log
-from zray.runtime.worker import run_worker
-from zray.runtime.worker_settings import WorkerSettings
+from zray.runtime.worker import WorkerSettings, run_worker
 
 if TYPE_CHECKING:
     from zray.io.cluster_key import ClusterKey
