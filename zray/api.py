@@ -105,8 +105,7 @@ def init(
             "local" always starts one; "auto" joins the running cluster of this user, if there is one alone, "HOST:PORT" that
             of this head. A node of it must run on this machine.
         num_cpus: CPUs the node offers; by default those this process may use.
-        num_gpus, resources: GPUs, and further resources by name, that the node offers.
-        labels: of the node, for strategies and ``label_selector``.
+        num_gpus, resources, labels: GPUs, further resources by name, and labels for strategies, that the node offers.
         object_store_memory: bytes of shared memory for objects; by default 30 % of memory, and never more than /dev/shm has.
         runtime_env: ``{"env_vars": {...}}`` sets environment variables in the workers of this job.
         local_mode: run everything in this very process, for debugging; ``ZRAY_LOCAL_MODE=1`` does so for any program.
@@ -431,7 +430,7 @@ def wait(
     return ready, rest
 
 
-def cancel(object_ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) -> None:
+def cancel(object_ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True) -> None:
     """Cancel the task that makes an object. ``get`` raises TaskCancelledError then.
 
     What has not begun never does. A task that runs gets a KeyboardInterrupt, once; a call of an asynchronous actor
@@ -439,7 +438,7 @@ def cancel(object_ref: ObjectRef[Any], *, force: bool = False, recursive: bool =
     A task that is over stays as it is. Returns at once: the end of what runs is awaited with ``get`` or ``wait``.
 
     Args:
-        object_ref: a result of the task. Its owner may be another process.
+        object_ref: a result of the task, or the generator it is. Its owner may be another process.
         force: end the process that runs the task. What was queued there runs elsewhere.
         recursive: cancel what the task has submitted too.
 
@@ -450,6 +449,8 @@ def cancel(object_ref: ObjectRef[Any], *, force: bool = False, recursive: bool =
     Example:
         >>> cancel(f.remote())  # doctest: +SKIP
     """
+    if isinstance(object_ref, ObjectRefGenerator):
+        object_ref = object_ref._completion
     if not isinstance(object_ref, ObjectRef):
         raise TypeError(f"cancel() takes an ObjectRef, not a {type(object_ref).__name__}; actors are ended with zray.kill()")
     runtime().cancel(object_ref, force=force, recursive=recursive)

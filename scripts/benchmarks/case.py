@@ -142,6 +142,20 @@ CASES = (
     Case("actor_memory", "actors:actor_memory", (
         _less("actor_memory", "an idle actor among twenty, PSS", "MB"),
     ), (SUBJECT,), alone=True, quick=False),
+    Case("generator_items", "generators:generator_items", (
+        Metric("generator_items", "items of a generator", "/s", _ray(5.0)),
+    ), CLUSTERS),
+    Case("generator_actor", "generators:generator_actor", (
+        Metric("generator_actor", "items of a generator of an actor", "/s", _ray(5.0)),
+    ), CLUSTERS, quick=False),
+    Case("generator_large", "generators:generator_large", (
+        Metric("generator_large", "items of 1 MB of a generator", "/s", _ray(1.5)),
+    ), CLUSTERS, quick=False),
+    Case("generator_million", "generators:generator_million", (
+        Metric("generator_million", "a million items of one generator"),
+        _less("generator_reader_mb", "... growth of its reader", "MB", Bound(5)),
+        _less("generator_worker_mb", "... growth of its worker", "MB", Bound(5)),
+    ), (SUBJECT,), alone=True, quick=False),
     Case("placement_groups", "groups:create_and_remove", (
         Metric("placement_groups", "placement groups created and removed", "/s", _ray(2.0)),
     ), CLUSTERS),

@@ -244,6 +244,7 @@ def test_calls_of_a_dead_actor(tmp_path: Path) -> None:
         ray.get(ref)
 
 
+@pytest.mark.processes("a thread that sleeps is not killed in local mode")
 def test_a_call_that_was_cancelled_is_not_sent_again_when_its_actor_restarts(tmp_path: Path) -> None:
     actor = Plain.options(max_restarts=1, max_task_retries=-1).remote()
     ref = actor.hold_for_ever.remote(str(tmp_path / "begun"))

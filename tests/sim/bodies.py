@@ -216,7 +216,7 @@ class Thread:
                 self._waits_for[1].done = True
             self._on_end(None, error.with_traceback(None))
         else:
-            self._waits_for = request
+            self._waits_for = request[:2] if request[0] == "wait" else request[:1]
             body.perform(self, request)
         body.finish()
 
