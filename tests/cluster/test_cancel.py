@@ -429,3 +429,18 @@ def test_what_cannot_be_cancelled_is_refused() -> None:
     with pytest.raises(TypeError, match="list"):
         ray.cancel([ray.put(1)])  # type: ignore[arg-type]
     ray.kill(a)
+
+
+@pytest.mark.processes("a thread that runs is not interrupted in local mode")
+def test_a_generator_is_cancelled_and_what_it_has_yielded_stays(tmp_path: Path) -> None:
+    @ray.remote
+    def count() -> Iterator[int]:
+        yield 1
+        yield hold(str(tmp_path / "never"), str(tmp_path / "begun"))
+
+    generator = count.remote()
+    first = next(generator)
+    begun(tmp_path / "begun")
+    ray.cancel(generator)
+    assert ray.get(first) == 1
+    cancelled(next(generator))
