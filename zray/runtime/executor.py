@@ -336,13 +336,12 @@ class Executor:
                 args, kwargs = self.arguments(payload, slots)
                 result = function(*args, **kwargs)
                 del args, kwargs
-            if num_returns < 0:
-                result = GeneratorRunner(self, peer, spec).run(result)
+            made = GeneratorRunner(self, peer, spec).run(result) if num_returns < 0 else None
             cancellation.running = b""
             if cancellation.cancelled or cancellation.interrupted:
                 cancellation.over(task_id)
             ended = time.monotonic()
-            entries = self.entries(peer, spec, result) if num_returns >= 0 else self.streamed(peer, spec, result)
+            entries = self.entries(peer, spec, result) if num_returns >= 0 else self.streamed(peer, spec, made)
         except SystemExit as error:
             cancellation.running = b""
             cancellation.forget()
