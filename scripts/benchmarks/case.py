@@ -217,6 +217,14 @@ CASES = (
         _less("agents_idle", "a hundred idle nodes and the head, of one processor", "%"),
         Metric("agents_alive", "nodes alive after that", "", (Bound(100.0),)),
     ), (SUBJECT,), alone=True, quick=False, limit_s=180.0),
+    Case("recovery", "recovery:processes", (
+        _less("recovery_task", "worker killed: until its task runs again", "ms", Bound(50.0)),
+        _less("recovery_actor", "actor killed: until it answers again", "ms", Bound(100.0)),
+    ), (SUBJECT,), alone=True),
+    Case("recovery_of_nodes", "recovery:nodes", (
+        _less("recovery_node", "node killed: until that is known", "s", Bound(3.0)),
+        _less("recovery_object", "node killed: until what it had made is there again", "s"),
+    ), (SUBJECT,), alone=True, quick=False),
     _queue("1k", 1_000),
     _queue("10k", 10_000),
     _queue("100k", 100_000),
