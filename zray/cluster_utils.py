@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import Any
 
 import zray
-from zray.io.session import living_nodes
+from zray.io.session import living_nodes, sweep
 
 _START_S = 60.0
 
@@ -235,6 +235,9 @@ class Cluster:
     def _end_nodes(self) -> None:
         for node in reversed(self.list_all_nodes()):
             self.remove_node(node)
+        for home in os.scandir(self._home):
+            if home.is_dir():
+                sweep(home.path)  # of nodes that were killed, zygotes and all
         shutil.rmtree(self._home, ignore_errors=True)
 
     def __enter__(self) -> Cluster:
