@@ -545,7 +545,7 @@ def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
     worker = api.runtime()
     if actor._zray_worker is not worker:
         raise _left_behind(actor)
-    worker.loop.post((worker.owner.kill_actor, bytes(actor._actor_id), no_restart))
+    worker.loop.post((worker.owner.kill_actor, bytes(actor._actor_id), no_restart, actor._zray_handle_id))
     worker.loop.maybe_turn()
 
 

@@ -53,7 +53,7 @@ def test_jobs_are_counted_up_and_saved_before_the_driver_hears_of_it() -> None:
 
 
 def test_job_numbers_go_on_after_a_restart() -> None:
-    saved = {"jobs": [{"job_id": b"\0\0\0\7", "state": "FINISHED", "driver": DRIVER}]}
+    saved = {"jobs": [{"job_id": b"\0\0\0\7", "state": "FINISHED", "driver": WORKER}]}
     assert Bench(saved=saved).job() == b"\0\0\0\x08"
 
 

@@ -56,7 +56,7 @@ def put(database: Database, key: bytes, value: bytes = b"v") -> None:
 
 def test_what_was_written_is_there_after_a_restart(path: str, errors: Any) -> None:
     first = Database(path, errors.put)
-    first.execute("save_job", (b"\0\0\0\1", b"driver", 7, "python x.py", "ns", "RUNNING"))
+    first.execute("save_job", (b"\0\0\0\1", b"driver", 7, "python x.py", "ns", b"", "RUNNING"))
     first.execute("save_function", (b"id", b"\0\0\0\1", "f", b"body"))
     put(first, b"kept")
     put(first, b"gone")
@@ -144,8 +144,8 @@ def test_words_come_in_order(database: Database) -> None:
 def test_text_that_is_no_text_and_numbers_that_are_too_large(path: str, database: Database, errors: Any) -> None:
     """They are stored readably: the name of a script may hold any bytes."""
     name = os.fsdecode(b"caf\xe9.py")
-    database.execute("save_job", (b"1", b"d", 1 << 70, name, "\udcff", "RUNNING"))
-    database.execute("save_job", (b"2", b"d", 1, "café", "", "RUNNING"))
+    database.execute("save_job", (b"1", b"d", 1 << 70, name, "\udcff", b"", "RUNNING"))
+    database.execute("save_job", (b"2", b"d", 1, "café", "", b"", "RUNNING"))
     sync(database)
     assert rows(path, "SELECT entrypoint, pid FROM jobs ORDER BY job_id") == [
         ("caf\\udce9.py", hex(1 << 70)),

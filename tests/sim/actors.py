@@ -18,7 +18,7 @@ from zray.core.actor_calls import ActorTaskQueue
 from zray.core.tasks import CallBudget, Task, TaskTemplate
 from zray.object_ref import ObjectRef
 
-from .bodies import CONTROL, OwnerBody, Steps, Thread
+from .bodies import AGENT, CONTROL, OwnerBody, Steps, Thread
 
 if TYPE_CHECKING:
     from .processes import WorkerBody
@@ -294,7 +294,7 @@ class ActorHost:
             if not self.closing:
                 self.closing = True
                 body.judge.actor_exits(self.id)
-                body.send(CONTROL, ActorExiting(self.id, self.incarnation, "it called exit_actor()"))
+                body.send(AGENT, ActorExiting(self.id, self.incarnation, "it called exit_actor()"))
         else:
             if error is not None:
                 entry: Any = (ERROR, pickle.dumps(error, 5))

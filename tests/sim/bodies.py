@@ -111,7 +111,7 @@ class Body:
         elif verb == e.TIMER:
             self.world.at(effect[1], self.on_timer, effect[2])
         elif verb == e.PERSIST:
-            self._durable_at = self.world.now + self.world.some(0.002)
+            self._durable_at = max(self._durable_at, self.world.now + self.world.some(0.002))
         elif verb == e.AFTER_PERSIST:
             self.world.at(self._durable_at, self.send, effect[1], effect[2])
         elif verb == e.START_WORKER:

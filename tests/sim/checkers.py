@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from zray.core.actors import ActorState
+from zray.core.actor import ActorState
 from zray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,

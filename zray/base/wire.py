@@ -12,7 +12,13 @@ import io
 import pickle
 from typing import Any, NamedTuple
 
-from zray.base import wire_actors, wire_nodes, wire_placement, wire_transfer  # noqa: F401 - their messages belong to the schema
+from zray.base import (  # noqa: F401 - their messages belong to the schema
+    wire_actors,
+    wire_nodes,
+    wire_placement,
+    wire_return,
+    wire_transfer,
+)
 from zray.base.schema import OPS as OPS
 from zray.base.schema import SCHEMA as SCHEMA
 from zray.base.schema import message
@@ -171,6 +177,7 @@ class RegisterNode(NamedTuple):
     labels: dict[str, str]
     store_name: str  # of the shared-memory arena
     store_bytes: int
+    running: dict[str, Any] = {}  # noqa: RUF012 - what runs there, if it registers again: see ControlDesk.inventory
 
 
 @message(21, "agent", "control")

@@ -28,15 +28,14 @@ from zray.base.wire import (
     ProcessDied,
     Reply,
 )
-from zray.base.wire_actors import ActorLost, ActorPlaced, ActorRefused, PlaceActor, StartActor
 from zray.base.wire_nodes import LeaseRedirected
 from zray.core.bundles import Bundle, NodeBundles
 from zray.core.chance import First
+from zray.core.control_desk import ControlDesk
 from zray.core.death_watch import DeathWatch
 from zray.core.effects import DIAL, HANG_UP, KILL_WORKER, MEASURE, SEND, STOP, TIMER, WARN, WATCH, Effect
 from zray.core.memory import Candidate, verdicts
 from zray.core.neighbours import Neighbours
-from zray.core.object_desk import ObjectDesk
 from zray.core.policy import DEFAULT, Rng, Verdict, Waiting, readable
 from zray.core.scheduler import GrantedLease, LeaseScheduler, Request
 from zray.core.spilling import SPILL_TIMER
@@ -54,7 +53,7 @@ RELIEF_TIMER = "agent.relief"
 _RESTING = (WorkerState.IDLE, WorkerState.LEAVING)
 
 
-class NodeAgent(ObjectDesk):
+class NodeAgent(ControlDesk):
     """The brain of one node.
 
     Args:
@@ -71,21 +70,17 @@ class NodeAgent(ObjectDesk):
     """
 
     __slots__ = (
-        "_actors",
         "_config",
         "_control",
-        "_control_heard",
         "_dead",
         "_ended_for_memory",
         "_heartbeat_set",
         "_me",
         "_memory_watched",
         "_node_id",
-        "_placements",
         "_reap_set",
         "_relief_at",
         "_remote",
-        "_reported",
         "bundles",
         "clients",
         "deaths",
@@ -120,7 +115,11 @@ class NodeAgent(ObjectDesk):
         self._remote = remote
         self.rejoin = False  # the cluster gave this node up by mistake, and would have it back
         self._actors: dict[bytes, GrantedLease] = {}  # actor -> its lease
+        self._exiting: dict[bytes, str] = {}  # workers whose actors end by their own will, and why
+        self._ends: dict[bytes, tuple[int, str, bool]] = {}  # actors that ended lately: incarnation, reason, if by their will
         self._placements = 0
+        self._fields: tuple[Any, ...] = ()  # of the registration of this node
+        self._control_known = b""  # which control process it is
         self._control_heard = float("inf")  # when; nothing is missed before it was heard first
         self._collected = float("-inf")
         self._ended_for_memory: dict[bytes, str] = {}  # workers on their way out, and the report
@@ -209,12 +208,8 @@ class NodeAgent(ObjectDesk):
         shortage = self._ended_for_memory.pop(worker_id, "")
         if lease is not None:
             self.scheduler.end(lease.id)
-            actor = lease.request.actor
-            if actor is not None:
-                if self._actors.get(actor.actor_id) is lease:
-                    del self._actors[actor.actor_id]
-                lost_actor = ActorLost(actor.actor_id, actor.incarnation, shortage or reason)
-                self.out.append((SEND, self._control, lost_actor))
+            if lease.request.actor is not None:
+                self._actor_gone(lease, lease.request.actor, shortage or reason)
             elif lease.request.owner not in self._dead:
                 lost = LeaseLost(lease.id, shortage or reason, bool(shortage))
                 self.out.append((SEND, lease.request.owner, lost))
@@ -372,60 +367,6 @@ class NodeAgent(ObjectDesk):
             self._serve(self.pool.on_returned(now, lease.worker))
         self._advance(now)
 
-    # -- actors ---------------------------------------------------------------------------------------------------
-
-    def on_place_actor(
-        self,
-        now: float,
-        peer: bytes,
-        actor_id: bytes,
-        incarnation: int,
-        job_id: bytes,
-        detached: bool,
-        placement: dict[str, int],
-        resources: dict[str, int],
-        retriable: bool,
-        creation: bytes,
-        strategy: tuple[Any, ...] = ("default",),
-    ) -> None:
-        kind = "exhausted"
-        reason = f"its node runs {self._config.actors_max} actors already, which is its limit (ZRAY_ACTORS_MAX)"
-        queued = sum(1 for request in self.scheduler.queue.values() if request.actor is not None)
-        if not self.pool.full_of_actors(queued):
-            place = PlaceActor(
-                actor_id, incarnation, job_id, detached, placement, resources, retriable, creation, strategy
-            )
-            self._placements += 1
-            kind = "infeasible"
-            reason = f"{strategy!r} is no strategy"
-            if readable(strategy):
-                reason = self.scheduler.place(self._control, self._placements, place)
-        if reason:
-            self.out.append((SEND, self._control, ActorRefused(actor_id, incarnation, kind, reason)))
-        else:
-            self._advance(now)
-
-    def on_end_actor(self, now: float, peer: bytes, actor_id: bytes, incarnation: int, force: bool) -> None:
-        unborn = ActorLost(actor_id, incarnation, "it was ended before it had a process")
-        for request in list(self.scheduler.queue.values()):
-            if request.actor is not None and request.actor[:2] == (actor_id, incarnation):
-                self.scheduler.cancel(request.owner, request.id)
-                self.out.append((SEND, self._control, unborn))
-        lease = self._actors.get(actor_id)
-        if lease is None or lease.request.actor is None or lease.request.actor.incarnation != incarnation:
-            return
-        if force and lease.worker is not None:
-            self.pool.kill(self.pool.workers[lease.worker])
-            return
-        del self._actors[actor_id]
-        self.scheduler.end(lease.id)
-        if lease.worker is None:
-            self.pool.cancel(lease.id)
-            self.out.append((SEND, self._control, unborn))
-        else:
-            self._serve(self.pool.on_returned(now, lease.worker))
-        self._advance(now)
-
     def on_node_statistics(self, now: float, peer: bytes, request_id: int) -> None:
         self.out.append((SEND, peer, Reply(request_id, True, self.statistics())))
 
@@ -542,13 +483,8 @@ class NodeAgent(ObjectDesk):
         if not self._memory_watched:
             self._memory_watched = True
             self.out.append((MEASURE,))
-        actor = lease.request.actor
-        if actor is not None:
-            worker.lasting = actor.detached
-            start = StartActor(*actor[:3], dict(lease.request.demand), lease.gpu_ids, actor.creation)
-            placed = ActorPlaced(*actor[:2], bytes(self._node_id), worker.id, worker.endpoint, worker.pid)
-            self.out.append((SEND, self._control, placed))
-            self.out.append((SEND, worker.id, start))
+        if lease.request.actor is not None:
+            self._become(lease, lease.request.actor, worker)
             return
         grant = LeaseGranted(lease.request.id, lease.id, worker.id, worker.endpoint, lease.gpu_ids)
         self.out.append((SEND, lease.request.owner, grant))

@@ -10,10 +10,14 @@ A node that has been silent for ``node_suspect_s`` is *suspected* and asked for 
 ``node_death_s`` it is dead: everybody is told, and nothing that it says later is believed. If it comes back, because only the
 network was cut, it is told to end and to join anew, as another node. A control that was itself held up (its clock jumped
 between two of its own ticks) gives every node the time it has missed.
+
+A node registers again when its connection to the control broke, or when there is another control process, which knows the node
+from the database (``restore``) and waits for it as for any node that is silent.
 """
 
 from __future__ import annotations
 
+import pickle
 from enum import Enum
 from typing import Any
 
@@ -62,6 +66,7 @@ class Node:
         "id",
         "labels",
         "pid",
+        "registered",
         "state",
         "store_bytes",
         "store_name",
@@ -73,6 +78,7 @@ class Node:
         self.agent = agent
         self.heard_at = now
         self.state = NodeState.ALIVE
+        self.registered = True  # with this control process; else it is known from an earlier one
         self.endpoint = ""
         self.hostname = ""
         self.pid = 0
@@ -145,9 +151,16 @@ class NodeManager:
         labels: dict[str, str],
         store_name: str,
         store_bytes: int,
-    ) -> None:
-        """A machine is a node from now on; it learns of all others."""
-        node = Node(node_id, peer, now)
+    ) -> Node | None:
+        """A machine is a node from now on, or still; it learns of all others. None if it was given up."""
+        node = self.nodes.get(node_id)
+        if node is None:
+            node = Node(node_id, peer, now)
+        elif node.state is NodeState.DEAD:
+            self._refuse(peer)
+            return None
+        node.heard_at = now
+        node.registered = True
         node.endpoint = endpoint
         node.hostname = hostname
         node.pid = pid
@@ -156,16 +169,30 @@ class NodeManager:
         node.labels = labels
         node.store_name = store_name
         node.store_bytes = store_bytes
-        others = [other.row() for other in self.nodes.values() if other.state is not NodeState.DEAD]
+        others = [other.row() for other in self.alive() if other is not node]
         self.nodes[node_id] = node
         if others:
             self._out.append((SEND, peer, ClusterView(others)))
         self._note(now, node)
-        self._out.append((PERSIST, "save_node", (node_id, endpoint, hostname, pid, as_text(resources), "ALIVE")))
-        if peer != self.home and not self._ticking:
-            self._ticking = True
-            self._ticked_at = now
-            self._out.append((TIMER, now + self._config.health_check_ms / 1000, (HEALTH_TIMER,)))
+        self._out.append((PERSIST, "save_node", _saved(node)))
+        if peer != self.home:
+            self._tick_on(now)
+        return node
+
+    def restore(self, row: dict[str, Any]) -> None:
+        """A node that an earlier control process knew."""
+        details = pickle.loads(row["details"])
+        node = self.nodes[row["node_id"]] = Node(row["node_id"], details[0], 0.0)
+        node.registered = False
+        node.endpoint, node.hostname, node.pid = row["endpoint"], row["hostname"], row["pid"]
+        _, node.total, node.labels, node.store_name, node.store_bytes = details
+        node.state = NodeState.DEAD if row["state"] == "DEAD" else NodeState.ALIVE
+
+    def expect(self, now: float) -> None:
+        """From now on those that were restored are silent."""
+        for node in self.alive():
+            node.heard_at = now
+            self._tick_on(now)
 
     def heard(self, now: float, peer: bytes, node_id: bytes, available: dict[str, int]) -> None:
         """A sign of life, and what is free."""
@@ -173,8 +200,7 @@ class NodeManager:
         if node is None:
             return
         if node.state is NodeState.DEAD:
-            reason = "the cluster had not heard of this node for too long and gave it up"
-            self._out.append((SEND, peer, NodeRefused(reason, True)))
+            self._refuse(peer)
             return
         node.heard_at = now
         if node.state is NodeState.SUSPECTED:
@@ -186,7 +212,7 @@ class NodeManager:
     def end(self, now: float, node: Node, reason: str) -> None:
         """A node is dead."""
         node.state = NODE_LIFECYCLE.next(node.state, "ended")
-        self._out.append((PERSIST, "save_node", (*_saved(node), "DEAD")))
+        self._out.append((PERSIST, "save_node", _saved(node)))
         self._out.append((WARN, f"node {node.id.hex()[:8]} on {node.hostname} is dead: {reason}"))
         self._note(now, node)
 
@@ -227,6 +253,16 @@ class NodeManager:
             if news:
                 self._out.append((SEND, node.agent, ClusterView(news)))
 
+    def _refuse(self, peer: bytes) -> None:
+        reason = "the cluster had not heard of this node for too long and gave it up"
+        self._out.append((SEND, peer, NodeRefused(reason, True)))
+
+    def _tick_on(self, now: float) -> None:
+        if not self._ticking:
+            self._ticking = True
+            self._ticked_at = now
+            self._out.append((TIMER, now + self._config.health_check_ms / 1000, (HEALTH_TIMER,)))
+
     def _note(self, now: float, node: Node) -> None:
         if len(self.nodes) < 2:
             return  # there is nobody to tell
@@ -248,7 +284,9 @@ class NodeManager:
 
 
 def _saved(node: Node) -> tuple[Any, ...]:
-    return node.id, node.endpoint, node.hostname, node.pid, as_text(node.total)
+    details = pickle.dumps((node.agent, node.total, node.labels, node.store_name, node.store_bytes), 5)
+    state = "DEAD" if node.state is NodeState.DEAD else "ALIVE"
+    return node.id, node.endpoint, node.hostname, node.pid, as_text(node.total), details, state
 
 
 def as_text(resources: dict[str, int]) -> str:

@@ -36,8 +36,8 @@ from zray.base.wire import (
     WatchProcess,
 )
 from zray.base.wire_actors import ActorOutOfScope, CreateActor, RegisterActor
+from zray.core.actor import ActorState
 from zray.core.actor_calls import CONTINUE_TIMER, ActorTaskSubmitter
-from zray.core.actors import ActorState
 from zray.core.directory import ObjectDirectory
 from zray.core.effects import DIAL, HANG_UP, SEND, TIMER, WARN, Effect
 from zray.core.entries import contained_in, error_entry, lost, owner_died, worker_crashed
@@ -45,10 +45,7 @@ from zray.core.leases import IDLE_TIMER, LeaseQueue, NormalTaskSubmitter
 from zray.core.references import ReferenceCounter
 from zray.core.tasks import Task, TaskManager
 from zray.core.waiters import Waiter, Waiters
-from zray.exceptions import (
-    InvariantError,
-    TaskUnschedulableError,
-)
+from zray.exceptions import InvariantError, TaskUnschedulableError
 
 INFEASIBLE_TIMER = "owner.infeasible"
 
@@ -136,7 +133,7 @@ class Owner:
         self.references.counts.setdefault(actor[1], 1)
         if registration is not None:
             self.out.append((SEND, CONTROL, registration))
-        self.calls.open(*actor, subscribed=registration is not None)  # or ask what has happened since
+        self.calls.open(*actor, subscribed=registration is not None).registration = registration  # or ask what has happened
         self.creations[actor[0]] = task
         missing = self.tasks.submit(task, self.memory.__contains__)
         for ref in missing:
@@ -144,9 +141,9 @@ class Owner:
         if not missing:
             self._ready(now, task)
 
-    def kill_actor(self, actor_id: bytes, no_restart: bool) -> None:
+    def kill_actor(self, actor_id: bytes, no_restart: bool, handle_id: bytes) -> None:
         """End an actor, after what was said of it before."""
-        self.calls.kill(actor_id, no_restart)
+        self.calls.kill(actor_id, no_restart, handle_id)
 
     def borrow(self, object_id: bytes, owner: Address) -> None:
         """A reference was made by hand, as that of an actor that was found by its name: register it at the owner."""
@@ -433,8 +430,11 @@ class Owner:
         elif not task.template.creates:
             self.calls.submit(task)
         else:
-            creation = pickle.dumps((self._make_spec(task), self.references.me), 5)
-            self.out.append((SEND, CONTROL, CreateActor(actor[0], creation, b"")))
+            self.out.append((SEND, CONTROL, CreateActor(actor[0], self.creation(task), b"")))
+
+    def creation(self, task: Task) -> bytes:
+        """The call of an actor's constructor, as the control keeps it."""
+        return pickle.dumps((self._make_spec(task), self.references.me), 5)
 
     def _created(self, task: Task) -> None:
         """An actor's constructor is over; its arguments are needed no more, unless it may be run again."""

@@ -19,12 +19,14 @@ its bundles are whenever that changes.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from enum import Enum
 from typing import Any
 
 from zray.base.config import Config
+from zray.base.ids import agent_id
 from zray.base.resources import ResourceSet
 from zray.base.wire import Reply
 from zray.base.wire_actors import Notice
@@ -156,7 +158,7 @@ class PlacementGroupManager:
         told: called with the time and the id of a group whose places have changed, or that is gone.
     """
 
-    __slots__ = ("_agents", "_config", "_dead", "_out", "_over", "_told", "_views", "_waits", "groups", "names")
+    __slots__ = ("_agents", "_config", "_dead", "_out", "_over", "_told", "_views", "_waits", "frozen", "groups", "names")
 
     def __init__(
         self,
@@ -173,6 +175,7 @@ class PlacementGroupManager:
         self._dead: dict[bytes, None] = {}  # the removed that are remembered, the oldest first
         self._over: dict[bytes, None] = {}  # jobs and actors that ended: what they have sent may arrive later
         self._waits: dict[bytes, dict[bytes, None]] = {}  # process -> groups it waits for
+        self.frozen = False  # not all nodes are known: nobody looks for places
         self.groups: dict[bytes, PlacementGroup] = {}
         self.names: dict[tuple[str, str], PlacementGroup] = {}  # (namespace, name) of those that are not removed
 
@@ -193,8 +196,9 @@ class PlacementGroupManager:
         bundles: list[dict[str, int]],
         conditions: list[tuple[Any, ...]],
     ) -> None:
-        if group_id in self.groups:
-            return  # said twice
+        if group_id in self.groups:  # the answer may have been lost with an earlier control
+            self._out.append((AFTER_PERSIST, peer, Reply(request_id, True, None)))
+            return
         refusal = self._refusal(strategy, bundles, conditions)
         known = self.names.get((namespace, name)) if name else None
         if known is not None:
@@ -214,7 +218,8 @@ class PlacementGroupManager:
         if name:
             self.names[namespace, name] = group
         held = "; ".join(repr(bundle) for bundle in group.bundles)
-        row = (group_id, job_id, peer, name, namespace, detached, strategy, held, group.state.name)
+        details = pickle.dumps((actor_id, name, namespace, bundles, conditions), 5)
+        row = (group_id, job_id, peer, name, namespace, detached, strategy, held, group.state.name, details)
         self._out.append((PERSIST, "save_placement_group", row))
         self._out.append((AFTER_PERSIST, peer, Reply(request_id, True, None)))
         self._end_if_over(now, group)
@@ -247,7 +252,7 @@ class PlacementGroupManager:
         if group is None or group.state is GroupState.REMOVED:
             self._out.append((SEND, peer, Reply(request_id, False, self._gone(group_id))))
         elif group.state is GroupState.CREATED or timeout_s == 0:
-            self._out.append((SEND, peer, Reply(request_id, True, group.state is GroupState.CREATED)))
+            self._out.append((AFTER_PERSIST, peer, Reply(request_id, True, group.state is GroupState.CREATED)))
         else:
             group.waiters[peer, request_id] = None
             self._waits.setdefault(peer, {})[group_id] = None
@@ -290,14 +295,18 @@ class PlacementGroupManager:
                 group.asked.pop(node_id, None)
                 group.prepared.pop(node_id, None)
                 self._give_up(group, f"node {node_id.hex()[:8]} died")
-            for index in lost:
-                group.nodes[index] = b""
             if lost:
-                group.reason = f"node {node_id.hex()[:8]} died"
-                group.move("lost")
-                self._changed(now, group)
+                self.lose(now, group, lost, f"node {node_id.hex()[:8]} died")
             if in_round or lost:
                 self._try(now, group)
+
+    def lose(self, now: float, group: PlacementGroup, indexes: list[int], reason: str) -> None:
+        """Some of its bundles are gone, and need new places."""
+        for index in indexes:
+            group.nodes[index] = b""
+        group.reason = reason
+        group.move("lost")
+        self._changed(now, group)
 
     def nodes_changed(self, now: float) -> None:
         """There are new nodes, or something is free that was not."""
@@ -305,6 +314,22 @@ class PlacementGroupManager:
         for group in list(self.groups.values()):
             if group.state in (GroupState.PENDING, GroupState.RESCHEDULING):
                 self._try(now, group, failed)
+
+    def break_off(self, now: float, node_id: bytes, reason: str) -> None:
+        """A node may not have heard what it was asked for, or not have been heard: those rounds begin anew."""
+        for group in self.groups.values():
+            if node_id in group.asked or node_id in group.prepared:
+                self._give_up(group, reason)
+                self._later(now, group)
+
+    def restore(self, group: PlacementGroup) -> None:
+        """A group that an earlier control process knew."""
+        self.groups[group.id] = group
+        self._agents.update({node: agent_id(node) for node in group.nodes if node})
+        if group.state is GroupState.REMOVED:
+            self._dead[group.id] = None
+        elif group.name:
+            self.names[group.namespace, group.name] = group
 
     # -- ends -----------------------------------------------------------------------------------------------------
 
@@ -365,7 +390,7 @@ class PlacementGroupManager:
 
     def _try(self, now: float, group: PlacementGroup, failed: dict[tuple[Any, ...], Packing] | None = None) -> None:
         """Look for places and ask the nodes, unless they are being asked already."""
-        if group.asked or group.state not in (GroupState.PENDING, GroupState.RESCHEDULING):
+        if self.frozen or group.asked or group.state not in (GroupState.PENDING, GroupState.RESCHEDULING):
             return
         placed = {index: node for index, node in enumerate(group.nodes) if node}
         shape = (group.strategy, group.bundles, group.conditions, tuple(group.nodes))
@@ -432,8 +457,7 @@ class PlacementGroupManager:
 
     def _commit(self, now: float, group: PlacementGroup) -> None:
         """All nodes have prepared theirs."""
-        for node in group.prepared:
-            self._out.append((SEND, self._agents[node], CommitBundles(group.id, group.attempt)))
+        nodes = list(group.prepared)
         for index, node in group.plan.items():
             group.nodes[index] = node
         group.plan = {}
@@ -441,8 +465,10 @@ class PlacementGroupManager:
         group.tries = 0
         group.reason = ""
         group.move("placed")
-        self._answer(group, True, True)
         self._changed(now, group)
+        for node in nodes:
+            self._out.append((AFTER_PERSIST, self._agents[node], CommitBundles(group.id, group.attempt)))
+        self._answer(group, True, True)
 
     def _give_up(self, group: PlacementGroup, reason: str) -> None:
         """The round has failed: what was asked for is not wanted any more."""
@@ -482,7 +508,7 @@ class PlacementGroupManager:
     def _answer(self, group: PlacementGroup, ok: bool, value: Any) -> None:
         """Tell those who wait for its places."""
         for peer, request_id in group.waiters:
-            self._out.append((SEND, peer, Reply(request_id, ok, value)))
+            self._out.append((AFTER_PERSIST, peer, Reply(request_id, ok, value)))
             waits = self._waits.get(peer, {})
             waits.pop(group.id, None)
             if not waits:
@@ -495,12 +521,14 @@ class PlacementGroupManager:
         return f"{title} was removed: {self.view(group_id).reason}"
 
     def _changed(self, now: float, group: PlacementGroup) -> None:
-        """Tell who wants to know, and write it down."""
+        """Write it down, and tell who wants to know."""
+        nodes = ", ".join(node.hex()[:8] for node in group.nodes)
+        standing = pickle.dumps((group.nodes, group.attempt), 5)
+        row = (group.state.name, nodes, group.reason, standing, group.id)
+        self._out.append((PERSIST, "update_placement_group", row))
         update = _update(group.id, group.view())
         for agent in group.subscribers:
-            self._out.append((SEND, agent, update))
-        nodes = ", ".join(node.hex()[:8] for node in group.nodes)
-        self._out.append((PERSIST, "update_placement_group", (group.state.name, nodes, group.reason, group.id)))
+            self._out.append((AFTER_PERSIST, agent, update))
         if self._told is not None:
             self._told(now, group.id)
 
@@ -530,7 +558,7 @@ class PlacementGroupManager:
             in_round = sorted(_flat([*group.asked.values(), *group.prepared.values()]))
             if in_round != sorted(group.plan) or not group.asked or any(group.nodes[index] for index in in_round):
                 raise InvariantError(f"the round of {group.title()} does not add up")
-        elif group.state in (GroupState.PENDING, GroupState.RESCHEDULING) and not group.retry_set:
+        elif group.state in (GroupState.PENDING, GroupState.RESCHEDULING) and not (group.retry_set or self.frozen):
             raise InvariantError(f"{group.title()} is {group.state.name} and nobody looks for places")
         for peer, _ in group.waiters:
             if group.id not in self._waits.get(peer, {}):

@@ -431,7 +431,7 @@ class TaskExecutor(CoreWorker):
         self.end_if_forked(_exit_code(error))
         if self.actor is not None and error.code in (None, 0):
             name = "exit_actor" if isinstance(error, ActorExit) else "sys.exit"
-            self.tell(CONTROL, ActorExiting(self.actor.id, self.actor.incarnation, f"it called {name}()"))
+            self.tell(self.agent, ActorExiting(self.actor.id, self.actor.incarnation, f"it called {name}()"))
 
     def end_soon(self, error: SystemExit) -> None:
         """Have the main thread end this process; safe in any thread."""
