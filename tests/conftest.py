@@ -26,11 +26,12 @@ _SETTLE_S = 5.0  # a thread that was told to end, or a process that was killed, 
 
 
 def pytest_configure(config: Any) -> None:
-    """The sessions of the tests lie apart from those of other programs of this user, and Ctrl-C is heard.
+    """The sessions of the tests lie apart from those of other programs of this user, and keys of a terminal are heard.
 
-    What a shell runs in the background ignores it, and so would the tests that press it.
+    What a shell runs in the background ignores Ctrl-C, and so would the tests that press it.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     config.zray_home = os.environ["ZRAY_TMPDIR"] = tempfile.mkdtemp(prefix="zt-", dir="/tmp")
 
 

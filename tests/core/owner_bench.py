@@ -30,7 +30,7 @@ class Bench:
     """An owner, the references its user holds, and a turn of the loop after each event."""
 
     def __init__(self, **limits: Any) -> None:
-        self.owner = Owner(ME, b"job1", NODE, AGENT, Config(**limits))
+        self.owner = Owner(ME, b"job1", NODE, AGENT, Config(**limits), self.ref)
         self.inbox: list[bytes] = []
         self.ids = TaskIDs(ME[0])
         self.leases = 0

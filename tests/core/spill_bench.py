@@ -16,6 +16,7 @@ from zray.core.agent import NodeAgent
 from zray.core.effects import KILL_WORKER, SEND, START_WORKER
 from zray.core.owner import Owner
 from zray.core.tasks import Task, TaskTemplate
+from zray.object_ref import ObjectRef
 
 from .reading import drain
 
@@ -36,7 +37,9 @@ class Driver:
 
     def __init__(self, net: Net, at: bytes, number: int) -> None:
         self.me = process_id(at, bytes([0x80, 0, 0, number]))
-        self.brain = Owner((self.me, "sim://driver"), b"job1", at, agent_id(at), net.config)
+        refs: list[bytes] = []  # nobody here drops any
+        me = (self.me, "sim://driver")
+        self.brain = Owner(me, b"job1", at, agent_id(at), net.config, lambda i, owner: ObjectRef(i, owner, refs.append))
         self.ids = TaskIDs(self.me)
         self.pushed: dict[bytes, tuple[bytes, int]] = {}  # task -> worker and lease of its last attempt
         self.attempts: dict[bytes, int] = {}

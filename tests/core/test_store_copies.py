@@ -94,16 +94,25 @@ def test_a_free_removes_a_copy_without_a_word_to_the_primary() -> None:
     assert dropped(bench.does("unpin", OTHER, [A])) == [] and bench.store.copies == {}
 
 
-@pytest.mark.parametrize("gone", [OWNER, PRIMARY])
-def test_a_copy_goes_with_its_owner_and_with_the_node_of_its_primary(gone: bytes) -> None:
+def test_a_copy_goes_with_its_owner() -> None:
     bench = Bench()
     copied(bench, A)
     copied(bench, B, primary=ELSEWHERE)
     bench.pin(A)
-    bench.does("drop_client", gone)
-    assert (B in bench.store.objects) == (gone == PRIMARY)
+    bench.does("drop_client", OWNER)
+    assert B not in bench.store.objects and A in bench.store.objects
     bench.does("unpin", OTHER, [A])
     assert A not in bench.store.objects
+
+
+def test_a_copy_whose_primary_is_lost_takes_its_place_when_it_is_adopted() -> None:
+    bench = Bench()
+    copied(bench, A)
+    bench.does("drop_client", PRIMARY)
+    assert A in bench.store.objects  # its owner may want it
+    assert bench.store.adopt(A, OWNER) and not bench.store.copies
+    assert not bench.store.adopt(A, OWNER) and not bench.store.adopt(B, OWNER)
+    assert dropped(bench.does("free", [A])) == [] and A not in bench.store.objects
 
 
 def test_a_copy_of_an_owner_that_is_dead_already_goes_when_it_was_read() -> None:

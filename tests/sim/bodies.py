@@ -238,7 +238,7 @@ class OwnerBody(Body):
 
     def __init__(self, cluster: Cluster, process_id: bytes, name: str, role: str, *receivers: str) -> None:
         self.address: Address = (process_id, f"sim://{name}")
-        self.owner = Owner(self.address, b"", NODE, AGENT, cluster.world.config)
+        self.owner = Owner(self.address, b"", NODE, AGENT, cluster.world.config, self._counted_ref)
         super().__init__(cluster, process_id, name, role, self.owner, "owner", "any", *receivers)
         self.judge = cluster.judge
         self.inbox: list[bytes] = []
@@ -256,6 +256,9 @@ class OwnerBody(Body):
         self._fail_call = self.owner.calls._fail
         self.owner.calls._fail = self._judge_failed_call
         self.send(AGENT, wire.Hello(wire.PROTOCOL_VERSION, "3.x", b"cluster", self.id, role, self.address[1], 1))
+
+    def _counted_ref(self, object_id: bytes, owner: Address) -> ObjectRef[Any]:
+        return ObjectRef(object_id, owner, self.inbox.append)
 
     # -- the loop -------------------------------------------------------------------------------------------------
 

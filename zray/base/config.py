@@ -35,6 +35,7 @@ class Config:
     pull_bytes_max: int = 512 << 20  # of objects that one node brings from others at once; the less urgent do not count
     pulls_max: int = 64  # ... and how many objects
     copy_receivers_max: int = 2  # nodes that bring the same object from one node at once; others get it from those
+    orphan_copy_s: float = 30.0  # a copy outlives the node that made the object by this, for its owner to find it
     transfer_renew_s: float = 5.0  # nodes tell each other what they are bringing; what was not told three times is over
     transfer_stall_s: float = 10.0  # a node that sends nothing for so long is asked anew, or another
     transfer_attempts_max: int = 4  # in a row from one node, without a byte
@@ -44,6 +45,7 @@ class Config:
     max_retries: int = 3  # attempts after the first when workers die; tasks can say otherwise
     task_depth_max: int = 200  # tasks that submit tasks that submit tasks ...
     args_bytes_max: int = 8 << 30  # one task's arguments in all
+    lineage_bytes_max: int = 256 << 20  # what a process remembers of tasks, to run them again if their large results are lost
     infeasible_grace_s: float = 10.0  # then a demand that no node can ever fit fails
     infeasible_retry_s: float = 0.5  # until then it is asked again so often, since nodes may come
     infeasible: str = "fail"  # "wait": leave it queued, for clusters that grow

@@ -182,6 +182,12 @@ def parse_stored(view: memoryview) -> tuple[memoryview, list[memoryview]]:
     return parts[0], parts[1:]
 
 
+def stored_again(view: memoryview) -> Serialized:
+    """A value as it lay in a store, ready to be laid down in another."""
+    data, buffers = parse_stored(view)
+    return Serialized(bytes(data), [PickleBuffer(buffer) for buffer in buffers], [])
+
+
 def export_function(function: Callable[..., Any]) -> tuple[bytes, bytes]:
     """A function as ``(id, body)``: the id is a hash of the body, so equal functions are exported once.
 

@@ -458,9 +458,9 @@ class ListEvents(NamedTuple):
     request_id: int
 
 
-@message(61, "agent", "owner", rows=2)
+@message(61, "agent", "owner", rows=4)
 class ObjectsSpilled(NamedTuple):
-    """Objects were written to disk: ``(object_id, address)`` each."""
+    """Objects were written to disk: ``(object_id, path, position, checksum)`` each."""
 
     rows: list[Any]
 

@@ -98,3 +98,59 @@ class PrimariesFreed(NamedTuple):
     """The answer to FreePrimaries."""
 
     object_ids: list[bytes]
+
+
+# When a node is gone its primaries are, but not the copies on other nodes: an owner has its agent look for them.
+
+
+@message(122, "owner", "owner")
+class RecoverObject(NamedTuple):
+    """The copy of that node can not be read; ObjectValue is the answer, when the object is there again or given up."""
+
+    object_id: bytes
+    node_id: bytes
+
+
+@message(123, "owner", "agent")
+class FindCopies(NamedTuple):
+    """The primaries of these are lost; CopiesFound is the answer, for each once."""
+
+    object_ids: list[bytes]
+
+
+@message(124, "agent", "agent")
+class AskForCopies(NamedTuple):
+    """Who has copies of these? CopiesKnown is the answer."""
+
+    object_ids: list[bytes]
+
+
+@message(125, "agent", "agent")
+class CopiesKnown(NamedTuple):
+    """Of those asked for, the sender has copies of the first and none of the others."""
+
+    known: list[bytes]
+    unknown: list[bytes]
+
+
+@message(126, "agent", "agent")
+class AdoptCopies(NamedTuple):
+    """The sender's search has chosen the receiver: its copies are to be the primaries now. CopiesAdopted is the answer."""
+
+    owner: bytes
+    object_ids: list[bytes]
+
+
+@message(127, "agent", "agent")
+class CopiesAdopted(NamedTuple):
+    """The first are primaries now; the copies of the others are gone meanwhile."""
+
+    adopted: list[bytes]
+    gone: list[bytes]
+
+
+@message(128, "agent", "owner", rows=4)
+class CopiesFound(NamedTuple):
+    """``(object_id, found, node_id, endpoint)`` each: where the primary is now; no ``node_id``: on the sender's node."""
+
+    rows: list[Any]

@@ -140,7 +140,7 @@ class NodeAgent(ControlDesk):
         self.scheduler.bundles = self.bundles
         self.pool = WorkerPool(prestart, node_id, config, self.out, self.scheduler.holds)
         self.store = ObjectStore(store_bytes, config, self.out, self._dead.__contains__, directories)
-        self.transfer = ObjectTransfer(self._me, config, self.out, self.store)
+        self.transfer = ObjectTransfer(self._me, config, self.out, self.store, self.neighbours.by_agent)
 
     def start(self, now: float) -> None:
         """The node is up: fill the pool in the background."""

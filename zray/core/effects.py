@@ -27,5 +27,5 @@ SERVE = 19  # (SERVE, ticket, object_id, place): let another node read the objec
 UNSERVE = 20  # (UNSERVE, ticket): no longer; call on_unserved(ticket) when nothing looks at that place any more
 FETCH = 21  # (FETCH, object_id, endpoint, ticket, size, received, place, checksum): bring the rest of an object from another node
 CANCEL_FETCH = 22  # (CANCEL_FETCH, object_id): stop that; each FETCH ends in on_fetched or on_fetch_failed nevertheless
-GREET = 23  # (GREET, peer): introduce this process anew: the peer may be another process than before
+ADOPT_FILE = 23  # (ADOPT_FILE, object_id, size, path, position, checksum): bring it into this node's store; call on_file_adopted
 STOP = 12  # (STOP, reason): this process has done its work

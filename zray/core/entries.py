@@ -6,7 +6,13 @@ import pickle
 
 from zray.base.wire import ERROR, INLINE, STORED, Contained, Entry
 from zray.core.tasks import Task
-from zray.exceptions import ObjectLostError, OutOfMemoryError, OwnerDiedError, WorkerCrashedError
+from zray.exceptions import (
+    ObjectLostError,
+    ObjectReconstructionFailedError,
+    OutOfMemoryError,
+    OwnerDiedError,
+    WorkerCrashedError,
+)
 
 
 def error_entry(error: BaseException) -> Entry:
@@ -29,6 +35,12 @@ def lost(object_id: bytes) -> Entry:
         "for as long as the value is needed"
     )
     return error_entry(ObjectLostError(text, object_id.hex()))
+
+
+def irrecoverable(object_id: bytes, reason: str, problem: str) -> Entry:
+    """The entry of an object that is lost and can not be brought back."""
+    text = f"object {object_id.hex()} is lost: {reason}. It can not be made again: {problem}"
+    return error_entry(ObjectReconstructionFailedError(text, object_id.hex()))
 
 
 def owner_died(object_id: bytes, owner: bytes, reason: str) -> Entry:

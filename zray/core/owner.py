@@ -17,14 +17,13 @@ owners) once for the whole batch. The body calls it at the end of each turn.
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from zray.base.config import Config
 from zray.base.ids import agent_id, agent_of, return_id
 from zray.base.wire import (
-    CONTROL,
     ERROR,
     OBJECT_VALUE,
     REFS,
@@ -35,22 +34,26 @@ from zray.base.wire import (
     GetObject,
     WatchProcess,
 )
-from zray.base.wire_actors import ActorOutOfScope, CreateActor, RegisterActor
-from zray.core.actor import ActorState
 from zray.core.actor_calls import CONTINUE_TIMER, ActorTaskSubmitter
+from zray.core.actor_owner import ActorOwner
 from zray.core.directory import ObjectDirectory
 from zray.core.effects import DIAL, HANG_UP, SEND, TIMER, WARN, Effect
 from zray.core.entries import contained_in, error_entry, lost, owner_died, worker_crashed
 from zray.core.leases import IDLE_TIMER, LeaseQueue, NormalTaskSubmitter
+from zray.core.lineage import Lineage
+from zray.core.recovery import ObjectRecovery
 from zray.core.references import ReferenceCounter
 from zray.core.tasks import Task, TaskManager
 from zray.core.waiters import Waiter, Waiters
-from zray.exceptions import InvariantError, TaskUnschedulableError
+from zray.exceptions import (
+    InvariantError,
+    TaskUnschedulableError,
+)
 
 INFEASIBLE_TIMER = "owner.infeasible"
 
 
-class Owner:
+class Owner(ActorOwner, ObjectRecovery):
     """The brain of a driver or worker.
 
     Args:
@@ -59,12 +62,14 @@ class Owner:
         node_id: the node it lives on.
         agent: process id of the local node agent.
         config: limits.
+        make_ref: makes a reference that is counted already.
     """
 
     __slots__ = (
         "_agent",
         "_agents",
         "_config",
+        "_make_ref",
         "_me",
         "_node_id",
         "_remote_gets",
@@ -75,14 +80,26 @@ class Owner:
         "directory",
         "fetching",
         "leases",
+        "lineage",
+        "lost",
         "memory",
         "out",
+        "rebuilds",
         "references",
         "tasks",
         "waiters",
     )
 
-    def __init__(self, me: Address, job_id: bytes, node_id: bytes, agent: bytes, config: Config) -> None:
+    def __init__(
+        self,
+        me: Address,
+        job_id: bytes,
+        node_id: bytes,
+        agent: bytes,
+        config: Config,
+        make_ref: Callable[[bytes, Address], Any],
+    ) -> None:
+        self._make_ref = make_ref
         self._me = me[0]
         self._node_id = node_id
         self._agent = agent
@@ -93,10 +110,13 @@ class Owner:
         self.references = ReferenceCounter(me)
         self.tasks = TaskManager()
         self.directory = ObjectDirectory()
+        self.lineage = Lineage(config, self.references, self.memory)
+        self.lost = {}
+        self.rebuilds = deque()
         self.leases = NormalTaskSubmitter(job_id, agent, config, self.out, self._make_spec)
         held = self.references.counts.__contains__
         self.calls = ActorTaskSubmitter(config, self.out, self.tasks, self._make_spec, self._fail_call, held)
-        self.creations: dict[bytes, Task] = {}  # actors of this process that may need their constructor's arguments (again)
+        self.creations = {}
         self.fetching: dict[bytes, None] = {}  # borrowed objects asked for at their owners
         self.waiters = Waiters(self.out)
         self._remote_gets: dict[bytes, list[bytes]] = {}
@@ -126,30 +146,11 @@ class Owner:
         if not missing:
             self._ready(now, task)
 
-    def create_actor(self, now: float, task: Task, registration: RegisterActor | None) -> None:
-        """An actor was called into being; one with a name is registered already, and its handle owned since that was asked."""
-        actor = task.template.actor
-        assert actor is not None
-        self.references.counts.setdefault(actor[1], 1)
-        if registration is not None:
-            self.out.append((SEND, CONTROL, registration))
-        self.calls.open(*actor, subscribed=registration is not None).registration = registration  # or ask what has happened
-        self.creations[actor[0]] = task
-        missing = self.tasks.submit(task, self.memory.__contains__)
-        for ref in missing:
-            self._seek(ref.binary(), ref.owner)
-        if not missing:
-            self._ready(now, task)
-
-    def kill_actor(self, actor_id: bytes, no_restart: bool, handle_id: bytes) -> None:
-        """End an actor, after what was said of it before."""
-        self.calls.kill(actor_id, no_restart, handle_id)
-
     def borrow(self, object_id: bytes, owner: Address) -> None:
         """A reference was made by hand, as that of an actor that was found by its name: register it at the owner."""
         if self.references.dropped:
             self._drop()
-        self.references.borrow(object_id, owner)
+        self.references.borrow(object_id, owner)  # of an own object, this only holds it
 
     def put(self, object_id: bytes, entry: Entry) -> None:
         """A value of the local user is there."""
@@ -201,6 +202,8 @@ class Owner:
         """Draw the consequences of all that happened since the last time."""
         references = self.references
         while True:
+            if self.rebuilds:
+                self.settle_rebuilds(now)
             self.leases.pump(now)
             self.calls.pump(now)
             if references.freed:
@@ -217,7 +220,7 @@ class Owner:
                 for borrower in references.met:
                     self.meet(borrower)
                 references.met.clear()
-            if not references.freed and not references.dropped:
+            if not references.freed and not references.dropped and not self.rebuilds:
                 return
 
     # -- messages -------------------------------------------------------------------------------------------------
@@ -247,8 +250,14 @@ class Owner:
                 task.template.budget.give()
             if task.template.creates:
                 self._created(task)
-            for object_id, result in zip(task.returns, entries, strict=True):
-                self._arrive(now, object_id, result)
+            if task_id in self.lineage.origins:
+                for object_id, result in zip(task.returns, entries, strict=True):
+                    self._arrive_again(now, object_id, result)
+            else:
+                for object_id, result in zip(task.returns, entries, strict=True):
+                    self._arrive(now, object_id, result)
+            if entries and entries[-1][0] == STORED:
+                self._remember(task)
             if task.tried or (len(entries) > 1 and entries[0][0] == ERROR):
                 self._sweep(task.returns, peer)
         if peer == self._me:  # an actor has called itself
@@ -322,6 +331,7 @@ class Owner:
             del self._agents[worker_id]
             for lease_id in self.leases.on_agent_lost(worker_id):
                 self.on_lease_lost(now, peer, lease_id, reason)
+        self.lose_node(worker_id, reason)
         self.out.append((HANG_UP, worker_id))
         for object_id in self.references.on_process_died(worker_id):
             known = self.memory.get(object_id)
@@ -331,26 +341,6 @@ class Owner:
                 self.memory[object_id] = owner_died(object_id, worker_id, reason)
         for object_id in [o for o, peers in self._remote_gets.items() if worker_id in peers]:
             self._remote_gets[object_id] = [p for p in self._remote_gets[object_id] if p != worker_id]
-
-    def on_actor_updated(
-        self,
-        now: float,
-        peer: bytes,
-        actor_id: bytes,
-        state: str,
-        incarnation: int,
-        worker_id: bytes,
-        endpoint: str,
-        error: bytes,
-    ) -> None:
-        """The control says where an actor is."""
-        if worker_id:
-            self.meet(worker_id)
-        self.calls.on_updated(now, actor_id, state, incarnation, worker_id, endpoint, error)
-        if state == ActorState.DEAD.name:
-            task = self.creations.pop(actor_id, None)
-            if task is not None and task.id in self.tasks.pending:
-                self._fail(now, task, (ERROR, error))
 
     def on_objects_spilled(self, now: float, peer: bytes, rows: list[Any]) -> None:
         """A node has written objects of ours to disk."""
@@ -364,8 +354,10 @@ class Owner:
         self.meet(peer)
         if object_id in self.memory:
             self._answer(peer, object_id)
-        elif self._expected(object_id):
+        elif object_id in self.lost or object_id[:16] in self.tasks.pending:
             self._remote_gets.setdefault(object_id, []).append(peer)
+            if object_id in self.lost:
+                self._want(object_id)
         else:
             self._answer_lost(peer, object_id)
 
@@ -391,14 +383,21 @@ class Owner:
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
+    def _known(self, object_id: bytes) -> Entry:
+        """What is known of an object that was there."""
+        entry = self.memory.get(object_id) or self.lost[object_id].entry
+        assert entry is not None
+        return entry
+
     def _make_spec(self, task: Task) -> tuple[Any, ...]:
         template = task.template
         slots: tuple[Any, ...] = ()
         if task.slots:
             memory = self.memory
-            slots = tuple(
-                [(where, ref.binary(), ref.owner, memory[ref.binary()]) for where, ref in task.slots]
-            )
+            try:
+                slots = tuple([(where, ref.binary(), ref.owner, memory[ref.binary()]) for where, ref in task.slots])
+            except KeyError:  # one was lost after it had been there: the worker will ask for it
+                slots = tuple([(where, ref.binary(), ref.owner, self._known(ref.binary())) for where, ref in task.slots])
         return (
             task.id,
             template.function_id,
@@ -413,7 +412,7 @@ class Owner:
     def _ready(self, now: float, task: Task) -> None:
         """All arguments are there; one that is an error is the result."""
         for _, ref in task.slots:
-            entry = self.memory[ref.binary()]
+            entry = self._known(ref.binary())
             if entry[0] == ERROR:
                 self._fail(now, task, entry[:2])
                 self.calls.on_arguments_ready(task)  # those behind it need not wait any more
@@ -430,29 +429,18 @@ class Owner:
         elif not task.template.creates:
             self.calls.submit(task)
         else:
-            self.out.append((SEND, CONTROL, CreateActor(actor[0], self.creation(task), b"")))
-
-    def creation(self, task: Task) -> bytes:
-        """The call of an actor's constructor, as the control keeps it."""
-        return pickle.dumps((self._make_spec(task), self.references.me), 5)
-
-    def _created(self, task: Task) -> None:
-        """An actor's constructor is over; its arguments are needed no more, unless it may be run again."""
-        actor = task.template.actor
-        if actor is not None and not (task.template.extra or {}).get("max_restarts"):
-            self.creations.pop(actor[0], None)
+            self.send_creation(actor[0], task)
 
     def _fail(self, now: float, task: Task, entry: Entry) -> None:
         if self.tasks.pending.pop(task.id, None) is None:
             return  # an answer came late, and is its result
         if task.template.budget is not None:
             task.template.budget.give()
-        actor = task.template.actor
-        if actor is not None and task.template.creates and actor[0] in self.creations:
-            del self.creations[actor[0]]  # an argument of its constructor is an error
-            self.out.append((SEND, CONTROL, CreateActor(actor[0], b"", entry[1])))
+        if task.template.creates:
+            self._creation_failed(task, entry)
+        again = task.id in self.lineage.origins
         for object_id in task.returns:
-            self._arrive(now, object_id, entry)
+            (self._arrive_again if again else self._arrive)(now, object_id, entry)
 
     def _fail_call(self, now: float, task: Task, entry: Entry, worker: bytes) -> None:
         """The actor is gone, or soon will be, and may leave results of an attempt in the store."""
@@ -477,12 +465,19 @@ class Owner:
                 self._answer_lost(peer, object_id)
             self._discard(object_id, entry)
             return
+        if self.lost and self.lost.pop(object_id, None) is not None:
+            references.uncontain(object_id)
         if len(entry) > 2:
             contained = contained_in(entry)
             if contained:
                 if references.dropped:
                     self._drop()
                 references.contain(object_id, contained, received=True)
+            if entry[0] == STORED and entry[2] != self._node_id:
+                self.meet(agent_id(entry[2]))
+        self._serve(now, object_id, entry)
+
+    def _serve(self, now: float, object_id: bytes, entry: Entry) -> None:
         self.memory[object_id] = entry
         self.waiters.arrived(object_id, entry)
         if object_id in self.tasks.waiting:
@@ -506,7 +501,9 @@ class Owner:
         if object_id in self.memory or object_id in self.fetching:
             return
         if owner[0] == self._me:
-            if not self._expected(object_id):
+            if object_id in self.lost:
+                self._want(object_id)
+            elif object_id[:16] not in self.tasks.pending and not self._revive(object_id):
                 self._arrive(0.0, object_id, lost(object_id))
         else:
             self.fetching[object_id] = None
@@ -519,9 +516,6 @@ class Owner:
         if process not in self._watched:
             self._watched[process] = None
             self.out.append((SEND, self._agent, WatchProcess(process)))
-
-    def _expected(self, object_id: bytes) -> bool:
-        return object_id[:16] in self.tasks.pending
 
     def _discard(self, object_id: bytes, entry: Entry) -> None:
         """A value arrived that nobody needs."""
@@ -552,6 +546,7 @@ class Owner:
             if object_id in self.calls.handles:
                 self.calls.forget(object_id)
             self.memory.pop(object_id, None)
+            self.lost.pop(object_id, None)
             self.fetching.pop(object_id, None)
             self.waiters.dismiss(object_id)
 
@@ -567,13 +562,11 @@ class Owner:
             if entry is not None and entry[0] == STORED:
                 stored.setdefault(entry[2], []).append(object_id)
                 self.directory.forget(object_id)
+            if self.lineage.origins:
+                self.lineage.on_freed(object_id)
+            self.lost.pop(object_id, None)
         for node_id, object_ids in stored.items():
             self._free_at(node_id, object_ids)
-
-    def _out_of_scope(self, handle_id: bytes) -> None:
-        """No handle of an actor is left anywhere; a detached one lives on."""
-        actor_id = self.calls.forget(handle_id)
-        self.out.append((SEND, CONTROL, ActorOutOfScope(actor_id)))
 
     # -- checks ---------------------------------------------------------------------------------------------------
 
@@ -581,6 +574,8 @@ class Owner:
         """Assert the invariants of this machine and its leaves; true after ``settle``."""
         self.calls.check()
         self.references.check()
+        self.lineage.check()
+        self.check_recovery()
         self.tasks.check()
         self.leases.check()
         for object_id in self.memory:
@@ -592,7 +587,9 @@ class Owner:
         return {
             "objects": len(self.memory),
             "fetching": len(self.fetching),
+            "lost": len(self.lost),
             **self.directory.statistics(),
+            **self.lineage.statistics(),
             **self.tasks.statistics(),
             **self.leases.statistics(),
             **self.calls.statistics(),

@@ -286,11 +286,8 @@ class PullManager:
         """All bytes are here; ``checksum`` is theirs, where the room is in a file."""
         pull = self.pulls[object_id]
         self._forget(pull)
-        stored = self._store.objects[object_id]
         for peer, request_id in pull.readers:
             self._store.pin(peer, request_id, object_id, now=now)  # they have it before anybody can take the room
-        if pull.primary in self._dead:
-            stored.freed = True  # when those who wait have read it, it goes as the other copies did
         self._store.seal(object_id, pull.owner, checksum, pull.primary)
         self._leave(pull, complete=True)
         self._admit(now)

@@ -122,6 +122,11 @@ class ReferenceCounter:
                     self._bare.pop(object_id, None)
         self.contained[outer] = tuple(object_id for object_id, _ in inner)
 
+    def uncontain(self, outer: bytes) -> None:
+        """The value of ``outer`` is not what it was: what it contained is not held for it any more."""
+        for object_id in self.contained.pop(outer, ()):
+            self.release(object_id)
+
     def decline(self, inner: Contained) -> None:
         """A value with references inside arrived for nobody: give the registrations back."""
         for object_id, owner in inner:

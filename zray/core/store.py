@@ -129,7 +129,8 @@ class ObjectStore:
         known = self.objects.get(object_id)
         if known is not None and known.sealed and not known.freed:
             if peer != PULLS and object_id in self.copies:
-                self._promote(object_id, known)
+                self._out.append((SEND, self.copies[object_id], CopiesDropped([object_id])))
+                self.adopt(object_id, known.owner)  # a task has made here what was only a copy
             self._reply(peer, request_id, "exists")
         elif known is not None or (size > self.arena.capacity and not self.files.has_local()):
             self._refuse(peer, request_id, size)
@@ -221,7 +222,7 @@ class ObjectStore:
         self._advance()
 
     def drop_client(self, peer: bytes) -> None:
-        """A process is gone: its pins, what it was writing, what it owned; and the copies of what an agent's node had."""
+        """A process is gone: its pins, what it was writing, and what it owned."""
         for stored in self.objects.values():
             stored.readers = [reader for reader in stored.readers if reader[0] != peer]
         self._demands = [
@@ -233,7 +234,7 @@ class ObjectStore:
                 if stored.creator == peer:
                     self._remove(object_id, stored)
                 continue
-            if peer in (stored.owner, self.copies.get(object_id)):
+            if peer == stored.owner:
                 stored.freed = True
             if stored.freed or pinned:
                 self._settle(object_id, stored)
@@ -253,11 +254,11 @@ class ObjectStore:
             self.files.keep(path)
             self.spilling_bytes -= stored.size
             self.spilled_bytes += stored.size
-        owners: dict[bytes, list[tuple[bytes, str]]] = {}
-        for object_id in object_ids:
+        owners: dict[bytes, list[tuple[bytes, str, int, int]]] = {}
+        for object_id, (position, checksum) in zip(object_ids, places, strict=True):
             stored = self.objects[object_id]
             if not stored.freed:
-                owners.setdefault(stored.owner, []).append((object_id, path))
+                owners.setdefault(stored.owner, []).append((object_id, path, position, checksum))
             self._settle(object_id, stored)
         for owner, rows in owners.items():
             self._out.append((SEND, owner, ObjectsSpilled(rows)))
@@ -479,11 +480,17 @@ class ObjectStore:
         else:
             self._sort(object_id, stored)
 
-    def _promote(self, object_id: bytes, stored: StoredObject) -> None:
-        """A task has made here what was only a copy: from now on it is this node's own."""
-        self._out.append((SEND, self.copies.pop(object_id), CopiesDropped([object_id])))
+    def adopt(self, object_id: bytes, owner: bytes) -> bool:
+        """The primary is lost, and the copy here takes its place; whether there is one."""
+        stored = self.objects.get(object_id)
+        if stored is None or stored.freed or self.copies.pop(object_id, None) is None:
+            return False
+        stored.owner = owner
         self._unlist(object_id, stored)
         self._sort(object_id, stored)
+        if self._dead(owner):
+            self.free([object_id])
+        return True
 
     def _drop(self, object_id: bytes, stored: StoredObject) -> None:
         """Forget the place in memory of an object that has another copy, on disk or on its primary's node."""
@@ -547,18 +554,7 @@ class ObjectStore:
 
     def rows(self) -> list[tuple[object, ...]]:
         """(id, size, state, owner, pins, path, call site) of each object."""
-        return [
-            (
-                object_id,
-                stored.size,
-                stored.state.name,
-                stored.owner,
-                sum(stored.pins.values()),
-                stored.copy.path if stored.copy is not None else "",
-                stored.call_site,
-            )
-            for object_id, stored in self.objects.items()
-        ]
+        return [(object_id, *stored.row()) for object_id, stored in self.objects.items()]
 
     # -- checks ---------------------------------------------------------------------------------------------------
 

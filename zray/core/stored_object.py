@@ -56,5 +56,10 @@ class StoredObject:
     def sealed(self) -> bool:
         return self.state is not ObjectState.WRITING
 
+    def row(self) -> tuple[object, ...]:
+        """(size, state, owner, pins, path, call site)."""
+        path = self.copy.path if self.copy is not None else ""
+        return self.size, self.state.name, self.owner, sum(self.pins.values()), path, self.call_site
+
     def move(self, event: str) -> None:
         self.state = OBJECT_LIFECYCLE.next(self.state, event)

@@ -5,7 +5,8 @@ Theory of operation
 An object lies on the node where it was made: that is its *primary* copy, which its owner knows of. Whoever reads it on another
 node pins it at the agent there, naming the agent of the primary. If the store has no copy, one is pulled (``pulls``) from the
 primary's node or from one that has a copy already (``pushes``), into room that the store gives, and the pin is answered.
-Such a *secondary* copy stays for others to read until memory is short, or the primary goes.
+Such a *secondary* copy stays for others to read until memory is short, or the primary goes. When the node of the primary is
+lost, the copy stays for ``orphan_copy_s``: the owner may have it made the primary (``copy_search``).
 
 One pull in messages, R the reader's agent, P the primary's, H another with a copy::
 
@@ -15,21 +16,24 @@ One pull in messages, R the reader's agent, P the primary's, H another with a co
     R -> P  CopyEnded            P unpins it; R is one of those that have a copy (H hears it too)
     P -> R  FreeCopies           later, when the owner needs the object no more; or R -> P CopiesDropped before that
 
-Agents are named by their process ids. This machine joins the two and the store, passes frees on to the node that has the primary
-(again and again until it answers), and keeps the one timer: every ``transfer_renew_s`` an agent says what it is bringing, and
-less often what it has copies of, so that what was lost on the way is noticed.
+Agents are named by their process ids. This machine joins the three and the store, passes frees on to the node that has the
+primary (again and again until it answers), and keeps the one timer: every ``transfer_renew_s`` an agent says what it is
+bringing, and less often what it has copies of, so that what was lost on the way is noticed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from zray.base.config import Config
 from zray.base.wire_transfer import CopiesHeld, FreePrimaries, PrimariesFreed
+from zray.core.copy_search import CopySearch
 from zray.core.effects import SEND, TIMER, Effect
 from zray.core.pulls import REST_TIMER, PullManager
 from zray.core.pushes import PushManager
 from zray.core.store import ARGUMENT, CREATE, GET, PULLS, ObjectStore
+from zray.core.views import NodeView
 
 RENEW_TIMER = "transfer.renew"
 WAIT = CREATE  # the priority of those who wait in ``wait``, between GET and ARGUMENT
@@ -47,21 +51,39 @@ class ObjectTransfer:
         config: limits.
         out: where effects go; the store's too.
         store: the index of this node's objects.
+        others: the agents of the other nodes that live.
     """
 
-    __slots__ = ("_config", "_frees", "_me", "_out", "_renewals", "_set", "_store", "_unheard", "pulls", "pushes")
+    __slots__ = (
+        "_config",
+        "_died_at",
+        "_frees",
+        "_me",
+        "_out",
+        "_renewals",
+        "_set",
+        "_store",
+        "_unheard",
+        "pulls",
+        "pushes",
+        "search",
+    )
 
-    def __init__(self, me: bytes, config: Config, out: list[Effect], store: ObjectStore) -> None:
+    def __init__(
+        self, me: bytes, config: Config, out: list[Effect], store: ObjectStore, others: Mapping[bytes, NodeView] | None = None
+    ) -> None:
         self._me = me
         self._config = config
         self._out = out
         self._store = store
         self._frees: dict[bytes, dict[bytes, None]] = {}  # of primaries elsewhere, which were not confirmed yet
+        self._died_at: dict[bytes, float] = {}  # agents of nodes that are gone
         self._unheard: dict[bytes, int] = {}  # how often they were said again since the last answer
         self._renewals = 0
         self._set = False  # the timer
         self.pulls = PullManager(me, config, out, store)
         self.pushes = PushManager(me, config, out, store)
+        self.search = CopySearch(out, store, {} if others is None else others)
 
     # -- this node ------------------------------------------------------------------------------------------------
 
@@ -112,12 +134,15 @@ class ObjectTransfer:
         self.pulls.drop_client(now, peer)
         self._store.drop_client(peer)
         self.pushes.on_freed()
+        self.search.drop_client(peer)
 
     def on_node_died(self, now: float, agent: bytes, reason: str) -> None:
-        """A node is gone, with all primaries there."""
+        """A node is gone, with all primaries there. Copies of them are kept for a while: their owners may want them instead."""
+        self._died_at[agent] = now
         self._forget_frees(agent)
         self.pulls.on_node_died(now, agent, reason)
         self.pushes.on_node_died(now, agent)
+        self.search.on_node_died(agent)
         self.drop_client(now, agent)
 
     # -- the body -------------------------------------------------------------------------------------------------
@@ -244,6 +269,8 @@ class ObjectTransfer:
             else:
                 self._out.append((SEND, agent, FreePrimaries(list(object_ids))))
         self.pushes.expire(now)
+        limit = now - self._config.orphan_copy_s
+        self._store.free([o for o, agent in self._store.copies.items() if self._died_at.get(agent, now) < limit])
 
     # -- checks ---------------------------------------------------------------------------------------------------
 
@@ -251,10 +278,12 @@ class ObjectTransfer:
         """Assert the invariants of this machine and its leaves; the store checks itself."""
         self.pulls.check()
         self.pushes.check()
+        self.search.check()
 
     def statistics(self) -> dict[str, int]:
         return {
             "frees_unconfirmed": sum(map(len, self._frees.values())),
             **self.pulls.statistics(),
             **self.pushes.statistics(),
+            **self.search.statistics(),
         }

@@ -252,6 +252,25 @@ class SpillStorage:
         raise FileNotFoundError(path)
 
 
+def read_copy(path: str, position: int, size: int, checksum: int) -> memoryview:
+    """An object from the spill file of a node that is gone.
+
+    Raises:
+        OSError: the file can not be reached from here.
+        ValueError: it is not what was written.
+    """
+    view = memoryview(bytearray(size))
+    if "://" in path:
+        root, _, name = path.rpartition("/")
+        parent, _, session = root.rpartition("/")
+        got = FsspecDirectory(parent, session).read(f"{root}/{name}", position, view)
+    else:
+        got = LocalDirectory(os.path.dirname(path)).read(path, position, view)
+    if got != size or zlib.crc32(view) != checksum:
+        raise ValueError(f"{path} was cut or changed by something other than zray")
+    return view
+
+
 def _pieces(views: list[memoryview], places: list[tuple[int, int]]) -> Iterator[memoryview]:
     """``views`` in pieces small enough to be in the processor's cache still when they are written after their checksum."""
     position = 0

@@ -35,12 +35,25 @@ from zray.exceptions import (
     RayTaskError,
 )
 from zray.object_ref import ObjectRef
-from zray.runtime.client import Client, Request, resolve
+from zray.runtime.client import Client, Request, finish, resolve
 from zray.runtime.process import log
 from zray.runtime.store_client import StoreClient
 
 if TYPE_CHECKING:
     from zray.io.cluster_key import ClusterKey
+
+
+_RECOVERIES_MAX = 10  # of one get: more often nothing is read that way
+
+
+class _Unreadable(Exception):
+    """An object can not be read where it is said to lie."""
+
+    def __init__(self, object_id: bytes, node_id: bytes, cause: ObjectLostError) -> None:
+        super().__init__(str(cause))
+        self.object_id = object_id
+        self.node_id = node_id
+        self.cause = cause
 
 
 class CoreWorker(Client):
@@ -89,6 +102,7 @@ class CoreWorker(Client):
         self.owner: Owner
         self.store: StoreClient
         self._completions: queue.SimpleQueue[tuple[Future[Any], ObjectRef[Any]] | None] | None = None
+        self._adoptions: queue.SimpleQueue[tuple[bytes, tuple[str, int, int, int]] | None] | None = None
         self._main = threading.main_thread().ident
         self._pid = os.getpid()
         self._warned = False
@@ -104,11 +118,12 @@ class CoreWorker(Client):
         self.agent = node["agent"]
         self.node_endpoint = node["endpoint"]
         self.store = StoreClient(self, node["store_name"], self.free_first, self.call_site)
-        self.owner = Owner(self.address, job_id, self.node_id, self.agent, self.config)
+        self.owner = Owner(self.address, job_id, self.node_id, self.agent, self.config, self._counted_ref)
         self.add_brain(self.owner, "owner")
         self.on_timers("leases", self.owner.on_timer)
         self.on_timers("owner", self.owner.on_timer)
         self.on_timers("calls", self.owner.on_timer)
+        self.on_effect(e.ADOPT_FILE, self._adopt_file)
         self.loop.on_inbox = self.on_inbox
 
     # -- the loop's calls -----------------------------------------------------------------------------------------
@@ -218,6 +233,9 @@ class CoreWorker(Client):
                 )
                 raise OwnerDiedError(text, ref.hex())
 
+    def _counted_ref(self, object_id: bytes, owner: Address) -> ObjectRef[Any]:
+        return ObjectRef(object_id, owner, self.release)
+
     def new_ref(self, object_id: bytes) -> ObjectRef[Any]:
         return ObjectRef(object_id, self.address, self.release)
 
@@ -272,14 +290,35 @@ class CoreWorker(Client):
         memory = self.owner.memory
         for ref in refs:
             if ref._id not in memory:
-                missing = self._await_all(refs, timeout_s)
-                if missing:
-                    raise GetTimeoutError(
-                        f"{len(missing)} of {len(refs)} objects were not ready within {timeout_s:g} s; the first is "
-                        f"{missing[0].hex()}. They are intact: get them again, or wait longer"
-                    )
+                self._await_in_time(refs, timeout_s)
                 break
-        return self._values(refs)
+        try:
+            return self._values(refs)
+        except _Unreadable as error:
+            return self._recovered(refs, timeout_s, error)
+
+    def _await_in_time(self, refs: list[ObjectRef[Any]], timeout_s: float | None) -> None:
+        missing = self._await_all(refs, timeout_s)
+        if missing:
+            raise GetTimeoutError(
+                f"{len(missing)} of {len(refs)} objects were not ready within {timeout_s:g} s; the first is "
+                f"{missing[0].hex()}. They are intact: get them again, or wait longer"
+            )
+
+    def _recovered(self, refs: list[ObjectRef[Any]], timeout_s: float | None, error: _Unreadable) -> list[Any]:
+        """The values of ``refs``, after one of them could not be read: what is lost is brought back, or given up."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        for _ in range(_RECOVERIES_MAX):
+            taken = Waiter(1)
+            self.loop.post((self.owner.recover, time.monotonic(), error.object_id, error.node_id, str(error.cause)))
+            self.loop.post((finish, taken))
+            self.loop.wait(taken)
+            self._await_in_time(refs, None if deadline is None else max(0.0, deadline - time.monotonic()))
+            try:
+                return self._values(refs)
+            except _Unreadable as again:
+                error = again
+        raise error.cause
 
     def _await_all(self, refs: list[ObjectRef[Any]], timeout_s: float | None) -> list[ObjectRef[Any]]:
         """Wait until all ``refs`` are there, or one of them is an error; returns those that were not there in time."""
@@ -395,15 +434,40 @@ class CoreWorker(Client):
         if stored:
             try:
                 read = self.store.read([object_id for _, object_id in stored], entries)
-            except ObjectLostError:
-                for _, object_id in stored:  # the news of the owner's death may have come meanwhile
-                    entry = memory.get(object_id)
-                    if entry is not None and entry[0] == ERROR:
-                        raise _user_error(entry) from None
-                raise
+            except ObjectLostError as error:
+                if self.broken is not None:
+                    raise
+                lost = bytes.fromhex(error.object_id)
+                node_id = next(entry[2] for (_, object_id), entry in zip(stored, entries, strict=True) if object_id == lost)
+                raise _Unreadable(lost, node_id, error) from None
             for (index, _), value in zip(stored, read, strict=True):
                 values[index] = value
         return values
+
+    def _adopt_file(self, object_id: bytes, size: int, path: str, position: int, checksum: int) -> None:
+        """In the loop: have a thread bring what a lost node had spilled into this node's store."""
+        if self._adoptions is None:
+            self._adoptions = queue.SimpleQueue()
+            threading.Thread(target=self._adopt_files, name="zray-adoptions", daemon=True).start()
+        self._adoptions.put((object_id, (path, position, size, checksum)))
+
+    def _adopt_files(self) -> None:
+        from zray.io.spill import read_copy  # for those who have lost a node
+
+        assert self._adoptions is not None
+        while (item := self._adoptions.get()) is not None:
+            object_id, place = item
+            try:
+                value = serialization.stored_again(read_copy(*place))
+                self.store.write(object_id, value, self.me)
+            except Exception as error:  # whatever it is, the object is not there
+                problem = f"its file {place[0]} can not be read from here: {type(error).__name__}: {error}"
+            else:
+                problem = ""
+            self.loop.post((self._on_file_adopted, object_id, problem))
+
+    def _on_file_adopted(self, object_id: bytes, problem: str) -> None:
+        self.owner.on_file_adopted(time.monotonic(), object_id, problem)
 
     # -- references (object_ref.Runtime) --------------------------------------------------------------------------
 
@@ -462,6 +526,8 @@ class CoreWorker(Client):
             self.loop.close()
         if self._completions is not None:
             self._completions.put(None)
+        if self._adoptions is not None:
+            self._adoptions.put(None)
         if self._brains:
             self.store.close()
 

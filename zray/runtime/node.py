@@ -156,6 +156,7 @@ class Node:
         """Objects come from other nodes and go there, where there may be any."""
         transfer, now = self.agent.transfer, process.now
         process.add_handlers(transfer, "agent")
+        process.add_handlers(transfer.search, "agent")
         process.on_timers("transfer", transfer.on_timer)
         process.on_effect(
             e.ANSWER, lambda client, request_id, ok, value: transfer.on_answer(now(), client, request_id, ok, value)

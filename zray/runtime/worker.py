@@ -34,7 +34,7 @@ from zray.base.wire_actors import ActorExiting, ActorStarted, StartActor
 from zray.core import effects as e
 from zray.core.actor_calls import ActorTaskQueue
 from zray.core.entries import error_entry
-from zray.exceptions import ActorDiedError
+from zray.exceptions import ActorDiedError, ObjectLostError
 from zray.io.spawn import redirect_output, set_title
 from zray.object_ref import ObjectRef
 from zray.runtime import failures
@@ -349,9 +349,14 @@ class TaskExecutor(CoreWorker):
         stored = [(where, object_id, entry) for where, object_id, _, entry in slots if entry[0] == STORED]
         values: dict[Any, Any] = {}
         if stored:
-            read = self.store.read([row[1] for row in stored], [row[2] for row in stored], urgent=False)
+            try:
+                read = self.store.read([row[1] for row in stored], [row[2] for row in stored], urgent=False)
+            except ObjectLostError:  # their owners may know better by now, or can have them made again
+                read = self.get([self.borrow(object_id, owner) for _, object_id, owner, entry in slots if entry[0] == STORED])
             values = dict(zip([row[0] for row in stored], read, strict=True))
-        for where, _, _, entry in slots:
+        for where, object_id, owner, entry in slots:
+            if entry[0] == ERROR:  # it was lost after it had been there
+                self.get([self.borrow(object_id, owner)])
             value = values[where] if entry[0] == STORED else serialization.deserialize(entry[1])
             if where == ARGUMENTS:
                 args, kwargs = list(value[0]), dict(value[1])
