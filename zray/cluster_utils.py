@@ -12,6 +12,7 @@ Example:
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import select
@@ -21,9 +22,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import zray
+from zray.io.session import living_nodes
 
 _START_S = 60.0
 
@@ -38,6 +41,7 @@ class ClusterNode:
         self.address: str = description["address"]  # of the head
         self.session_dir: str = description["session"]
         self.log_path = log_path
+        self._home = os.path.dirname(os.path.dirname(self.session_dir))
 
     def alive(self) -> bool:
         """Whether its process runs."""
@@ -47,6 +51,12 @@ class ClusterNode:
         """What it has logged."""
         with open(self.log_path, encoding="utf-8", errors="replace") as file:
             return file.read()
+
+    def look(self) -> None:
+        """See whether it has become another node: one that was given up by mistake joins anew, with another id."""
+        for description in living_nodes(self._home):
+            if description["pid"] == self.pid:
+                self.node_id, self.session_dir = description["node_id"], description["session"]
 
     def pause(self) -> None:
         """Stop its process where it is (SIGSTOP), as a machine that hangs; its workers run on."""
@@ -74,11 +84,16 @@ class Cluster:
     ) -> None:
         self.head_node: ClusterNode | None = None
         self.worker_nodes: list[ClusterNode] = []
+        self._numbers = itertools.count(1)
         self._home = tempfile.mkdtemp(prefix="zc-", dir="/tmp")  # a short name: it becomes part of the paths of sockets
-        if initialize_head:
-            self.add_node(**(head_node_args or {}))
-            if connect:
-                self.connect()
+        try:
+            if initialize_head:
+                self.add_node(**(head_node_args or {}))
+                if connect:
+                    self.connect()
+        except BaseException:
+            self._end_nodes()  # or nobody would ever end them
+            raise
 
     @property
     def address(self) -> str:
@@ -112,18 +127,19 @@ class Cluster:
         Args:
             num_cpus, num_gpus, resources, labels: what it offers.
             object_store_memory: bytes of its object store.
-            wait: until it has joined.
+            wait: until those who are connected see it, too; it has joined in any case.
             env_vars: environment variables for it, as limits (``ZRAY_...``).
 
         Raises:
             RuntimeError: it did not start; the text is its log.
         """
         module = "head" if self.head_node is None else "node"
-        number = 1 + len(self.worker_nodes) if self.head_node is not None else 0
+        number = 0 if module == "head" else next(self._numbers)
+        host = self._host(number)
         home = os.path.join(self._home, str(number) if number else "h")
         os.makedirs(home, exist_ok=True)
         command = [sys.executable, "-c", f"import sys; from zray.ops import cli; sys.exit(cli.{module}())"]
-        command += ["--host", "127.0.0.1", "--num-cpus", str(num_cpus), "--num-gpus", str(num_gpus)]
+        command += ["--host", host, "--num-cpus", str(num_cpus), "--num-gpus", str(num_gpus)]
         command += ["--resources", json.dumps(resources or {}), "--object-store-memory", str(object_store_memory)]
         command += ["--labels", ",".join(f"{k}={v}" for k, v in (labels or {}).items()), "--session-dir", home]
         command += ["--key-file", os.path.join(self._home, "key")]
@@ -133,26 +149,28 @@ class Cluster:
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
         log_path = os.path.join(home, "log")
         with open(log_path, "ab") as log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **(env_vars or {}), "PYTHONPATH": path},
-                start_new_session=True,
-            )
+            environment = {**os.environ, **(env_vars or {}), "PYTHONPATH": path}
+            process = self._spawn(number, command, environment, log)
         node = self._started(process, home, log_path)
         if self.head_node is None:
             self.head_node = node
         else:
             self.worker_nodes.append(node)
         if wait and zray.is_initialized():
-            self.wait_for_nodes()
+            self._wait([node], lambda: _living() >= {node.node_id}, _START_S)
         return node
 
-    def _started(self, process: subprocess.Popen[bytes], home: str, log_path: str) -> ClusterNode:
-        from zray.io.session import living_nodes
+    def _host(self, number: int) -> str:
+        """The address of a node; 0 is the head."""
+        return "127.0.0.1"
 
+    def _spawn(self, number: int, command: list[str], environment: dict[str, str], log: Any) -> subprocess.Popen[bytes]:
+        """Start the process of a node."""
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+
+    def _started(self, process: subprocess.Popen[bytes], home: str, log_path: str) -> ClusterNode:
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline and process.poll() is None:
             for description in living_nodes(home):
@@ -181,15 +199,21 @@ class Cluster:
         Raises:
             TimeoutError: that did not happen in time.
         """
-        expected = {node.node_id for node in self.list_all_nodes() if node.alive()}
+
+        def expected() -> set[str]:
+            return {node.node_id for node in self.list_all_nodes() if node.alive()}
+
+        self._wait(self.list_all_nodes(), lambda: _living() == expected(), timeout)
+
+    def _wait(self, nodes: list[ClusterNode], condition: Callable[[], bool], timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        while True:
-            known = {node["NodeID"] for node in zray.nodes() if node["Alive"]}
-            if known == expected:
-                return
+        while not condition():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"after {timeout:g} s the cluster knows {len(known)} nodes, not {len(expected)}")
-            _wait_for_end([node.pid for node in self.list_all_nodes() if node.alive()], 0.02)
+                running = sum(node.alive() for node in self.list_all_nodes())
+                raise TimeoutError(f"after {timeout:g} s the cluster knows {len(_living())} nodes, and {running} run")
+            for node in nodes:
+                node.look()
+            _wait_for_end([node.pid for node in nodes if node.alive()], 0.02)
 
     def list_all_nodes(self) -> list[ClusterNode]:
         """The nodes that were started and not removed, the head first."""
@@ -199,6 +223,9 @@ class Cluster:
         """Disconnect, and end all nodes."""
         if zray.is_initialized():
             zray.shutdown()
+        self._end_nodes()
+
+    def _end_nodes(self) -> None:
         for node in reversed(self.list_all_nodes()):
             self.remove_node(node)
         shutil.rmtree(self._home, ignore_errors=True)
@@ -208,6 +235,10 @@ class Cluster:
 
     def __exit__(self, *exception: object) -> None:
         self.shutdown()
+
+
+def _living() -> set[str]:
+    return {node["NodeID"] for node in zray.nodes() if node["Alive"]}
 
 
 def _wait_for_end(pids: list[int], at_most_s: float) -> None:

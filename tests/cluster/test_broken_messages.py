@@ -14,7 +14,7 @@ import zmq
 import zray as ray
 from zray import object_ref
 from zray.base import wire
-from zray.io.transport import PYTHON, encode_hello
+from zray.io.greeting import PYTHON, encode_hello
 
 from .driving import eventually
 

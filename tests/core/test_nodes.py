@@ -18,7 +18,7 @@ from zray.exceptions import InvariantError
 from .reading import drain, sent, timers, verbs
 
 HOME, FIRST, SECOND = b"home-home-home--", b"first-first-fi--", b"second-second---"
-LIMITS = {"heartbeat_ms": 100.0, "health_check_ms": 500.0, "node_suspect_s": 1.5, "node_death_s": 3.0}
+LIMITS = {"heartbeat_ms": 100.0, "health_check_ms": 500.0, "node_suspect_s": 1.5, "node_death_s": 3.0, "node_lost_s": 1.5}
 TWO_CPUS = {"CPU": 20_000}
 ONE_CPU = {"CPU": 10_000}
 
@@ -64,9 +64,9 @@ class Bench:
         found = {}
         for step in range(1, int(until / 0.5) + 1):
             self.tick(step * 0.5, keeps=keeps)
-            for node in self.last:
+            for node, reason in self.last:
                 found[step * 0.5] = node.id
-                self.does("end", step * 0.5, node, "it was silent")
+                self.does("end", step * 0.5, node, reason)
         return found
 
     def state(self, node_id: bytes) -> NodeState:
@@ -188,7 +188,7 @@ def test_a_silent_node_is_suspected_then_asked_then_dead() -> None:
     assert probed == {0.5: [], 1.0: [], 1.5: question, 2.0: question, 2.5: question}
     assert bench.state(FIRST) is NodeState.SUSPECTED and bench.members.nodes[FIRST].row()[7], "a suspect still counts"
     bench.tick(3.0)
-    assert [node.id for node in bench.last] == [FIRST]
+    assert [node.id for node, _ in bench.last] == [FIRST]
 
 
 def test_a_suspect_that_answers_lives() -> None:
@@ -254,7 +254,7 @@ def test_a_control_that_was_held_up_gives_everybody_the_time_it_missed() -> None
     deaths = {}
     for step in range(1, 12):
         bench.tick(60.0 + step * 0.5, keeps=(SECOND,))
-        for node in bench.last:
+        for node, _ in bench.last:
             deaths[node.id] = step * 0.5
             bench.does("end", 0.0, node, "it was silent")
     assert deaths == {FIRST: 2.5}, "but whoever is silent now dies as ever"
@@ -278,6 +278,38 @@ def test_a_little_lateness_of_the_timer_is_no_reason_to_wait_longer() -> None:
         bench.tick(step * 0.8)
         late.append(len(bench.last))
     assert late == [0, 0, 0, 1]
+
+
+# -- connections that end --------------------------------------------------------------------------------------------
+
+
+def test_a_node_whose_connection_ended_is_dead_unless_it_comes_back_soon() -> None:
+    bench = Bench()
+    for node_id in (FIRST, SECOND):
+        bench.does("lost", 0.5, agent_id(node_id))
+        bench.does("lost", 0.9, agent_id(node_id))
+    bench.heard(SECOND, 1.0)
+    for now in (1.0, 1.5):
+        assert bench.tick(now) and bench.last == []
+    bench.tick(2.0)
+    [(node, reason)] = bench.last
+    assert node.id == FIRST and "did not come back within 1.5 s" in reason
+
+
+def test_a_control_that_was_held_up_waits_for_those_whose_connection_ended() -> None:
+    bench = Bench(FIRST)
+    bench.tick(0.5)
+    bench.does("lost", 0.6, agent_id(FIRST))
+    bench.tick(60.0)
+    assert bench.last == []
+    for step in range(1, 4):
+        bench.tick(60.0 + step * 0.5)
+    assert [node.id for node, _ in bench.last] == [FIRST]
+
+
+def test_the_end_of_a_connection_of_somebody_else_is_nothing() -> None:
+    bench = Bench(FIRST)
+    assert bench.does("lost", 0.5, b"a driver") == []
 
 
 # -- in the control -------------------------------------------------------------------------------------------------
@@ -306,3 +338,21 @@ def test_a_cluster_that_ends_tells_its_nodes_not_to_come_back() -> None:
     drain(gcs.out)
     gcs.leave("SIGTERM")
     assert (agent_id(FIRST), NodeRefused("SIGTERM", False)) in sent(gcs.out, NodeRefused)
+
+
+def test_a_node_that_leaves_is_dead_at_once_and_only_once() -> None:
+    gcs = Gcs(b"cluster", Config(**LIMITS), home=agent_id(HOME))
+    for node_id in (HOME, FIRST, SECOND):
+        what = ("tcp://x", "host", 7, dict(TWO_CPUS), {}, "arena", 1)
+        gcs.on_register_node(0.0, agent_id(node_id), node_id, *what)
+    gcs.on_timer(0.1, (VIEW_TIMER,))
+    drain(gcs.out)
+    gcs.on_leave_cluster(1.0, agent_id(FIRST), FIRST, "SIGTERM")
+    [(text,)] = verbs(gcs.out, WARN)
+    assert text.endswith("is dead: it left the cluster: SIGTERM")
+    gcs.on_timer(1.1, (VIEW_TIMER,))
+    dead = {peer: [(row[0], row[7]) for row in rows] for peer, rows in views(drain(gcs.out)).items()}
+    assert dead == {agent_id(HOME): [(FIRST, False)], agent_id(SECOND): [(FIRST, False)]}
+    for node_id in (FIRST, b"unknown"):
+        gcs.on_leave_cluster(2.0, agent_id(FIRST), node_id, "SIGTERM")
+    assert gcs.out == []

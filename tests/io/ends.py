@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from relay import Relay
+
 from zray.base import wire
 from zray.io.loop import Loop
 from zray.io.transport import Transport
@@ -44,6 +46,7 @@ class End:
         self.decoded = 0
         self.refused: list[tuple[bytes, str]] = []
         self.broken: list[bytes] = []
+        self.lost: list[bytes] = []
         self._decode = wire.decode_plain if plain else wire.decode
         try:
             self.transport = Transport(
@@ -64,6 +67,7 @@ class End:
             raise
         self.transport.on_refused = lambda peer, reason: self.refused.append((peer, reason))
         self.transport.on_broken = self.broken.append
+        self.transport.on_lost = self.lost.append
         self.endpoint = self.transport.endpoint
         self.tcp = self.endpoint.rpartition(" ")[2]
         self.loop.pending = self.transport.pending
@@ -81,10 +85,12 @@ class End:
             self.loop.close()
 
 
-def turn_until(condition: Callable[[], Any], *ends: End) -> None:
+def turn_until(condition: Callable[[], Any], *ends: End, relay: Relay | None = None) -> None:
     """Turn the loops until something has happened."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, [(end.transport.counts, end.refused) for end in ends]
         for end in ends:
             end.loop.turn(0.001)
+            if relay is not None:
+                relay.turn()

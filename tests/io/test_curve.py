@@ -14,8 +14,8 @@ from ends import CLUSTER, End, turn_until
 from zray.base import wire
 from zray.io import handshake
 from zray.io.cluster_key import ClusterKey
+from zray.io.greeting import PYTHON, encode_hello
 from zray.io.handshake import KEY_NEEDED, KEY_UNUSED, WRONG_KEY
-from zray.io.transport import PYTHON, encode_hello
 
 LOOPBACK = ("127.0.0.1", 0, "")
 KEY = ClusterKey.create("127.0.0.1:1", CLUSTER)

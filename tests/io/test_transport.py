@@ -10,7 +10,7 @@ import pytest
 from ends import CLUSTER, turn_until
 
 from zray.base import wire
-from zray.io.transport import PYTHON, decode_hello, encode_hello
+from zray.io.greeting import PYTHON, decode_hello, encode_hello
 
 
 def hello(**changed: Any) -> wire.Hello:

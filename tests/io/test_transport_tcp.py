@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import random
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from ends import CLUSTER, End, turn_until
+from relay import Relay
 
 from zray.base import wire
 from zray.io import endpoint
 from zray.io.cluster_key import ClusterKey
+from zray.io.conversation import NEVER, Conversation
+from zray.io.greeting import PYTHON, encode_hello
 from zray.io.handshake import NO_ANSWER, NO_CLUSTER
-from zray.io.transport import PYTHON, encode_hello
 
 LOOPBACK = ("127.0.0.1", 0, "")
 KEY = ClusterKey.create("127.0.0.1:1")
@@ -27,8 +31,9 @@ def key(request: Any) -> ClusterKey | None:
     return KEY if request.param == "CURVE" else None
 
 
-def hello(sender: bytes) -> bytes:
-    return encode_hello(wire.Hello(wire.PROTOCOL_VERSION, PYTHON, CLUSTER, sender, "worker", "", os.getpid()))
+def hello(sender: bytes, conversation: int = 1, heard: int = NEVER) -> bytes:
+    me = (wire.PROTOCOL_VERSION, PYTHON, CLUSTER, sender, "worker", "", os.getpid())
+    return encode_hello(wire.Hello(*me, conversation, heard))
 
 
 def batch(number: int) -> bytes:
@@ -171,19 +176,20 @@ def test_a_frame_is_of_who_sent_it_although_both_sockets_know_the_same_routing_i
     server = make("server", tcp=LOOPBACK)
     ipc, tcp = server.endpoint.split()
     ends = [raw(ipc, ROUTING_ID=b"same"), raw(tcp, ROUTING_ID=b"same")]
+    talk = Conversation(1)
     for number, each in enumerate(ends):
         each.send(hello(b"peer %d" % number))
-        each.send(batch(number))
+        each.send(talk.say(batch(number)) if number else batch(number))
     turn_until(lambda: len(server.got) == 2, server)
     assert sorted(server.got) == [(b"peer %d" % number, (SAY, number)) for number in range(2)]
     for number in range(2):
         server.transport.send(b"peer %d" % number, wire.Reply(number, True, None))
     server.loop.turn(0.0)
-    for number, each in enumerate(ends):
-        assert each.poll(30_000)
-        assert pickle.loads(each.recv())[0][1] == number
+    assert pickle.loads(ends[0].recv())[0][1] == 0
+    assert talk.hear(ends[1].recv()) is None, "a word of welcome"
+    assert pickle.loads(talk.hear(ends[1].recv()) or b"")[0][1] == 1
     server.transport.hang_up(b"peer 0")
-    ends[1].send(batch(5))
+    ends[1].send(talk.say(batch(5)))
     turn_until(lambda: len(server.got) == 3, server)
     assert server.got[-1] == (b"peer 1", (SAY, 5))
 
@@ -212,43 +218,132 @@ def test_listening_everywhere_serves_both_families(make: Any) -> None:
     turn_until(lambda: len(b.got) == len(hosts), b, *ends)
 
 
-def test_a_frame_that_is_too_large_ends_that_connection_only(make: Any, key: Any) -> None:
-    server = make("server", tcp=LOOPBACK, key=key)
-    good, bad = (make(name, bound=False, tcp=LOOPBACK, key=key) for name in ("good", "bad"))
-    for end in (good, bad):
-        end.transport.dial(server.me, server.tcp)
-        end.transport.send(server.me, (SAY, 1))
-    turn_until(lambda: len(server.got) == 2, server, good, bad)
-    bad.transport.send(server.me, wire.Reply(1, True, bytes(2 << 20)))
-    bad.loop.turn(0.0)
-    turn_until(lambda: server.transport.send(bad.me, (SAY, 1)) is False, server, bad)
-    good.transport.send(server.me, (SAY, 2))
-    turn_until(lambda: len(server.got) == 3, server, good)
-    assert server.got[-1] == (good.me, (SAY, 2))
-    assert server.broken == [bad.me]
-
-
-def test_who_dialled_and_gets_a_frame_that_is_too_large_is_told(make: Any, key: Any) -> None:
-    """libzmq does not connect again after that."""
+def test_what_is_too_large_is_not_sent_and_breaks_nothing(make: Any, key: Any) -> None:
     a, b = make("a", bound=False, key=key), make("b", tcp=LOOPBACK, key=key)
     a.transport.dial(b.me, b.tcp)
     a.transport.send(b.me, (SAY, 1))
     turn_until(lambda: b.got, a, b)
-    b.transport.send(a.me, wire.Reply(1, True, bytes(2 << 20)))
+    for one, other in ((a, b), (b, a)):
+        one.transport.send(other.me, wire.Reply(1, True, bytes(2 << 20)))
+        one.loop.turn(0.0)
+        one.transport.send(other.me, (SAY, 2))
+    turn_until(lambda: len(b.got) == 2 and a.got, a, b)
+    assert (a.got, b.got[1]) == ([(b.me, (SAY, 2))], (a.me, (SAY, 2)))
+    assert (a.transport.counts, b.transport.counts) == ({"too large": 1}, {"too large": 1})
+
+
+def test_a_frame_that_is_too_large_ends_that_connection_only(make: Any, raw: Any) -> None:
+    server, good = make("server", tcp=LOOPBACK), make("good", bound=False)
+    good.transport.dial(server.me, server.tcp)
+    bad, talk = raw(server.tcp), Conversation(1)
+    for frame in (hello(b"bad"), talk.say(batch(1)), talk.say(bytes(2 << 20))):
+        bad.send(frame)
 
     def say() -> bool:
-        a.transport.send(b.me, (SAY, 2))
-        return bool(a.broken)
+        server.transport.send(b"bad", (SAY, 1))
+        return bool(server.lost)
 
-    turn_until(say, a, b)
-    assert a.transport.counts["to a full pipe"] >= 1
-    a.transport.hang_up(b.me)
-    a.transport.dial(b.me, b.tcp)
-    a.transport.send(b.me, (SAY, 3))
-    turn_until(lambda: b.got[-1][1][1] == 3, a, b)
+    turn_until(lambda: server.got, server)
+    turn_until(say, server)
+    good.transport.send(server.me, (SAY, 2))
+    turn_until(lambda: len(server.got) == 2, server, good)
+    assert (server.got, server.lost) == ([(b"bad", (SAY, 1)), (good.me, (SAY, 2))], [b"bad"])
 
 
 # -- connections that break -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def relayed(make: Any, key: Any) -> Iterator[tuple[End, End, Relay]]:
+    """Who dials, who listens, and what is between them."""
+    a, b = make("a", bound=False, tcp=LOOPBACK, key=key), make("b", bound=False, tcp=LOOPBACK, key=key)
+    relay = Relay(port_of(b))
+    a.transport.dial(b.me, relay.place)
+    yield a, b, relay
+    relay.close()
+
+
+def numbers(end: End) -> list[int]:
+    return [message[1] for _, message in end.got]
+
+
+def both_say(a: End, b: End, number: int) -> int:
+    for one, other in ((a, b), (b, a)):
+        if other.me in one.transport.links:
+            one.transport.send(other.me, (SAY, number))
+    return 1
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_nothing_is_lost_or_said_twice_when_connections_break(relayed: Any, reset: bool) -> None:
+    a, b, relay = relayed
+    chance = random.Random(5)
+    said = 0
+    for _ in range(6):
+        while relay.connections == 0 or chance.random() < 0.95:
+            said += both_say(a, b, said)
+            a.loop.turn(0.001)
+            if chance.random() < 0.5:
+                relay.turn()
+            b.loop.turn(0.001)
+        relay.carry_part(chance.randrange(200))
+        relay.break_all(reset)
+        connections = relay.connections
+        turn_until(lambda connections=connections: relay.connections > connections, a, b, relay=relay)
+    turn_until(lambda: b.hellos, a, b, relay=relay)
+    said += both_say(a, b, said)
+    turn_until(lambda: numbers(b)[-1:] == numbers(a)[-1:] == [said - 1], a, b, relay=relay)
+    assert numbers(b) == list(range(said))
+    assert numbers(a) == list(range(numbers(a)[0], said)), "from the introduction on"
+    assert (a.broken, b.broken) == ([], [])
+    assert len(b.hellos) == 1
+
+
+def test_who_only_waits_hears_what_was_said_while_the_connection_was_broken(relayed: Any) -> None:
+    a, b, relay = relayed
+    a.transport.send(b.me, (SAY, 1))
+    turn_until(lambda: b.got, a, b, relay=relay)
+    relay.break_all()
+
+    def say() -> bool:
+        b.transport.send(a.me, (SAY, 1))
+        return bool(b.lost)
+
+    turn_until(say, b)
+    b.transport.send(a.me, (SAY, 2))
+    turn_until(lambda: numbers(a)[-1:] == [2], a, b, relay=relay)
+    assert set(numbers(a)[:-1]) == {1} and b.lost == [a.me]
+
+
+def test_a_link_that_is_cut_and_heals_goes_on(relayed: Any) -> None:
+    a, b, relay = relayed
+    a.transport.send(b.me, (SAY, 0))
+    turn_until(lambda: b.got, a, b, relay=relay)
+    relay.cut = True
+    for number in range(1, 100):
+        a.transport.send(b.me, (SAY, number))
+        b.transport.send(a.me, (SAY, number))
+        for end in (a, b):
+            end.loop.turn(0.001)
+    assert (numbers(a), numbers(b)) == ([], [0])
+    relay.cut = False
+    turn_until(lambda: numbers(b)[-1] == numbers(a)[-1:] == 99 or len(a.got) + len(b.got) == 199, a, b, relay=relay)
+    assert (numbers(a), numbers(b)) == (list(range(1, 100)), list(range(100)))
+    assert relay.connections == 1
+
+
+def test_what_was_confirmed_is_not_kept(make: Any, key: Any) -> None:
+    a, b = make("a", bound=False, key=key), make("b", tcp=LOOPBACK, key=key)
+    a.transport.dial(b.me, b.tcp)
+    kept = lambda end, other: len(end.transport.links[other.me].talk)  # noqa: E731
+    for number in range(500):
+        a.transport.send(b.me, (SAY, number))
+        turn_until(lambda number=number: len(b.got) == number + 1, a, b)
+        assert kept(a, b) <= 64
+    a.transport.send(b.me, wire.Reply(1, True, bytes(1 << 19)))
+    a.transport.flush()
+    a.transport.send(b.me, wire.Reply(1, True, bytes(1 << 19)))
+    turn_until(lambda: kept(a, b) == 0, a, b)
 
 
 @pytest.mark.parametrize("watched", [False, True])
@@ -257,57 +352,55 @@ def test_a_peer_that_was_started_anew_at_the_same_place(make: Any, key: Any, wat
     a.transport.dial(b.me, b.endpoint, watched)
     a.transport.send(b.me, (SAY, 1))
     turn_until(lambda: b.got, a, b)
+    b.transport.send(a.me, (SAY, 1))  # with it a hears that b has heard it
+    turn_until(lambda: a.got, a, b)
+    a.transport.on_broken = lambda peer: (a.broken.append(peer), a.transport.send(peer, (SAY, 0)))
     b.close()
     if watched:
-        turn_until(lambda: a.broken, a)
+        turn_until(lambda: a.lost, a)
+    a.transport.send(b.me, (SAY, 2))
+    a.loop.turn(0.001)
     again = make("b", bound=False, tcp=("127.0.0.1", port_of(b), ""), key=key)
-
-    def say() -> bool:
-        a.transport.send(again.me, (SAY, 2))
-        return bool(again.got)
-
-    turn_until(say, a, again)
+    a.transport.send(b.me, (SAY, 3))
+    turn_until(lambda: len(again.got) == 3, a, again)
+    assert numbers(again) == [0, 2, 3], "what is said because of it comes first, and what nobody has heard is said again"
     assert [each.sender for each in again.hellos] == [a.me]
-    assert set(a.broken) == {b.me}
-    assert a.transport.counts["broken connections"] >= 1
-    a.got.clear()
+    assert a.broken == [b.me]
+    assert a.transport.counts == {"begun anew": 1}
     again.transport.send(a.me, (SAY, 3))
-    turn_until(lambda: a.got, a, again)
+    turn_until(lambda: len(a.got) == 2, a, again)
 
 
-def test_what_is_said_when_a_connection_broke_arrives(make: Any, key: Any) -> None:
-    """The introduction comes before it, and what was said too early is counted."""
-    a, b = make("a", bound=False, key=key), make("b", bound=False, tcp=LOOPBACK, key=key)
-    a.transport.on_broken = lambda peer: a.transport.send(peer, (SAY, 99))
-    a.transport.dial(b.me, b.endpoint)
+def test_who_was_hung_up_on_begins_anew(make: Any, key: Any) -> None:
+    a, b = make("a", bound=False, key=key), make("b", tcp=LOOPBACK, key=key)
+    a.transport.dial(b.me, b.tcp)
     a.transport.send(b.me, (SAY, 1))
     turn_until(lambda: b.got, a, b)
-    b.close()
-    again = make("b", bound=False, tcp=("127.0.0.1", port_of(b), ""), key=key)
-
-    def say() -> bool:
-        a.transport.send(again.me, (SAY, 2))
-        return bool(again.transport.counts)
-
-    turn_until(say, a, again)
-    turn_until(lambda: (a.me, (SAY, 99)) in again.got, a, again)
-    assert again.transport.counts["before hello"] >= 1
+    b.transport.send(a.me, (SAY, 1))
+    turn_until(lambda: a.got, a, b)
+    b.transport.hang_up(a.me)
+    assert not b.transport.send(a.me, (SAY, 2))
+    a.transport.send(b.me, (SAY, 2))
+    turn_until(lambda: len(b.got) == 2, a, b)
+    assert (a.broken, len(b.hellos)) == ([b.me], 2)
 
 
 def test_each_connection_is_asked_once(make: Any, raw: Any) -> None:
     a = make("a", bound=False, tcp=LOOPBACK)
-    stranger = raw(a)
+    stranger, talk = raw(a), Conversation(1)
     for number in range(100):
         stranger.send(batch(number))
     turn_until(lambda: a.transport.counts == {"before hello": 100}, a)
-    assert stranger.poll(30_000)
     assert stranger.recv() == b"?"
     stranger.send(hello(b"stranger"))
     stranger.send(hello(b"stranger"))
-    stranger.send(batch(7))
+    stranger.send(b"no hello")
+    stranger.send(talk.say(batch(7)))
     turn_until(lambda: a.got, a)
-    assert not stranger.poll(0)
-    assert a.transport.counts == {"before hello": 100, "introduced twice": 1}
+    assert len(a.hellos) == 1
+    assert a.transport.counts == {"before hello": 100, "undecodable": 1}
+    words = [stranger.recv(), stranger.recv()]
+    assert [talk.hear(word) for word in words] == [None, None] and not stranger.poll(0)
 
 
 def test_who_was_refused_is_not_asked_again(make: Any, key: Any) -> None:
@@ -317,10 +410,18 @@ def test_who_was_refused_is_not_asked_again(make: Any, key: Any) -> None:
     for number in range(10):
         a.transport.send(b.me, (SAY, number))
         a.transport.flush()
-    turn_until(lambda: b.transport.counts == {"refused": 1, "before hello": 10}, a, b)
-    turn_until(lambda: a.got, a, b)
+    turn_until(lambda: a.got and b.transport.counts.get("before hello") == 10, a, b)
+    assert b.transport.counts == {"refused": 1, "before hello": 10}
     assert [message[0] for _, message in a.got] == [wire.REFUSE]
     assert a.transport.counts == {}
+
+
+def test_without_a_conversation_nobody_is_admitted(make: Any, raw: Any) -> None:
+    a = make("a", bound=False, tcp=LOOPBACK)
+    stranger = raw(a)
+    stranger.send(hello(b"stranger", conversation=0))
+    turn_until(lambda: a.transport.counts == {"refused": 1}, a)
+    assert a.hellos == []
 
 
 def test_a_peer_that_hung_up_and_dialled_again_is_answered(make: Any, key: Any) -> None:
@@ -339,39 +440,39 @@ def test_a_peer_that_hung_up_and_dialled_again_is_answered(make: Any, key: Any) 
 def test_what_waits_for_a_broken_connection_goes_over_the_next(make: Any, raw: Any) -> None:
     server = make("server", tcp=LOOPBACK)
     first = raw(server.tcp)
-    first.send(hello(b"peer"))
+    first.send(hello(b"peer", 1))
     turn_until(lambda: server.hellos, server)
     server.transport.alias(b"name", b"peer")
     server.transport.send(b"peer", (SAY, 1))  # and nothing is sent before the end of the turn
     second = raw(server.tcp)
-    second.send(hello(b"peer"))
+    second.send(hello(b"peer", 2))
     turn_until(lambda: len(server.hellos) == 2, server)
     server.transport.send(b"name", (SAY, 2))
     server.loop.turn(0.0)
-    said = []
+    said: list[Any] = []
+    talks = {first: Conversation(1), second: Conversation(2)}
     while len(said) < 2:
-        assert first.poll(0) or second.poll(30_000)
-        said += pickle.loads((first if first.poll(0) else second).recv())
+        for each, talk in talks.items():
+            content = talk.hear(each.recv()) if each.poll(10) else None
+            said += pickle.loads(content) if content else []
     assert said == [(SAY, 1), (SAY, 2)]
 
 
-def test_an_accepted_peer_that_is_gone_is_told(make: Any, raw: Any) -> None:
+def test_those_who_came_and_went_are_forgotten(make: Any, raw: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("zray.io.transport._AWAY_S", 0.0)
     server = make("server", tcp=LOOPBACK)
-    one = raw(server.tcp)
-    one.send(hello(b"peer"))
+    stays, talk = raw(server.tcp), Conversation(1)
+    stays.send(hello(b"stays"))
     turn_until(lambda: server.hellos, server)
-    server.transport.alias(b"name", b"peer")
-    one.close(0)
-
-    def say() -> bool:
-        server.transport.send(b"name", (SAY, 1))
-        return bool(server.broken)
-
-    turn_until(say, server)
-    assert server.broken == [b"peer"]
-    assert server.transport.counts["to a peer that is gone"] == 1
-    assert server.transport.links == {}
-    server.transport.hang_up(b"peer")
+    for number in range(200):
+        one = raw(server.tcp)
+        one.send(hello(b"guest %d" % number))
+        turn_until(lambda number=number: len(server.hellos) == number + 2, server)
+        one.close(0)
+    assert len(server.transport.links) < 150
+    stays.send(talk.say(batch(1)))
+    turn_until(lambda: server.got, server)
+    assert server.got == [(b"stays", (SAY, 1))] and b"stays" in server.transport.links
 
 
 # -- watched ----------------------------------------------------------------------------------------------------------
@@ -424,8 +525,8 @@ def test_a_watched_peer_of_the_same_session(make: Any) -> None:
     a.transport.send(b.me, (SAY, 1))
     turn_until(lambda: b.got, a, b)
     b.close()
-    turn_until(lambda: a.broken and a.refused, a)
-    assert (a.broken, a.refused) == ([b.me], [(b.me, NO_ANSWER)])
+    turn_until(lambda: a.lost and a.refused, a)
+    assert (a.lost, a.refused) == ([b.me], [(b.me, NO_ANSWER)])
 
 
 # -- strangers --------------------------------------------------------------------------------------------------------
@@ -481,6 +582,6 @@ def test_a_bare_client_without_a_key_of_an_insecure_cluster_is_one_like_all(make
     one.send_multipart([b"two", b"frames"])
     one.send(b"garbage")
     one.send(hello(b"peer"))
-    one.send(batch(1))
+    one.send(Conversation(1).say(batch(1)))
     turn_until(lambda: server.got, server)
     assert server.transport.counts == {"malformed": 1, "before hello": 1}

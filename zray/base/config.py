@@ -90,8 +90,9 @@ class Config:
     heartbeat_ms: float = 100.0  # changes of what is free on a node are told no more often than this
     health_check_ms: float = 500.0  # a node says at least so often that it lives
     node_suspect_s: float = 1.5  # a node that was silent for so long is asked for a sign of life
-    node_death_s: float = 3.0  # ... and for so long, it is dead
-    resync_retry_s: float = 1.0  # what a control that was started again has not answered is said once more, then twice as late
+    node_death_s: float = 10.0  # ... and for so long, it is dead: a network may be cut for a while
+    node_lost_s: float = 1.5  # a node whose connection ended, as that of a process that was killed, has so long to come back
+    node_return_s: float = 5.0  # a node that does not come to a control that was started again for so long is dead
     control_death_s: float = 30.0  # a node that has not heard of the control for so long ends
     lease_hops_max: int = 3  # how often a request for a lease is sent on to another node
     function_fetch_timeout_s: float = 60.0  # how long a worker waits for a function that was not exported

@@ -52,6 +52,8 @@ class Hello(NamedTuple):
     role: str  # driver, worker, agent, control
     endpoint: str  # where the sender can be reached
     pid: int
+    conversation: int = 0  # over tcp: which one this connection goes on with, counted by the sender
+    heard: int = -1  # over tcp: how many frames of it the sender has heard; -1: not a word
 
 
 @message(2, "any", "any")

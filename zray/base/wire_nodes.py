@@ -14,6 +14,14 @@ class JoinCluster(NamedTuple):
     request_id: int
 
 
+@message(106, "agent", "control")
+class LeaveCluster(NamedTuple):
+    """A node ends in good order: it is dead from now on."""
+
+    node_id: bytes
+    reason: str
+
+
 # --------------------------------------------------------------------------------------------------------- to the agent
 
 

@@ -33,7 +33,7 @@ from zray.core.bundles import Bundle, NodeBundles
 from zray.core.chance import First
 from zray.core.control_desk import ControlDesk
 from zray.core.death_watch import DeathWatch
-from zray.core.effects import DIAL, HANG_UP, KILL_WORKER, MEASURE, SEND, STOP, TIMER, WARN, WATCH, Effect
+from zray.core.effects import DIAL, HANG_UP, JOINED, KILL_WORKER, MEASURE, SEND, STOP, TIMER, WARN, WATCH, Effect
 from zray.core.memory import Candidate, verdicts
 from zray.core.neighbours import Neighbours
 from zray.core.policy import DEFAULT, Rng, Verdict, Waiting, readable
@@ -72,6 +72,7 @@ class NodeAgent(ControlDesk):
     __slots__ = (
         "_config",
         "_control",
+        "_control_heard",
         "_dead",
         "_ended_for_memory",
         "_heartbeat_set",
@@ -119,7 +120,6 @@ class NodeAgent(ControlDesk):
         self._ends: dict[bytes, tuple[int, str, bool]] = {}  # actors that ended lately: incarnation, reason, if by their will
         self._placements = 0
         self._fields: tuple[Any, ...] = ()  # of the registration of this node
-        self._control_known = b""  # which control process it is
         self._control_heard = float("inf")  # when; nothing is missed before it was heard first
         self._collected = float("-inf")
         self._ended_for_memory: dict[bytes, str] = {}  # workers on their way out, and the report
@@ -297,6 +297,8 @@ class NodeAgent(ControlDesk):
 
     def on_cluster_view(self, now: float, peer: bytes, rows: list[Any]) -> None:
         """Other nodes came, changed, or ended: what waits here may run there. An empty one only says that the control lives."""
+        if self._remote and self._control_heard == float("inf"):
+            self.out.append((JOINED,))
         self._control_heard = now
         if not rows:
             return
@@ -512,7 +514,6 @@ class NodeAgent(ControlDesk):
             self.out.append((TIMER, at, (HANG_UP_TIMER, peer)) if at else (HANG_UP, peer))
             self.out.append((SEND, self._control, ProcessDied(peer, reason)))
         self.deaths.ended(peer, reason)
-
 
     # -- checks ---------------------------------------------------------------------------------------------------
 

@@ -2,10 +2,9 @@
 
 Theory of operation
 -------------------
-An agent registers its node when it starts, and again whenever its connection to the control was broken: what was under way then
-is lost, and it may be another control process that answers, which knows only what was on disk. So it says all that runs here
-(``inventory``), and the control draws the consequences (``restart``). When it is another control, the processes of this
-node are told, since they might not notice: who says nothing to the control sees no connection break.
+An agent registers its node when it starts, and again when it finds a control process that does not know it, in the place of one
+that did. That knows only what was on disk, so the agent says all that runs here (``inventory``), and the control draws
+the consequences (``restart``).
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Any
 
 from zray.base.wire import RegisterNode
 from zray.base.wire_placement import SubscribePlacementGroup
-from zray.base.wire_return import ControlReturned
 from zray.core.actor_desk import ActorDesk
 from zray.core.bundles import BundleState, NodeBundles
 from zray.core.effects import SEND
@@ -23,10 +21,8 @@ from zray.core.effects import SEND
 class ControlDesk(ActorDesk):
     """What ``NodeAgent`` inherits; the fields are made there."""
 
-    __slots__ = ("_control_heard", "_control_known", "_fields", "_reported")
+    __slots__ = ("_fields", "_reported")
 
-    _control_heard: float
-    _control_known: bytes
     _fields: tuple[Any, ...]
     _reported: dict[str, int]
     bundles: NodeBundles
@@ -41,18 +37,10 @@ class ControlDesk(ActorDesk):
         self.out.append((SEND, self._control, RegisterNode(*(*fields, {}))))
 
     def on_control_broken(self, now: float) -> None:
-        """The connection to the control broke; what is said now arrives as soon as there is one again."""
+        """There is a control process that knows nothing of this one: this is the first that it hears."""
         self.out.append((SEND, self._control, RegisterNode(*(*self._fields, self.inventory()))))
         for group_id in self.bundles.known():
             self.out.append((SEND, self._control, SubscribePlacementGroup(group_id)))
-
-    def on_node_registered(self, now: float, peer: bytes, control: bytes) -> None:
-        """The control has written down that this node lives."""
-        self._control_heard = now
-        known, self._control_known = self._control_known, control
-        if known not in (b"", control):
-            for client in self.clients:
-                self.out.append((SEND, client, ControlReturned(control)))
 
     def inventory(self) -> dict[str, Any]:
         """What runs here."""

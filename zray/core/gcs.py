@@ -21,11 +21,11 @@ from zray.base.ids import agent_of
 from zray.base.resources import ResourceSet
 from zray.base.wire import JobFinished, Reply
 from zray.base.wire_nodes import NodeRefused
-from zray.base.wire_return import NodeRegistered, OwnerKnown
+from zray.base.wire_return import OwnerKnown
 from zray.core.actors import ActorManager
 from zray.core.chance import First
 from zray.core.effects import AFTER_PERSIST, PERSIST, SEND, STOP, TIMER, Effect
-from zray.core.nodes import HEALTH_TIMER, VIEW_TIMER, Node, NodeManager
+from zray.core.nodes import HEALTH_TIMER, VIEW_TIMER, Node, NodeManager, NodeState
 from zray.core.placement import PlacementGroupManager
 from zray.core.policy import DEFAULT, Policy, Rng, readable
 from zray.core.restart import EXPECTED_TIMER, Restart
@@ -45,7 +45,6 @@ class Gcs:
         home: the agent that lives in the same process.
         rng: chance, for choices among nodes that are equally good.
         saved: rows of an earlier control process: table name -> list of dicts.
-        incarnation: of the control, new in every process.
     """
 
     __slots__ = (
@@ -53,7 +52,6 @@ class Gcs:
         "_cluster_id",
         "_config",
         "_embedded",
-        "_incarnation",
         "_next_answer",
         "_next_job",
         "_policy",
@@ -77,9 +75,7 @@ class Gcs:
         home: bytes = b"",
         rng: Rng | None = None,
         saved: dict[str, list[dict[str, Any]]] | None = None,
-        incarnation: bytes = b"first",
     ) -> None:
-        self._incarnation = incarnation
         self._cluster_id = cluster_id
         self._config = config
         self._embedded = embedded
@@ -130,8 +126,6 @@ class Gcs:
         )
         if node is None:
             return
-        if peer != self.members.home:
-            self.out.append((AFTER_PERSIST, peer, NodeRegistered(self._incarnation)))
         if running:
             node.available = running["available"]
             for job_id in running["jobs"]:
@@ -148,6 +142,15 @@ class Gcs:
     def on_heartbeat(self, now: float, peer: bytes, node_id: bytes, available: dict[str, int]) -> None:
         self.members.heard(now, peer, node_id, available)
         self.placement.nodes_changed(now)
+
+    def on_leave_cluster(self, now: float, peer: bytes, node_id: bytes, reason: str) -> None:
+        node = self.members.nodes.get(node_id)
+        if node is not None and node.state is not NodeState.DEAD:
+            self._end_node(now, node, f"it left the cluster: {reason}")
+
+    def on_connection_lost(self, now: float, agent: bytes) -> None:
+        """The connection that an agent had made has ended: it has to come back soon."""
+        self.members.lost(now, agent)
 
     def on_list_nodes(self, now: float, peer: bytes, request_id: int) -> None:
         self.out.append((SEND, peer, Reply(request_id, True, self._described())))
@@ -226,7 +229,7 @@ class Gcs:
         """A driver or worker found this control process in the place of an earlier one."""
         self.restart.heard(peer)
         missing = [function_id for function_id in functions if function_id not in self.functions]
-        self.out.append((SEND, peer, OwnerKnown(self._incarnation, self.actors.owned_by(peer), missing)))
+        self.out.append((SEND, peer, OwnerKnown(self.actors.owned_by(peer), missing)))
 
     def on_fetch_job(self, now: float, peer: bytes, request_id: int, job_id: bytes) -> None:
         job = self.jobs.get(job_id)
@@ -264,8 +267,8 @@ class Gcs:
                 self.on_process_died(now, b"", process, "it ended while the control was away")
             return
         if key[0] == HEALTH_TIMER:
-            for node in self.members.tick(now):
-                self._end_node(now, node, f"it was silent for {self._config.node_death_s:g} s")
+            for node, reason in self.members.tick(now):
+                self._end_node(now, node, reason)
             return
         _, function_id, peer, request_id = key
         waiting = self._wanted.get(function_id, [])

@@ -11,6 +11,9 @@ A node that has been silent for ``node_suspect_s`` is *suspected* and asked for 
 network was cut, it is told to end and to join anew, as another node. A control that was itself held up (its clock jumped
 between two of its own ticks) gives every node the time it has missed.
 
+A cut network says nothing, but the end of a process does: its connections end with it. A node whose connection has ended is
+given ``node_lost_s`` to make another, which takes a living one a moment.
+
 A node registers again when its connection to the control broke, or when there is another control process, which knows the node
 from the database (``restore``) and waits for it as for any node that is silent.
 """
@@ -65,6 +68,7 @@ class Node:
         "hostname",
         "id",
         "labels",
+        "lost_at",
         "pid",
         "registered",
         "state",
@@ -77,6 +81,7 @@ class Node:
         self.id = id
         self.agent = agent
         self.heard_at = now
+        self.lost_at = float("inf")  # when its connection ended
         self.state = NodeState.ALIVE
         self.registered = True  # with this control process; else it is known from an earlier one
         self.endpoint = ""
@@ -160,6 +165,7 @@ class NodeManager:
             self._refuse(peer)
             return None
         node.heard_at = now
+        node.lost_at = float("inf")
         node.registered = True
         node.endpoint = endpoint
         node.hostname = hostname
@@ -203,11 +209,18 @@ class NodeManager:
             self._refuse(peer)
             return
         node.heard_at = now
+        node.lost_at = float("inf")
         if node.state is NodeState.SUSPECTED:
             node.state = NODE_LIFECYCLE.next(node.state, "heard")
         if node.available != available:
             node.available = available
             self._note(now, node)
+
+    def lost(self, now: float, agent: bytes) -> None:
+        """The connection of an agent has ended."""
+        for node in self.alive():
+            if node.agent == agent:
+                node.lost_at = min(now, node.lost_at)
 
     def end(self, now: float, node: Node, reason: str) -> None:
         """A node is dead."""
@@ -219,8 +232,8 @@ class NodeManager:
     def alive(self) -> list[Node]:
         return [node for node in self.nodes.values() if node.state is not NodeState.DEAD]
 
-    def tick(self, now: float) -> list[Node]:
-        """Look who is silent. Returns those who have been so for too long; the caller ends them."""
+    def tick(self, now: float) -> list[tuple[Node, str]]:
+        """Look who is silent. Returns those who have been so for too long, and why they are dead; the caller ends them."""
         config = self._config
         interval_s = config.health_check_ms / 1000
         held_up = now - self._ticked_at - interval_s
@@ -231,9 +244,14 @@ class NodeManager:
             self._out.append((SEND, node.agent, ClusterView([])))  # the control lives too
             if held_up > interval_s:  # it was this process that did not listen
                 node.heard_at = min(now, node.heard_at + held_up)
+                node.lost_at += held_up
             silent_s = now - node.heard_at
-            if silent_s >= config.node_death_s:
-                late.append(node)
+            if not node.registered and silent_s >= config.node_return_s:
+                late.append((node, f"it did not come back within {config.node_return_s:g} s after the control had been away"))
+            elif silent_s >= config.node_death_s:
+                late.append((node, f"it was silent for {config.node_death_s:g} s"))
+            elif now - node.lost_at >= config.node_lost_s:
+                late.append((node, f"its connection ended, and it did not come back within {config.node_lost_s:g} s"))
             elif silent_s >= config.node_suspect_s:
                 if node.state is NodeState.ALIVE:
                     node.state = NODE_LIFECYCLE.next(node.state, "silent")

@@ -85,7 +85,7 @@ class Restart:
         living = [actor for actor in self._actors.actors.values() if actor.state is not ActorState.DEAD]
         self._expected.update(dict.fromkeys([*running.values(), *[actor.owner[0] for actor in living]]))
         if self._expected:
-            self._out.append((TIMER, now + self._config.node_death_s, (EXPECTED_TIMER,)))
+            self._out.append((TIMER, now + self._config.node_return_s, (EXPECTED_TIMER,)))
         self._members.expect(now)
         groups = list(self._placement.groups.values())
         for group in groups:

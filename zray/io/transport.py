@@ -6,9 +6,11 @@ connection is looked at. Messages to a peer gather in its outbox and go out as o
 dropped silently: ROUTER_MANDATORY turns an unroutable message into an error, which is counted, and queues have no limit of
 their own (HWM 0), since senders bound what is in flight themselves.
 
-A tcp connection can break while both ends live. libzmq makes it again without a word, and what was under way is lost. The
-ROUTER sees a connection that begins with something else than a Hello, drops that and answers WHO; the dialler introduces
-itself anew. Both are told that the connection *broke* (``on_broken``): what they do about the loss is theirs to know.
+A tcp connection can break while both ends live. libzmq makes it again without a word, and what was under way is lost. So each
+link over tcp is a ``Conversation``, whose frames are said again if need be. A new connection begins with an empty frame of
+link over tcp is a ``Conversation``, whose frames are said again if need be. A new connection begins with an empty frame of
+If the ROUTER knows it they go on; if not, it answers ANEW, and what the dialler had said is said to somebody who does not know
+the past (``on_broken``).
 
 libzmq's descriptor of a socket is edge-triggered: it may stay silent although messages wait, after any operation on the
 socket. So sockets that were used are *touched*, and ``pending`` looks at their EVENTS before the loop may sleep.
@@ -16,23 +18,26 @@ socket. So sockets that were used are *touched*, and ``pending`` looks at their 
 
 from __future__ import annotations
 
-import json
+import itertools
+import logging
 import os
-import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import zmq
 
-from zray.base.wire import HELLO, PROTOCOL_VERSION, Hello, Refuse, encode, pack, well_formed
+from zray.base.wire import PROTOCOL_VERSION, Hello, Refuse, encode, pack
+from zray.io.conversation import HEADER_BYTES, NEVER, Conversation
 from zray.io.endpoint import advertised, choose, directory_of, places, tcp_place
+from zray.io.greeting import PYTHON, decode_hello, encode_hello, unfit
 from zray.io.handshake import DialWatch, Doorkeeper, bound_handshakes, show_key
 from zray.io.loop import Loop
 
 if TYPE_CHECKING:
     from zray.io.cluster_key import ClusterKey
 
-_HELLO_BYTES_MAX = 4096
+log = logging.getLogger("zray")
 # As plain integers: pyzmq's enums cost a microsecond each time they are combined.
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
@@ -42,23 +47,34 @@ _SNDMORE = int(zmq.SNDMORE)
 # by with fewer than a driver or the head.
 _SOCKETS_MAX = {"worker": 8192}
 _BATCH_MAX = 100  # frames read from one socket before the others have their turn
-_WHO = b"?"  # no pickle starts so
+_WHO = b"?"  # no pickle starts so, and no frame of a conversation
+_ANEW = b"!"
+_NUMBERED = 0  # the first byte of the frames of a conversation
+_RECONNECT_MS_MAX = 1000
+_UNANSWERED_MS_MAX = 2000  # what was sent is not confirmed for so long: make a new connection, sooner than TCP would try again
+_AWAY_S = 60.0  # a peer that dialled and whose connection is gone for so long is forgotten
+_LINKS_MIN = 64  # nobody is looked for among fewer
 _ASKED_MAX = 1000  # connections that we remember to have asked for an introduction
 _CONNECTIONS_MAX = 4  # of one peer that are heard: it closes one before it makes another, unless they broke
-PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
 class Link:
     """One peer and how to reach it."""
 
-    __slots__ = ("channel", "outbox", "peer", "role", "routing_id")
+    __slots__ = ("again", "away_since", "channel", "connected", "outbox", "peer", "role", "routing_id", "talk")
 
-    def __init__(self, peer: bytes, role: str, channel: _Channel, routing_id: bytes | None) -> None:
+    def __init__(
+        self, peer: bytes, role: str, channel: _Channel, routing_id: bytes | None, talk: Conversation | None = None
+    ) -> None:
         self.peer = peer
         self.role = role
         self.channel = channel
         self.routing_id = routing_id  # for a peer that connected to our ROUTER
         self.outbox: list[tuple[Any, ...]] = []
+        self.talk = talk  # over tcp
+        self.connected = True  # as far as we know; what is said meanwhile is kept
+        self.away_since = 0.0  # for a peer that connected to our ROUTER and is not connected any more
+        self.again: list[bytes] = []  # what was said in a conversation that had to be begun anew
 
 
 class _Channel:
@@ -101,7 +117,10 @@ class Transport:
         key: what proves on tcp that a process belongs to the cluster; None admits everybody.
 
     ``endpoint`` becomes the text that tells others where this process can be reached (see ``zray.io.endpoint``). The owner may
-    set ``on_refused(peer, reason)``, for peers that were dialled ``watched``, and ``on_broken(peer)``.
+    set ``on_refused(peer, reason)``, for peers that were dialled ``watched``; ``on_lost(peer)``, for those and for peers that
+    connected over tcp: the connection is gone, and may come back; and ``on_broken(peer)``: who was dialled over tcp knows
+    nothing of us, as after a new start. What the owner says in that call is the first thing it hears; then it hears once more
+    whatever the one before may not have heard.
 
     Raises:
         OSError: a place can not be bound.
@@ -139,10 +158,13 @@ class Transport:
         self._channels: dict[_Channel, None] = {}
         self._touched: list[_Channel] = []
         self._dirty: list[Link] = []
-        self._broken: list[bytes] = []
+        self._lost: list[bytes] = []
+        self._numbers = itertools.count(1)  # of conversations
+        self._look_at = _LINKS_MIN  # when there are as many peers that connected, those that went are looked for
         self._doorkeeper: Doorkeeper | None = None
         self.counts: dict[str, int] = {}  # of what was dropped, and why
         self.on_refused: Callable[[bytes, str], None] = lambda peer, reason: None
+        self.on_lost: Callable[[bytes], None] = lambda peer: None
         self.on_broken: Callable[[bytes], None] = lambda peer: None
         self._directory = directory_of(places(endpoint)[0])
         self.endpoint = endpoint
@@ -163,7 +185,7 @@ class Transport:
         Args:
             peer: whom.
             endpoint: where; of its places, the one that fits is taken.
-            watched: tell ``on_refused`` why there is no connection, and ``on_broken`` at once when it breaks. That takes two
+            watched: tell ``on_refused`` why there is no connection, and ``on_lost`` at once when it breaks. That takes two
                 more sockets. A peer that gave no answer is tried again and again; one that refuses may not be: hang up and
                 dial to try once more.
         """
@@ -175,7 +197,7 @@ class Transport:
             return
         remote = place.startswith("tcp")
         channel = self._open(zmq.DEALER, remote, place)
-        link = Link(peer, "", channel, None)
+        link = Link(peer, "", channel, None, Conversation(next(self._numbers)) if remote else None)
         if watched:
             channel.watch = DialWatch(
                 self._loop,
@@ -183,7 +205,7 @@ class Transport:
                 channel.socket,
                 remote and self._key is not None,
                 lambda reason: self.on_refused(peer, reason),
-                lambda: self._introduce_again(link),
+                lambda: self.on_lost(peer),
             )
         try:
             channel.socket.connect(place)
@@ -193,7 +215,10 @@ class Transport:
             return
         channel.link = link
         self.links[peer] = link
-        self._introduce(link)
+        if link.talk is None:
+            self._introduce(link)
+        else:
+            link.connected = False  # and will be asked who it is
 
     def alias(self, name: bytes, peer: bytes) -> None:
         """Reach ``peer`` under a second name."""
@@ -202,11 +227,11 @@ class Transport:
     def hang_up(self, peer: bytes) -> None:
         """Forget a peer, and close the socket to it."""
         for accepted in self._accepted.pop(peer, ()):
-            assert accepted.routing_id is not None
-            del accepted.channel.accepted[accepted.routing_id]
+            self._forget(accepted)
         link = self.links.pop(peer, None)
         if link is not None and link.routing_id is None and link not in self.links.values():
             link.outbox.clear()  # it may be among those that the next flush looks at
+            link.again.clear()
             self._close(link.channel)
 
     # -- messages -------------------------------------------------------------------------------------------------
@@ -229,8 +254,15 @@ class Transport:
         dirty, self._dirty = self._dirty, []
         for link in dirty:
             batch, link.outbox = link.outbox, []
-            if batch:
-                self._put(link, encode(batch))
+            if link.talk is None:
+                if batch:
+                    self._put(link, encode(batch))
+                continue
+            contents = [encode(batch)] if batch else []
+            contents += link.again
+            link.again = []
+            for content in contents:
+                self._say(link, link.talk, content)
 
     def pending(self) -> bool:
         """Whether any socket that was used since it was last empty has something to read; reads it."""
@@ -242,10 +274,10 @@ class Transport:
             channel.touched = False
             if channel in self._channels and self.drain(channel):
                 found = True
-        if self._broken:
-            broken, self._broken = self._broken, []
-            for peer in broken:
-                self.on_broken(peer)
+        if self._lost:
+            lost, self._lost = self._lost, []
+            for peer in lost:
+                self.on_lost(peer)
             return True
         return found
 
@@ -311,6 +343,13 @@ class Transport:
             # With it libzmq looks names up as those of IPv6 alone, if they have such an address.
             socket.set(zmq.IPV6, int("[" in place or "*:" in place))
             bound_handshakes(socket)
+            if kind == zmq.DEALER:
+                # A connection that is made again is one that libzmq begins with an empty frame, and nothing goes into one that
+                # is not there yet.
+                socket.set(zmq.IMMEDIATE, 1)
+                socket.set(zmq.PROBE_ROUTER, 1)
+                socket.set(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS_MAX)
+                socket.set(zmq.TCP_MAXRT, _UNANSWERED_MS_MAX)
             if kind == zmq.DEALER and self._key is not None:
                 show_key(socket, self._key)
         channel = _Channel(self, socket, remote)
@@ -339,19 +378,40 @@ class Transport:
             else:
                 channel.socket.send(link.routing_id, _NOBLOCK | _SNDMORE)
                 channel.socket.send(frame, _NOBLOCK)
-        except zmq.Again:  # there are no limits, so there is no connection: libzmq gave it up
-            self._count("to a full pipe")
-            if channel.remote:
-                self._broken.append(link.peer)
         except zmq.ZMQError as error:
-            if error.errno != zmq.EHOSTUNREACH:
+            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
-            self._count("to a peer that is gone")
-            if channel.remote:
-                self._drop(link)
+            if link.talk is None:
+                self._count("to a peer that is gone")  # or one that came over tcp and was not introduced yet
+            else:
+                self._on_disconnected(link)
         if not channel.touched:
             channel.touched = True
             self._touched.append(channel)
+
+    def _say(self, link: Link, talk: Conversation, content: bytes) -> None:
+        """Say something to a peer that may be disconnected: then it is said later."""
+        if 0 < self._message_bytes_max < len(content) + HEADER_BYTES:  # it would break every connection
+            self._count("too large")
+            log.error("a message of %d bytes is too large to be sent (ZRAY_MESSAGE_BYTES_MAX)", len(content))
+            return
+        frame = talk.say(content)
+        if link.connected:
+            self._put(link, frame)
+
+    def _say_again(self, link: Link, talk: Conversation) -> None:
+        """There is a new connection."""
+        link.connected = True
+        link.away_since = 0.0
+        for frame in talk.unheard():
+            if link.connected:
+                self._put(link, frame)
+
+    def _on_disconnected(self, link: Link) -> None:
+        link.connected = False
+        if link.routing_id is not None and not link.away_since and link.talk is not None and link.peer:
+            link.away_since = time.monotonic()
+            self._lost.append(link.peer)  # told when the sending is over: it may be in the middle of it
 
     def _on_routed(self, channel: _Channel, routing_id: bytes, frame: bytes) -> None:
         link = channel.accepted.get(routing_id)
@@ -361,33 +421,72 @@ class Transport:
             self._greet(channel, routing_id, frame)
 
     def _on_frame(self, link: Link, frame: bytes) -> None:
+        talk = link.talk
+        if talk is not None:
+            if not frame or frame[0] != _NUMBERED:
+                self._on_aside(link, talk, frame)
+                return
+            content = talk.hear(frame)
+            if talk.owes():
+                self._put(link, talk.word())
+            if content is None:
+                return
+            frame = content
         try:
             batch = self._decode(frame)
         except Exception:  # a broken pickle can raise anything
-            self._on_undecodable(link, frame)
+            self._count("introduced twice" if decode_hello(frame) else "undecodable")
             return
         if type(batch) is not list:
             self._count("malformed")
             return
         self._on_batch(link.peer, batch)
 
+    def _on_aside(self, link: Link, talk: Conversation, frame: bytes) -> None:
+        """What is said about a conversation."""
+        if link.routing_id is not None:
+            hello = decode_hello(frame)
+            if hello is not None and not unfit(hello, self._cluster, link.channel.remote) and hello.sender == link.peer:
+                self._go_on(link, talk, hello)
+            else:
+                self._count("undecodable")
+        elif frame == _WHO:
+            self._introduce(link)
+            self._say_again(link, talk)
+        elif frame == _ANEW:
+            self._begin_anew(link, talk)
+        else:
+            self._on_refusal(link, frame)
+
+    def _on_refusal(self, link: Link, frame: bytes) -> None:
+        link.connected = False
+        try:
+            batch = self._decode(frame)
+        except Exception:
+            self._count("undecodable")
+            return
+        self._on_batch(link.peer, batch if type(batch) is list else [])
+
     def _greet(self, channel: _Channel, routing_id: bytes, frame: bytes) -> None:
         """The first frame of a connection: a Hello that fits, or nothing."""
         hello = decode_hello(frame)
         if hello is None:
-            self._count("before hello")
+            if frame or not channel.remote:  # libzmq says nothing, in a frame, when a tcp connection is made
+                self._count("before hello")
             if channel.remote and routing_id not in channel.asked:
                 self._put(Link(b"", "", channel, routing_id), _WHO)
                 self._note_asked(channel, routing_id)
             return
         link = Link(hello.sender, hello.role, channel, routing_id)
-        reason = self._unfit(hello)
+        reason = unfit(hello, self._cluster, link.channel.remote)
         if reason:
             self._count("refused")
             self._put(link, encode([pack(Refuse(reason))]))
             self._note_asked(channel, routing_id)  # to ask would only have it say the same again
             return
         channel.asked.pop(routing_id, None)
+        if channel.remote and not self._join(link, hello):
+            return
         self._accept(link)
         self._on_hello(hello)
 
@@ -396,6 +495,38 @@ class Transport:
             channel.asked.clear()
         channel.asked[routing_id] = None
 
+    def _join(self, link: Link, hello: Hello) -> bool:
+        """A peer has connected over tcp. Whether it is a new one: it may go on with what it said before."""
+        assert link.routing_id is not None
+        for known in self._accepted.get(hello.sender, ()):
+            if known.talk is not None and known.talk.number == hello.conversation:
+                known.channel.accepted.pop(known.routing_id or b"", None)
+                known.routing_id = link.routing_id
+                known.channel.accepted[link.routing_id] = known
+                self._go_on(known, known.talk, hello)
+                return False
+        if hello.heard != NEVER:
+            self._put(link, _ANEW)
+            return False
+        link.talk = Conversation(hello.conversation)
+        self._put(link, link.talk.word())
+        return True
+
+    def _go_on(self, link: Link, talk: Conversation, hello: Hello) -> None:
+        """A peer that connected to us says how much it has heard."""
+        talk.confirm(max(0, hello.heard))
+        link.connected = True
+        self._put(link, talk.word())
+        self._say_again(link, talk)
+
+    def _begin_anew(self, link: Link, talk: Conversation) -> None:
+        """Who was dialled knows nothing of us."""
+        link.again = talk.begin_anew(next(self._numbers)) + link.again
+        self._introduce(link)
+        self._dirty.append(link)
+        self._count("begun anew")
+        self.on_broken(link.peer)
+
     def _accept(self, link: Link) -> None:
         """A peer has connected: again, if there is a connection of it already, which then is the one that broke."""
         assert link.routing_id is not None
@@ -403,12 +534,12 @@ class Transport:
         links = self._accepted.setdefault(link.peer, [])
         links.append(link)
         if len(links) > _CONNECTIONS_MAX:
-            oldest = links.pop(0)
-            assert oldest.routing_id is not None
-            del oldest.channel.accepted[oldest.routing_id]
+            self._forget(links.pop(0))
         self.links.setdefault(link.peer, link)
         for older in links[:-1]:
             self._replace(older, link)
+        if len(self._accepted) >= self._look_at:
+            self._look_for_the_gone()
 
     def _replace(self, older: Link, newer: Link) -> None:
         """What would be sent over the older connection is sent over the newer one."""
@@ -420,71 +551,38 @@ class Transport:
             older.outbox = []
             self._dirty.append(newer)
 
-    def _drop(self, link: Link) -> None:
-        """A connection to our tcp ROUTER is gone. Told when the sending is over: it may be in the middle of it."""
-        links = self._accepted.get(link.peer, [])
-        if link not in links:
-            return
-        links.remove(link)
-        if not links:
-            del self._accepted[link.peer]
-        del link.channel.accepted[link.routing_id or b""]
-        if self.links.get(link.peer) is link:
-            for name in [name for name, other in self.links.items() if other is link]:
-                del self.links[name]
-            self._broken.append(link.peer)
+    def _forget(self, link: Link) -> None:
+        """A connection to our ROUTER is none of ours any more."""
+        link.channel.accepted.pop(link.routing_id or b"", None)
+        link.outbox.clear()
+
+    def _look_for_the_gone(self) -> None:
+        """Forget the peers that had connected over tcp and are gone for long: nobody else may ever have to do with them."""
+        limit = time.monotonic() - _AWAY_S
+        for link in [link for links in self._accepted.values() for link in links if link.talk is not None]:
+            assert link.talk is not None
+            if link.connected:
+                self._put(link, link.talk.word())
+            elif link.away_since < limit:
+                self._accepted[link.peer].remove(link)
+                self._forget(link)
+                for name in [name for name, other in self.links.items() if other is link]:
+                    del self.links[name]
+        self._accepted = {peer: links for peer, links in self._accepted.items() if links}
+        self._look_at = max(_LINKS_MIN, 2 * len(self._accepted))
 
     def _introduce(self, link: Link) -> None:
-        hello = Hello(PROTOCOL_VERSION, PYTHON, self._cluster, self._me, self._role, self.endpoint, os.getpid())
+        talk = link.talk
+        conversation, heard = (0, NEVER) if talk is None else (talk.number, talk.heard)
+        hello = Hello(
+            PROTOCOL_VERSION, PYTHON, self._cluster, self._me, self._role, self.endpoint, os.getpid(), conversation, heard
+        )
         self._put(link, encode_hello(hello))
-
-    def _introduce_again(self, link: Link) -> None:
-        """The connection to a peer broke, or there is another process now."""
-        self._introduce(link)  # before anything that is said because of it
-        self._count("broken connections")
-        self.on_broken(link.peer)
-
-    def _on_undecodable(self, link: Link, frame: bytes) -> None:
-        if link.routing_id is None and frame == _WHO:
-            self._introduce_again(link)
-        elif link.routing_id is not None and decode_hello(frame) is not None:
-            self._count("introduced twice")
-        else:
-            self._count("undecodable")
 
     def _on_bad_address(self, peer: bytes, endpoint: str, watched: bool) -> None:
         self._count("to a bad address")
         if watched:
             self.on_refused(peer, f"this is no address: {endpoint!r}")
 
-    def _unfit(self, hello: Hello) -> str:
-        if hello.version != PROTOCOL_VERSION:
-            return f"protocol version {hello.version} does not fit {PROTOCOL_VERSION}: install the same zray everywhere"
-        if hello.python != PYTHON:
-            return f"Python {hello.python} does not fit Python {PYTHON} of the cluster: use the same minor version"
-        if hello.cluster != self._cluster:
-            return "this is another cluster: check the address"
-        if not hello.sender or not 0 < hello.pid < 1 << 31:
-            return "the introduction makes no sense"
-        return ""
-
     def _count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
-
-
-def encode_hello(hello: Hello) -> bytes:
-    """The first frame of a connection. It is no pickle: even reading one can take all memory, and nobody knows the sender yet."""
-    return json.dumps([field.hex() if isinstance(field, bytes) else field for field in hello]).encode()
-
-
-def decode_hello(frame: bytes) -> Hello | None:
-    """The Hello of a first frame, or None if it is something else."""
-    if len(frame) > _HELLO_BYTES_MAX:
-        return None
-    try:
-        fields = json.loads(frame)
-        version, python, cluster, sender, role, endpoint, pid = fields
-        message = (HELLO, version, python, bytes.fromhex(cluster), bytes.fromhex(sender), role, endpoint, pid)
-    except (ValueError, TypeError, RecursionError):
-        return None
-    return Hello(*message[1:]) if well_formed(message) else None

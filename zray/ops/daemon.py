@@ -69,12 +69,17 @@ def serve_node(settings: dict[str, Any], out: TextIO, ready: Callable[[], None] 
         head.start_logging(settings["logging_level"])
         process = agent_process.start({**settings, "control": control}, session, answer, key)
         settings = {**settings, "config": answer["config"], "node_id": process.node.description["node_id"].hex()}
-        _describe(session, "zray-node", settings, control, address, key_file, cluster)
-        print(f"zray node of the cluster at {address} (session {session.path})", file=out, flush=True)
-        ready()
+
+        def joined() -> None:
+            _describe(session, "zray-node", settings, control, address, key_file, cluster)
+            print(f"zray node of the cluster at {address} (session {session.path})", file=out, flush=True)
+            ready()
+
+        process.on_joined = joined
         try:
             process.loop.run()
             log.info("ending: %s", process.reason)
+            process.leave()
         finally:
             process.close()
     finally:

@@ -13,7 +13,7 @@ from zray.base.config import Config
 from zray.base.ids import NodeID, agent_id
 from zray.base.resources import ResourceSet
 from zray.base.wire import CONTROL, Hello, RegisterNode
-from zray.base.wire_nodes import JoinCluster
+from zray.base.wire_nodes import JoinCluster, LeaveCluster
 from zray.core import effects as e
 from zray.exceptions import RaySystemError
 from zray.io.session import Session
@@ -52,6 +52,8 @@ class AgentProcess(Process):
         node.description["endpoint"] = self.transport.endpoint
         self.node = node
         self.reason = ""
+        self.on_joined: Callable[[], None] = lambda: None
+        self.on_effect(e.JOINED, self._joined)
         self.on_effect(e.STOP, self.stop)
         self.on_effect(e.WARN, lambda text: log.warning("%s", text))
         self.loop.on_inbox = self._on_inbox
@@ -67,6 +69,14 @@ class AgentProcess(Process):
     def stop(self, reason: str) -> None:
         self.reason = reason
         self.loop.stopped = True
+
+    def leave(self) -> None:
+        """Tell the cluster that this node ends."""
+        self.send(CONTROL, LeaveCluster(self.node.description["node_id"], self.reason))
+        self.settle(self.now())
+
+    def _joined(self) -> None:
+        self.on_joined()
 
     def close(self) -> None:
         self.node.close()

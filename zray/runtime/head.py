@@ -87,6 +87,7 @@ class Head(Process):
         self.on_effect(e.AFTER_PERSIST, self._after_persist)
         self.on_effect(e.STOP, self.stop)
         self.on_effect(e.WARN, lambda text: log.warning("%s", text))
+        self.transport.on_lost = lambda peer: self.gcs.on_connection_lost(self.now(), peer)
         self.loop.on_inbox = self._on_inbox
         node.attach(self, CONTROL)
         self.gcs.on_register_node(self.now(), agent, *node.registration())
