@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from zray.base.config import Config
+from zray.base.ids import process_id
 from zray.base.resources import ResourceSet
 from zray.base.wire import LeaseGranted
 from zray.base.wire_actors import ActorPlaced
@@ -14,7 +15,8 @@ from zray.core.effects import START_WORKER, WATCH
 from .reading import CONTROL, drain, process, sent, verbs
 
 JOB, OTHER_JOB = b"job1", b"job2"
-DRIVER, SECOND = process("driver"), process("second")
+NODE = process("node")
+DRIVER, SECOND = process_id(NODE, b"\x80drv"), process_id(NODE, b"\x80sec")
 ONE = {"CPU": 10_000}
 A = bytes([1]) * 20
 ACTOR, OTHER = b"actor-a-----", b"actor-b-----"
@@ -25,7 +27,7 @@ class Bench:
 
     def __init__(self, cpus: float = 2, prestart: int = 0, **limits: Any) -> None:
         total = ResourceSet.of({"CPU": cpus})
-        self.agent = NodeAgent(process("node"), total, 1 << 20, prestart, CONTROL, Config(**limits))
+        self.agent = NodeAgent(NODE, total, 1 << 20, prestart, CONTROL, Config(**limits))
         self.granted: dict[tuple[bytes, int], LeaseGranted] = {}
         self.requests = 0
         for driver in (DRIVER, SECOND):

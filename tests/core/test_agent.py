@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from zray.base.ids import process_id
 from zray.base.wire import (
     ExitWorker,
     Heartbeat,
@@ -19,7 +20,7 @@ from zray.core.agent import HEARTBEAT_TIMER, REAP_TIMER, RELIEF_TIMER
 from zray.core.effects import HANG_UP, KILL_WORKER, START_WORKER
 from zray.core.store import CREATE_TIMER
 
-from .agent_bench import DRIVER, JOB, OTHER_JOB, SECOND, A, Bench
+from .agent_bench import DRIVER, JOB, NODE, OTHER_JOB, SECOND, A, Bench
 from .reading import CONTROL, process, sent, timers, verbs
 
 # -- leases ---------------------------------------------------------------------------------------------------------
@@ -260,7 +261,7 @@ def test_who_wants_to_know_of_the_end_of_a_process_that_is_gone_already_is_told_
     bench.does("on_worker_exited", grant.worker_id, "killed by signal 9")
     effects = bench.does("on_watch_process", SECOND, grant.worker_id)
     assert sent(effects, WorkerDied) == [(SECOND, WorkerDied(grant.worker_id, "killed by signal 9"))]
-    never = b"a stranger------"
+    never = process_id(NODE, b"gone")
     assert sent(bench.does("on_watch_process", SECOND, never), WorkerDied)[0][1].worker_id == never
 
 

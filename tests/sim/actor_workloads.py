@@ -21,12 +21,26 @@ DRIVER_STEPS = ["create", "create", "create", "calls", "calls", "calls", "calls"
 TASK_STEPS = ["create", "calls", "calls", "calls", "find", "keep handle", "recall handle", "self", "kill", "exit"]
 
 
+def draw_strategy(body: OwnerBody, rng: random.Random) -> tuple[Any, ...]:
+    """Which node a task or an actor asks for. (Nothing is drawn where there is one node only: nothing could be learned.)"""
+    machines = body.cluster.machines
+    if len(machines) == 1 or rng.random() < 0.5:
+        return ("default",)
+    kind = rng.choice(["spread", "affinity", "affinity", "labels"])
+    if kind == "affinity":
+        node = rng.choice(body.cluster.nodes[: len(machines)])
+        return ("affinity", node.id, rng.random() < 0.7)
+    if kind == "labels":
+        return ("labels", (("zone", "in", ("a",)),), (("zone", "in", ("b",)),) if rng.random() < 0.3 else ())
+    return ("spread",)
+
+
 def draw_options(body: OwnerBody, rng: random.Random) -> Options:
     detached = rng.random() < 0.15
     resources = {}
-    if rng.random() < 0.3 and body.cluster.cpus_for_actors > 0:
+    if rng.random() < 0.3 and body.cluster.cpus_to_hold > 0:
         resources = {"CPU": rng.choice([0.5, 1.0])}
-        body.cluster.cpus_for_actors -= 1.0
+        body.cluster.cpus_to_hold -= 1.0
     elif rng.random() < 0.03:
         resources = {"GPU": 1.0}
     return Options(
@@ -37,6 +51,7 @@ def draw_options(body: OwnerBody, rng: random.Random) -> Options:
         retries=rng.choice([0, 0, 1, -1, -1]),
         concurrency=rng.choice([1, 1, 3]),
         resources=resources,
+        strategy=draw_strategy(body, rng),
     )
 
 

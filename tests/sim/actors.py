@@ -18,7 +18,7 @@ from zray.core.actor_calls import ActorTaskQueue
 from zray.core.tasks import CallBudget, Task, TaskTemplate
 from zray.object_ref import ObjectRef
 
-from .bodies import AGENT, CONTROL, OwnerBody, Steps, Thread
+from .bodies import CONTROL, OwnerBody, Steps, Thread
 
 if TYPE_CHECKING:
     from .processes import WorkerBody
@@ -46,6 +46,7 @@ class Options(NamedTuple):
     retries: int
     concurrency: int  # 1: its calls run in order
     resources: dict[str, float]
+    strategy: tuple[Any, ...] = ("default",)
 
 
 class ActorExit(Exception):
@@ -133,6 +134,7 @@ def create(
         *what,
         dict(ResourceSet.of(options.resources)),
         pickle.dumps(tuple(description)),
+        options.strategy,
     )
     if options.name:
         assert registration is not None
@@ -229,7 +231,7 @@ class ActorHost:
         self._active: dict[bytes, None] = {spec[0]: None}
         body.job_id = job_id
         body.owner.enter_job(job_id)
-        body.known[self.owner[0]] = None
+        body.dial(self.owner[0])
         body.owner.meet(self.owner[0])
         body.judge.actor_started(actor_id, body)
         ended = functools.partial(self._constructed, spec, body.world.now)
@@ -294,7 +296,7 @@ class ActorHost:
             if not self.closing:
                 self.closing = True
                 body.judge.actor_exits(self.id)
-                body.send(AGENT, ActorExiting(self.id, self.incarnation, "it called exit_actor()"))
+                body.send(body.agent, ActorExiting(self.id, self.incarnation, "it called exit_actor()"))
         else:
             if error is not None:
                 entry: Any = (ERROR, pickle.dumps(error, 5))
@@ -306,4 +308,4 @@ class ActorHost:
             self._start_more()
         elif not self._active:
             body.finish()
-            body.cluster.end_worker(body, "it called exit_actor()", politely=True)
+            body.node.end_worker(body, "it called exit_actor()", politely=True)

@@ -1,7 +1,8 @@
 """Bodies: processes of the simulated world. They carry out what the real brains ask for, and decide nothing.
 
 User code runs as generators: whatever would block a thread is a ``yield``, and the world decides when it goes on. Here is
-what all processes have in common, and what owners have; drivers and workers are in ``processes``.
+what all processes have in common, and what owners have; drivers and workers are in ``processes``, agents and the control in
+``servers``.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from zray import object_ref
 from zray.base import serialization, wire
 from zray.base.ids import PUT_INDEX, TaskIDs, return_id
 from zray.base.resources import ResourceSet
-from zray.base.wire import DONE, ERROR, HELLO, INLINE, OBJECT_VALUE, PUSH, REFS, STORED, Address, Entry
+from zray.base.wire import DONE, ERROR, INLINE, OBJECT_VALUE, PUSH, REFS, STORED, Address, Entry
 from zray.base.wire_actors import CALL, StartActor
 from zray.core import effects as e
 from zray.core.entries import contained_in
 from zray.core.owner import Owner
+from zray.core.resync import Resync
 from zray.core.tasks import CallBudget, Task, TaskTemplate
 from zray.core.waiters import Waiter
 from zray.exceptions import ObjectLostError, ObjectStoreFullError
@@ -29,24 +31,33 @@ from .world import SimulationError
 if TYPE_CHECKING:
     from .actors import Handle
     from .cluster import Cluster
+    from .links import Connection
+    from .nodes import SimNode
 
 Steps = Generator[tuple[Any, ...], Any, Any]
 CONTROL = wire.CONTROL
-AGENT, NODE = (name.ljust(16, b"-") for name in (b"agent", b"node"))
 
 
 class Body:
     """What all processes have in common: mail, turns, and effects."""
 
-    def __init__(self, cluster: Cluster, process_id: bytes, name: str, role: str, brain: Any, *receivers: str) -> None:
+    def __init__(
+        self, cluster: Cluster, process_id: bytes, name: str, role: str, machine: str, brain: Any, *receivers: str
+    ) -> None:
         self.cluster = cluster
         self.world = cluster.world
         self.id = process_id
         self.name = name
         self.role = role
+        self.machine = machine
+        self.endpoint = f"sim://{name}"
         self.brain = brain
         self.alive = True
-        self.known: dict[bytes, None] = {AGENT: None, CONTROL: None}
+        self.frozen = False
+        self.backlog: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self.links: dict[bytes, Connection] = {}
+        self.accepted: dict[bytes, list[Connection]] = {}
+        self._met: dict[bytes, None] = {}  # everybody with whom there was a connection
         self._mail: list[tuple[bytes, tuple[Any, ...]]] = []
         self._durable_at = 0.0
         self._handlers = {
@@ -61,9 +72,24 @@ class Body:
         """Machines inside the brain that take messages themselves."""
         return []
 
+    def hello(self) -> tuple[Any, ...]:
+        """What it introduces itself with."""
+        hello = wire.Hello(wire.PROTOCOL_VERSION, "3.x", b"cluster", self.id, self.role, self.endpoint, 1)
+        return tuple(wire.pack(hello))
+
+    def dial(self, peer: bytes) -> None:
+        self._met[peer] = None
+        self.world.network.dial(self, peer)
+
+    def hang_up(self, peer: bytes) -> None:
+        self.world.network.hang_up(self, peer)
+
+    def on_broken(self, peer: bytes) -> None:
+        """There is another process in the place of one that was dialled."""
+
     def receive(self, peer: bytes, message: tuple[Any, ...]) -> None:
         """Mail that arrives while the process is busy with a turn is taken together in the next."""
-        self.known[peer] = None
+        self._met[peer] = None
         self._mail.append((peer, message))
         if len(self._mail) == 1:
             self.world.after(self.world.rng.choice([0.0, 0.0, self.world.some(0.0005)]), self.turn)
@@ -105,23 +131,17 @@ class Body:
         if verb == e.SEND:
             self.send(effect[1], effect[2])
         elif verb == e.DIAL:
-            self.known[effect[1]] = None
+            self.dial(effect[1])
         elif verb == e.HANG_UP:
-            self.known.pop(effect[1], None)
+            self.hang_up(effect[1])
         elif verb == e.TIMER:
             self.world.at(effect[1], self.on_timer, effect[2])
         elif verb == e.PERSIST:
             self._durable_at = max(self._durable_at, self.world.now + self.world.some(0.002))
         elif verb == e.AFTER_PERSIST:
             self.world.at(self._durable_at, self.send, effect[1], effect[2])
-        elif verb == e.START_WORKER:
-            self.cluster.start_worker(effect[1])
-        elif verb == e.KILL_WORKER:
-            self.world.after(self.world.some(0.002), self.cluster.end_told_worker, effect[1])
-        elif verb in (e.WARN, e.STOP):
+        elif verb == e.WARN:
             self.world.note(self, f"says: {effect[1]}")
-        elif verb == e.WATCH:
-            self.cluster.watch(effect[1])
         else:
             raise SimulationError(f"{self.name} asks for an unknown effect: {effect}")
 
@@ -131,77 +151,30 @@ class Body:
                 self.cluster.judge.task_pushed(spec[0], peer)
         elif isinstance(message, StartActor):
             self.cluster.judge.actor_placed(message.actor_id, peer)
-        if peer in self.known:
-            self.world.send(self, peer, message)
-        elif peer not in self.world.dead:
+        if not self.alive:
+            return
+        if peer == self.id and self.role == "agent":
+            self.handle(peer, tuple(wire.pack(message)))
+        elif not self.world.send(self, peer, message) and not self._excused(peer, message):
             raise SimulationError(f"{self.name} says {message} to {self.world.name(peer)}, which it never dialled")
+
+    def _excused(self, peer: bytes, message: tuple[Any, ...]) -> bool:
+        """Whether something may be said to somebody who can not be reached: he is dead, or does not listen any more.
+
+        Agents do not know where the owners of other nodes are, who hear of what was spilled only if they have dialled.
+        """
+        return peer in self.world.dead or peer in self._met or isinstance(message, wire.ObjectsSpilled)
 
     def die(self) -> None:
         self.alive = False
         self._mail.clear()
 
 
-class ControlBody(Body):
-    """The control: one brain for the tables, and one inside it for actors."""
-
-    def leaves(self) -> list[Any]:
-        return [self.brain.actors]
-
-    def fire(self, key: tuple[Any, ...]) -> None:
-        machine = self.brain.actors if key[0].startswith("actors.") else self.brain
-        machine.on_timer(self.world.now, key)
-
-
-class AgentBody(Body):
-    def handle(self, peer: bytes, message: tuple[Any, ...]) -> None:
-        if message[0] == HELLO:
-            hello = wire.Hello(*message[1:])
-            self.brain.on_peer_joined(self.world.now, hello.sender, hello.role, hello.pid)
-        else:
-            super().handle(peer, message)
-
-    def execute(self, effect: tuple[Any, ...]) -> None:
-        verb, world, disk = effect[0], self.world, self.cluster.disk
-        if verb == e.SPILL:
-            _, batch_id, directory, rows = effect
-            event = disk.spill(self.brain.store, batch_id, directory, rows)
-            world.after(world.some(0.01), self.report, event)
-        elif verb == e.RESTORE:
-            world.after(world.some(0.01), self.report, disk.restore(self.brain.store, *effect[1:]))
-        elif verb == e.DELETE_FILE:
-            disk.delete(effect[1])
-        elif verb == e.COLLECT:
-            self.brain.collect(world.now)
-        elif verb == e.MEASURE:
-            world.after(world.some(0.001), self._measure)
-        else:
-            super().execute(effect)
-
-    def report(self, happen: Callable[[], tuple[Any, ...]]) -> None:
-        """A file operation is over: only now it has happened."""
-        event, *args = happen()
-        self.world.note(self, event.__name__)
-        event(*args)
-        self.after_event()
-        self.finish()
-
-    def _measure(self) -> None:
-        workers = [w.id for w in self.cluster.workers.values() if w.alive]
-        used = self.cluster.memory_used()
-        self.witness("on_memory_measured", used, 100, dict.fromkeys(workers, 30))
-
-    def witness(self, event: str, *args: Any) -> None:
-        """Something ended on this machine."""
-        getattr(self.brain, event)(self.world.now, *args)
-        self.after_event()
-        self.finish()
-
-
 class Thread:
     """User code of one process."""
 
     def __init__(self, body: OwnerBody, steps: Steps, on_end: Callable[[Any, BaseException | None], None]) -> None:
-        self._body = body
+        self.body = body
         self._steps = steps
         self._on_end = on_end
         self.borrowed: dict[bytes, Address] | None = None  # references that came with the arguments of a task, and later
@@ -210,7 +183,7 @@ class Thread:
 
     def step(self, value: Any = None) -> None:
         """Go on until the code waits for something."""
-        body = self._body
+        body = self.body
         if not body.alive:
             return
         object_ref.connected = body
@@ -236,10 +209,17 @@ class Thread:
 class OwnerBody(Body):
     """A driver or worker: an Owner, and threads of user code."""
 
-    def __init__(self, cluster: Cluster, process_id: bytes, name: str, role: str, *receivers: str) -> None:
+    def __init__(
+        self, cluster: Cluster, node: SimNode, process_id: bytes, name: str, role: str, *receivers: str
+    ) -> None:
+        self.node = node
+        self.agent = node.agent_id
         self.address: Address = (process_id, f"sim://{name}")
-        self.owner = Owner(self.address, b"", NODE, AGENT, cluster.world.config, self._counted_ref)
-        super().__init__(cluster, process_id, name, role, self.owner, "owner", "any", *receivers)
+        self.owner = Owner(self.address, b"", node.id, self.agent, cluster.world.config, self._counted_ref)
+        self._exported: dict[bytes, wire.ExportFunction] = {}
+        self._requests: dict[int, tuple[Thread, bytes, Any]] = {}
+        self.resync = Resync(self.owner, self._exported, self.open_words)
+        super().__init__(cluster, process_id, name, role, node.machine.name, self.owner, "owner", "any", *receivers)
         self.judge = cluster.judge
         self.inbox: list[bytes] = []
         self.threads: list[Thread] = []
@@ -249,13 +229,24 @@ class OwnerBody(Body):
         self.task_ids = TaskIDs(process_id)
         self.current: Thread | None = None  # the thread that runs, or was the last to run
         self.job_id = b""
-        self._requests: dict[int, Thread] = {}
         self._next_request = 1
-        self._exported: dict[bytes, None] = {}
         self._templates: dict[Any, TaskTemplate] = {}
         self._fail_call = self.owner.calls._fail
         self.owner.calls._fail = self._judge_failed_call
-        self.send(AGENT, wire.Hello(wire.PROTOCOL_VERSION, "3.x", b"cluster", self.id, role, self.address[1], 1))
+        self.dial(self.agent)
+        self.dial(CONTROL)
+
+    def leaves(self) -> list[Any]:
+        return [self.resync]
+
+    def on_broken(self, peer: bytes) -> None:
+        if peer == CONTROL:
+            self.resync.begin()
+            self.finish()
+
+    def open_words(self) -> list[Any]:
+        """The questions to the control that have no answer yet."""
+        return [message for _, peer, message in self._requests.values() if peer == CONTROL]
 
     def _counted_ref(self, object_id: bytes, owner: Address) -> ObjectRef[Any]:
         return ObjectRef(object_id, owner, self.inbox.append)
@@ -341,7 +332,9 @@ class OwnerBody(Body):
     def on_reply(self, now: float, peer: bytes, request_id: int, ok: bool, value: Any) -> None:
         if request_id == 0:
             return  # nobody waits for the registration of an actor without a name
-        thread = self._requests.pop(request_id)
+        if request_id not in self._requests:
+            return  # it was asked twice
+        thread, *_ = self._requests.pop(request_id)
         self.world.after(self.world.some(0.0002), thread.step, (ok, value))
 
     # -- what threads wait for ------------------------------------------------------------------------------------
@@ -352,8 +345,9 @@ class OwnerBody(Body):
             self.world.after(request[1], thread.step)
         elif what == "ask":
             _, peer, message, fields = request
-            self._requests[self._next_request] = thread
-            self.send(peer, message(self._next_request, *fields))
+            asked = message(self._next_request, *fields)
+            self._requests[self._next_request] = (thread, peer, asked)
+            self.send(peer, asked)
             self._next_request += 1
         elif what == "wait":
             _, waiter, refs, timeout_s = request
@@ -395,17 +389,17 @@ class OwnerBody(Body):
         contained = tuple((ref.binary(), ref.owner) for ref in made.refs)
         if size <= self.world.config.inline_bytes_max:
             return (INLINE, made.pickle, contained) if contained else (INLINE, made.pickle)
-        ok, place = yield ("ask", AGENT, wire.CreateObject, (object_id, size))
+        ok, place = yield ("ask", self.agent, wire.CreateObject, (object_id, size))
         if not ok:
             raise ObjectStoreFullError(place[1])
         if place != "exists":
             yield ("sleep", self.world.some(0.001))
             if isinstance(place[0], str):
-                checksum = self.cluster.disk.write(place[0], made.pickle)
+                checksum = self.node.disk.write(place[0], made.pickle)
             else:
-                checksum = self.cluster.memory.write(place[0], object_id, made.pickle)
-            self.send(AGENT, wire.SealObject(object_id, owner, checksum))
-        return (STORED, size, NODE, contained)
+                checksum = self.node.memory.write(place[0], object_id, made.pickle)
+            self.send(self.agent, wire.SealObject(object_id, owner, checksum))
+        return (STORED, size, self.node.id, contained)
 
     def put(self, tag: str, value: Any) -> Steps:
         """Make an object; its reference."""
@@ -419,8 +413,8 @@ class OwnerBody(Body):
     def export(self, function: bytes) -> None:
         """Give a function to the cluster, once."""
         if function not in self._exported:
-            self._exported[function] = None
-            self.send(CONTROL, wire.ExportFunction(self.job_id, function, function.decode(), b"body"))
+            self._exported[function] = wire.ExportFunction(self.job_id, function, function.decode(), b"body")
+            self.send(CONTROL, self._exported[function])
 
     def call(
         self,
@@ -433,13 +427,14 @@ class OwnerBody(Body):
         retries: int,
         returns: int,
         depth: int,
+        strategy: tuple[Any, ...] = ("default",),
     ) -> list[ObjectRef[Any]]:
         """Submit a task; references to its results."""
         task_id = self.task_ids()
-        key = (function, tuple(demand.items()), retries, returns)
+        key = (function, tuple(demand.items()), retries, returns, strategy)
         template = self._templates.get(key)
         if template is None:
-            template = TaskTemplate(function, function.decode(), ResourceSet.of(demand), returns, retries, None)
+            template = TaskTemplate(function, function.decode(), ResourceSet.of(demand), returns, retries, None, strategy)
             self._templates[key] = template
         self.export(function)
         made = serialization.serialize(arguments)
@@ -450,6 +445,7 @@ class OwnerBody(Body):
         self.judge.retries[task_id] = retries
         if "GPU" in demand:
             self.judge.infeasible[task_id] = None
+        self.judge.strategies[task_id] = (strategy, demand)
         task = Task(task_id, template, made.pickle, tuple(enumerate(slots)), tuple(made.refs), ids, depth)
         self.owner.submit(self.world.now, task)
         return [ObjectRef(object_id, self.address, self.inbox.append) for object_id in ids]
@@ -478,13 +474,13 @@ class OwnerBody(Body):
         if entry[0] == INLINE:
             value = serialization.deserialize(entry[1])
         else:
-            ok, place = yield ("ask", AGENT, wire.PinObject, (object_id, self.current is None or not self.current.starting))
+            urgent = self.current is None or not self.current.starting
+            ok, place = yield ("ask", self.agent, wire.PinObject, (object_id, urgent, entry[2], entry[1]))
             if not ok:
                 lost: Exception = ObjectStoreFullError(place[1])
                 if place[0] == "lost":
                     lost = ObjectLostError(place[1], object_id.hex())
-                if object_id[:10] != self.id[:10]:  # at its owner the entry says that it was there once
-                    self.judge.error_seen(self.id, object_id, lost)
+                self.judge.error_seen(self.id, object_id, lost, read=True)
                 return lost
             value = serialization.deserialize(self._bytes(place, object_id))
             self.world.after(self.world.some(0.01), self._unpin, place, object_id)
@@ -493,11 +489,11 @@ class OwnerBody(Body):
 
     def _bytes(self, place: tuple[Any, ...], object_id: bytes) -> bytes:
         if isinstance(place[0], str):
-            return self.cluster.disk.read(place[0], place[1], place[3])
-        return self.cluster.memory.read(place[0], object_id)
+            return self.node.disk.read(place[0], place[1], place[3])
+        return self.node.memory.read(place[0], object_id)
 
     def _unpin(self, place: tuple[Any, ...], object_id: bytes) -> None:
         """The last view of the object is gone; until now its bytes must have been left alone."""
         if self.alive:
             self._bytes(place, object_id)
-            self.send(AGENT, wire.UnpinObjects([object_id]))
+            self.send(self.agent, wire.UnpinObjects([object_id]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from zray.base.ids import agent_id, agent_of
 from zray.core.actor import ActorState
 from zray.exceptions import (
     ActorDiedError,
@@ -64,6 +65,14 @@ class CallTruth:
         self.retried = retried  # it raises, and that is to be tried again
 
 
+class GroupTruth:
+    """What really happened to a placement group."""
+
+    def __init__(self, body: OwnerBody) -> None:
+        self.job_id = body.job_id
+        self.removed = False  # somebody asked for that
+
+
 class Judge:
     """All-knowing, and silent as long as everything is right."""
 
@@ -76,6 +85,8 @@ class Judge:
         self.pushed: dict[bytes, list[bytes]] = {}  # task -> workers it was pushed to
         self.started: dict[bytes, int] = {}
         self.retries: dict[bytes, int] = {}  # task -> max_retries
+        self.strategies: dict[bytes, tuple[tuple[Any, ...], dict[str, float]]] = {}  # task -> what it asks for
+        self.groups: dict[bytes, GroupTruth] = {}
         self.outcomes: dict[tuple[bytes, bytes], str] = {}
         self.actors: dict[bytes, ActorTruth] = {}
         self.calls: dict[bytes, CallTruth] = {}
@@ -85,6 +96,7 @@ class Judge:
         self._last: dict[tuple[bytes, bytes], int] = {}  # (process, caller) -> the number of the last call
         self._failed: dict[str, None] = {}  # actors of which a call failed, for a reason
         self.small_store = False
+        self.links_break = False  # between the machines
         self.values = 0
         self.errors: dict[str, int] = {}
 
@@ -111,11 +123,12 @@ class Judge:
             raise SimulationError(f"{object_id.hex()} is {value[1]!r} and should be {self.expected[object_id]!r}")
         self._same(process, object_id, "value")
 
-    def error_seen(self, process: bytes, object_id: bytes, error: BaseException) -> None:
-        """A process got an error in place of a value: is there a reason?"""
+    def error_seen(self, process: bytes, object_id: bytes, error: BaseException, *, read: bool = False) -> None:
+        """A process got an error in place of a value: is there a reason? ``read``: the value was there, and now can not be read."""
         name = type(error).__name__
         self.errors[name] = self.errors.get(name, 0) + 1
-        self._same(process, object_id, "error")
+        if not read:
+            self._same(process, object_id, "error")
         if not self._excused(error) and not self._in_vain(process):
             raise SimulationError(
                 f"{self._world.name(process)} got {name} for {object_id.hex()} and nobody's death explains it: {error}"
@@ -130,9 +143,11 @@ class Judge:
         self.actors[actor_id].placed.append(worker)
 
     def actor_started(self, actor_id: bytes, body: WorkerBody) -> None:
-        """A process becomes an actor: it must be the only one."""
+        """A process becomes an actor: it must be the only one, but for those of nodes that are believed to be dead."""
+        if body.id in self._world.dead:
+            return
         for other in self.actors[actor_id].processes:
-            if other.alive:
+            if other.alive and other.id not in self._world.dead:
                 raise SimulationError(f"{body.name} becomes actor {actor_id.hex()}, which {other.name} still is")
         self.actors[actor_id].processes.append(body)
 
@@ -175,7 +190,11 @@ class Judge:
             attempts = sum(1 for process in self.pushed.get(task.id, ()) if process in dead)
             good = attempts > self.calls[task.id].retries >= 0
         elif isinstance(error, ActorUnschedulableError):
-            good = "GPU" in actor.options.resources or self._world.config.actors_max < 100
+            good = (
+                "GPU" in actor.options.resources
+                or self._world.config.actors_max < 100
+                or self._has_no_place(actor.options.strategy, actor.options.resources)
+            )
         elif isinstance(error, ActorDiedError):
             good = self._died(actor, str(error), self.calls[task.id])
         else:
@@ -183,6 +202,11 @@ class Judge:
         if not good:
             raise SimulationError(f"a call of actor {actor_id.hex()} failed and nothing explains it: {error}")
         self._failed[actor_id.hex()] = None
+
+    @property
+    def nodes_lost(self) -> bool:
+        """Whether a node has ended, or was given up."""
+        return any(agent_of(process) == process for process in self._world.dead)
 
     def _died(self, actor: ActorTruth, text: str, call: CallTruth) -> bool:
         """Whether the reason of an actor's death is true."""
@@ -200,6 +224,8 @@ class Judge:
             return actor.owner in dead and (call.found or self._world.faults > 0)
         if "its job ended" in text:
             return actor.job_id in self.finished_jobs
+        if "placement group" in text and actor.options.strategy[0] == "bundle":
+            return self._has_no_place(actor.options.strategy, {})
         if "is unknown" in text:
             return actor.owner in dead or self._world.config.dead_actors_max < 1000
         deaths = sum(1 for worker in actor.placed if worker in dead) + actor.ended
@@ -209,8 +235,8 @@ class Judge:
 
     def _same(self, process: bytes, object_id: bytes, kind: str) -> None:
         """At the owner an object that was lost is never found, and one that was there is never lost."""
-        if object_id[:10] != process[:10]:
-            return
+        if object_id[:10] != process[:10] or self.nodes_lost:
+            return  # what was read once may be lost with its node
         if self.outcomes.setdefault((process, object_id), kind) != kind:
             raise SimulationError(f"{object_id.hex()} was both done and lost at its owner")
 
@@ -231,6 +257,8 @@ class Judge:
         if isinstance(error, ObjectStoreFullError):
             return self.small_store
         if isinstance(error, ObjectLostError):
+            if self.links_break and "can not be brought" in str(error):
+                return True
             return any(process in dead for process in self.hands.get(bytes.fromhex(error.object_id), {}))
         if isinstance(error, (ActorDiedError, ActorUnavailableError, ActorUnschedulableError)):
             return error.actor_id in self._failed
@@ -242,95 +270,15 @@ class Judge:
             deaths = sum(1 for worker in self.pushed.get(task_id, ()) if worker in dead)
             return deaths > self.retries[task_id] >= 0
         if isinstance(error, TaskUnschedulableError):
-            return task_id in self.infeasible or self._world.config.workers_max < 100
+            small = task_id in self.infeasible or self._world.config.workers_max < 100
+            return small or self._has_no_place(*self.strategies[task_id])
         return False
 
-
-def reconcile(world: World, judge: Judge, bodies: dict[bytes, OwnerBody]) -> None:
-    """Give back what was registered for values that died with their givers: only the end of the receiver would.
-
-    Anything else that owners and borrowers do not agree on is a mistake.
-    """
-    for body in bodies.values():
-        for object_id, by in list(body.owner.references.borrowers.items()):
-            for borrower, count in list(by.items()):
-                other = bodies.get(borrower)
-                handed = other.owner.references.handed.get(object_id, 0) if other is not None else 0
-                if count == handed:
-                    continue
-                givers = judge.givers.get((object_id, borrower), {})
-                if count < handed or not any(giver in world.crashed for giver in givers):
-                    raise SimulationError(
-                        f"{body.name} has {world.name(borrower)} registered {count} times for {object_id.hex()}, "
-                        f"and {handed} is right"
-                    )
-                body.owner.references.on_refs([(object_id, borrower, handed - count)])
-                body.finish()
-
-
-def accounted_for(body: OwnerBody) -> None:
-    """Nothing runs: every reference that is counted is in a value, or among the arguments of a constructor."""
-    owner = body.owner
-    needs: dict[bytes, int] = {}
-    held = [object_id for inner in owner.references.contained.values() for object_id in inner]
-    refs = [ref for task in owner.creations.values() for ref in (*(ref for _, ref in task.slots), *task.nested)]
-    held += [ref.binary() for ref in {id(ref): ref for ref in refs}.values()]  # each counts once, wherever it is
-    for object_id in held:
-        needs[object_id] = needs.get(object_id, 0) + 1
-    if needs != owner.references.counts:
-        raise SimulationError(f"{body.name} holds {needs} and counts {owner.references.counts}")
-
-
-def actors_at_rest(agent: Any, manager: Any) -> list[str]:
-    """What is left of actors."""
-    problems = []
-    for what, left in (
-        ("leases of actors", agent._actors),
-        ("actors waiting for workers", agent.pool.actors_waiting),
-        ("workers that start for actors", agent.pool._born_for),
-        ("processes of actors", [w for w in agent.pool.workers.values() if w.dedicated]),
-        ("names", manager.names),
-        ("living actors", [a for a in manager.actors.values() if a.state is not ActorState.DEAD]),
-        ("subscriptions", [s for s in manager._subscriptions.values() if s]),
-        ("questions for unknown actors", manager._unknown),
-    ):
-        if left:
-            problems.append(f"{what}: {len(left)}")
-    return problems
-
-
-def at_rest(world: World, agent: Any, manager: Any, owners: list[tuple[str, Any]]) -> None:
-    """Nothing runs and nobody holds anything: so nothing may be left anywhere."""
-    problems = actors_at_rest(agent, manager)
-    scheduler = agent.scheduler
-    if scheduler.resources.available != dict(scheduler.resources.total):
-        problems.append(f"resources: {scheduler.resources.available} of {dict(scheduler.resources.total)}")
-    for what, left in (
-        ("leases", scheduler.leases),
-        ("lease requests", scheduler.queue),
-        ("leases waiting for workers", agent.pool.waiting),
-        ("spill files", agent.store.files.live),
-        ("objects in the store", agent.store.objects),
-        ("creations waiting", agent.store._demands),
-    ):
-        if left:
-            problems.append(f"{what}: {len(left)}")
-    if agent.store.arena.used_bytes:
-        problems.append(f"the arena has {agent.store.arena.used_bytes} bytes in use")
-    for name, owner in owners:
-        references = owner.references
-        left_over = {key: value for key, value in owner.statistics().items() if value}
-        for what, table in (
-            ("watchers", owner.waiters.watchers),
-            ("gets of others", owner._remote_gets),
-            ("registrations", references.handed),
-            ("notes of passed arguments", references.passed),
-            ("words to owners", references.deltas),
-            ("actors' constructors", owner.creations),
-        ):
-            if table:
-                left_over[what] = len(table)
-        if left_over:
-            problems.append(f"{name}: {left_over}")
-    if problems:
-        raise SimulationError("at rest, but there is still: " + "; ".join(problems))
+    def _has_no_place(self, strategy: tuple[Any, ...], demand: dict[str, float]) -> bool:
+        """Whether what was asked for is gone, or was for a while."""
+        if strategy[0] == "bundle":
+            group = self.groups.get(strategy[1])
+            return group is None or group.removed or group.job_id in self.finished_jobs or self.nodes_lost
+        if strategy[0] == "affinity" and not strategy[2]:
+            return agent_id(strategy[1]) in self._world.dead
+        return any(name.startswith("here") for name in demand) and self.nodes_lost

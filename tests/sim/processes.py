@@ -14,11 +14,12 @@ from zray.core import effects as e
 from zray.core.entries import contained_in
 
 from .actors import ActorHost
-from .bodies import AGENT, CONTROL, OwnerBody, Steps, Thread
+from .bodies import CONTROL, OwnerBody, Steps, Thread
 from .checkers import TaskFailure
 
 if TYPE_CHECKING:
     from .cluster import Cluster
+    from .nodes import SimNode
 
 
 class FunctionLost(TaskFailure):
@@ -28,15 +29,15 @@ class FunctionLost(TaskFailure):
 class DriverBody(OwnerBody):
     """A user's script."""
 
-    def __init__(self, cluster: Cluster, process_id: bytes, name: str) -> None:
-        super().__init__(cluster, process_id, name, "driver")
+    def __init__(self, cluster: Cluster, node: SimNode, process_id: bytes, name: str) -> None:
+        super().__init__(cluster, node, process_id, name, "driver")
         self.finished = False
 
     def run(self, program: Callable[[DriverBody], Steps]) -> None:
         self.world.after(0.0, Thread(self, self._script(program), self._ended).step)
 
     def _script(self, program: Callable[[DriverBody], Steps]) -> Steps:
-        yield ("ask", AGENT, wire.NodeStatistics, ())  # control and agent share the connection: its greeting comes first
+        yield ("ask", self.agent, wire.NodeStatistics, ())  # its agent knows it before it does anything
         fields = (self.id, self.address[1], 1, "script.py", "", {})
         ok, answer = yield ("ask", CONTROL, wire.RegisterJob, fields)
         assert ok
@@ -63,8 +64,8 @@ class DriverBody(OwnerBody):
 class WorkerBody(OwnerBody):
     """A worker: runs what is pushed to it, one after the other, or becomes an actor."""
 
-    def __init__(self, cluster: Cluster, process_id: bytes, name: str) -> None:
-        super().__init__(cluster, process_id, name, "worker", "worker")
+    def __init__(self, cluster: Cluster, node: SimNode, process_id: bytes, name: str) -> None:
+        super().__init__(cluster, node, process_id, name, "worker", "worker")
         self.running: bytes | None = None
         self.blocked = False
         self.actor: ActorHost | None = None
@@ -72,7 +73,7 @@ class WorkerBody(OwnerBody):
         self._functions: dict[bytes, None] = {}
         self._results: dict[tuple[bytes, int], list[Any]] = {}
         self._busy_since = 0.0
-        self.send(AGENT, wire.WorkerReady(self.id, self.address[1], 1))
+        self.send(self.agent, wire.WorkerReady(self.id, self.address[1], 1))
 
     @property
     def busy(self) -> bool:
@@ -88,9 +89,9 @@ class WorkerBody(OwnerBody):
             self.forget()  # nobody can call it any more, so nobody needs its state
             self.finish()
         if self.owner.needed() or self.busy:
-            self.send(AGENT, wire.WorkerStays(self.id))
+            self.send(self.agent, wire.WorkerStays(self.id))
         else:
-            self.cluster.end_worker(self, reason, politely=True)
+            self.node.end_worker(self, reason, politely=True)
 
     def on_list_events(self, now: float, peer: bytes, request_id: int) -> None:
         raise NotImplementedError
@@ -156,7 +157,7 @@ class WorkerBody(OwnerBody):
         if begin:
             self.flush()
             self._hand_back()
-        self.send(AGENT, (wire.WorkerBlocked if begin else wire.WorkerUnblocked)(self.id))
+        self.send(self.agent, (wire.WorkerBlocked if begin else wire.WorkerUnblocked)(self.id))
 
     def _execute(self, peer: bytes, spec: Any) -> Steps:
         self.judge.task_started(spec[0])

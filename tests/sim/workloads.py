@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from zray.exceptions import ObjectStoreFullError
 from zray.object_ref import ObjectRef
 
-from . import actor_workloads
+from . import actor_workloads, groups
 from .actors import ActorExit, Handle
 from .checkers import TaskFailure
 
@@ -61,6 +61,7 @@ def submit(
         demand = {"GPU": 1.0}
     if raises:
         body.judge.raising[tag] = None
+    strategy = actor_workloads.draw_strategy(body, rng) if rng.random() < 0.5 else ("default",)
     arguments = Arguments(tag, rng.getrandbits(30), raises, pick(rng, refs, 2), pick(rng, handles, 1))
     return body.call(
         tag,
@@ -71,6 +72,7 @@ def submit(
         retries=rng.choice([0, 1, 3, 3, -1]),
         returns=rng.choice([1, 1, 1, 2]),
         depth=depth,
+        strategy=strategy,
     )
 
 
@@ -229,7 +231,9 @@ def script(body: DriverBody) -> Steps:
     handles: list[Handle] = []
     for step in range(rng.randint(4, 24)):
         tag = f"{body.name}.{step}"
-        if body.cluster.with_actors and rng.random() < 0.5:
+        if body.cluster.with_groups and rng.random() < 0.1:
+            yield from groups.act(body, rng, tag, held)
+        elif body.cluster.with_actors and rng.random() < 0.5:
             what = rng.choice(actor_workloads.DRIVER_STEPS)
             raises = what == "create" and rng.random() < 0.06
             if raises:

@@ -1,9 +1,4 @@
-"""The world: one clock, one heap of events, one source of chance, and the links between processes.
-
-Messages of one link arrive in order; those of different links overtake each other. What is sent goes through the real codec, so
-that no two processes ever share an object. A process that dies takes with it the tail of what it had sent and was not delivered
-yet, as a crash takes what lies in its buffers.
-"""
+"""The world: one clock, one heap of events, one source of chance, and the processes that live in it."""
 
 from __future__ import annotations
 
@@ -16,7 +11,10 @@ from typing import Any, Protocol
 from zray.base import wire
 from zray.base.config import Config
 
+from .links import Connection, Network
+
 EVENTS_MAX = 200_000
+MACHINES = [1, 1, 2, 3, 3, 4]
 
 
 class SimulationError(AssertionError):
@@ -29,23 +27,20 @@ class Inhabitant(Protocol):
     id: bytes
     name: str
     role: str
+    machine: str
     alive: bool
+    frozen: bool
+    backlog: list[tuple[Callable[..., None], tuple[Any, ...]]]
+    links: dict[bytes, Connection]
+    accepted: dict[bytes, list[Connection]]
+
+    def hello(self) -> tuple[Any, ...]: ...
+
+    def on_broken(self, peer: bytes) -> None: ...
 
     def receive(self, peer: bytes, message: tuple[Any, ...]) -> None: ...
 
     def die(self) -> None: ...
-
-
-class Link:
-    """The way from one process to another."""
-
-    __slots__ = ("cut", "last", "pending", "slow")
-
-    def __init__(self, slow: float) -> None:
-        self.slow = slow
-        self.last = 0.0
-        self.pending: list[int] = []  # serial numbers of messages on the way
-        self.cut = 0  # messages with this serial number or a later one are lost
 
 
 class World:
@@ -54,33 +49,36 @@ class World:
     Args:
         seed: decides everything.
         trace: whether to keep the lines that ``scripts/sim --seed`` prints; their hash is always made.
+        machines: how many the cluster has; drawn if nobody says.
     """
 
-    def __init__(self, seed: int, *, trace: bool = False) -> None:
+    def __init__(self, seed: int, *, trace: bool = False, machines: int | None = None) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
         self.now = 0.0
         self.processes: dict[bytes, Inhabitant] = {}
-        self.dead: dict[bytes, float] = {}  # processes that ended, and when
+        self.dead: dict[bytes, float] = {}  # processes that ended, or whose node was given up, and when
         self.crashed: dict[bytes, None] = {}  # those of them that could not say all they had to say
         self.faults = 0  # how often somebody was killed who should have lived
         self.lines: list[str] = []
         self.events = 0
+        self.serial = 0
+        self.network = Network(self)
         self._keep = trace
         self._hash = hashlib.blake2b(digest_size=16)
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
-        self._serial = 0
-        self._links: dict[tuple[bytes, bytes], Link] = {}
         self.delay_s = self.rng.choice([0.0002, 0.001, 0.004])
-        self.config = draw_limits(self.rng)
+        drawn = self.rng.choice(MACHINES)
+        self.machines = machines or drawn
+        self.config = draw_limits(self.rng, alone=self.machines == 1)
 
     # -- time -----------------------------------------------------------------------------------------------------
 
     def at(self, when: float, what: Callable[..., None], *args: Any) -> int:
         """Have ``what(*args)`` called at a time; events of one time keep the order in which they were made."""
-        self._serial += 1
-        heapq.heappush(self._heap, (max(when, self.now), self._serial, what, args))
-        return self._serial
+        self.serial += 1
+        heapq.heappush(self._heap, (max(when, self.now), self.serial, what, args))
+        return self.serial
 
     def after(self, delay_s: float, what: Callable[..., None], *args: Any) -> None:
         self.at(self.now + delay_s, what, *args)
@@ -90,38 +88,40 @@ class World:
         return most_s * self.rng.random() ** 3
 
     def run(self, done: Callable[[], bool] | None = None) -> None:
-        """Let time pass until nothing is left to happen, or until ``done()``."""
+        """Let time pass until nothing is left to happen, or until ``done()``. What is frozen does what it should have done later."""
         while self._heap and not (done is not None and done()):
             self.now, _, what, args = heapq.heappop(self._heap)
+            doer = getattr(what, "__self__", None)
+            doer = getattr(doer, "body", doer)
+            if getattr(doer, "frozen", False):
+                doer.backlog.append((what, args))
+                continue
             self.events += 1
             if self.events > EVENTS_MAX:
                 raise SimulationError(f"no end after {EVENTS_MAX} events: something goes round in circles")
             what(*args)
 
-    # -- links ----------------------------------------------------------------------------------------------------
+    def thaw(self, doer: Any) -> None:
+        """What was frozen goes on, with its timers first or with what it was told."""
+        doer.frozen = False
+        backlog, doer.backlog = doer.backlog, []
+        if self.rng.random() < 0.5:
+            backlog.sort(key=lambda entry: entry[0].__name__ != "on_timer")
+        for what, args in backlog:
+            self.at(self.now, what, *args)
 
-    def send(self, sender: Inhabitant, receiver: bytes, message: tuple[Any, ...]) -> None:
-        """Put a message on its way."""
-        packed = wire.pack(message)
-        if not wire.well_formed(packed):
+    # -- processes ------------------------------------------------------------------------------------------------
+
+    def send(self, sender: Inhabitant, receiver: bytes, message: tuple[Any, ...]) -> bool:
+        """Put a message on its way; False: there is none."""
+        if not wire.well_formed(wire.pack(message)):
             raise SimulationError(f"{sender.name} sends {message}, which is not what the schema says")
-        link = self._links.get((sender.id, receiver))
-        if link is None:
-            slow = self.rng.choice([1.0, 1.0, 1.0, 10.0])
-            link = self._links[sender.id, receiver] = Link(slow)
-        link.last = max(link.last, self.now + self.some(self.delay_s * link.slow))
-        serial = self.at(link.last, self._deliver, link, sender.id, receiver, wire.encode([packed]), self._serial + 1)
-        link.pending.append(serial)
+        return self.network.send(sender, receiver, message)
 
-    def _deliver(self, link: Link, sender: bytes, receiver: bytes, frame: bytes, serial: int) -> None:
-        link.pending.remove(serial)
-        process = self.processes.get(receiver)
-        if process is None or not process.alive or (link.cut and serial >= link.cut):
-            return
-        decode = wire.decode_plain if process.role in ("agent", "control") else wire.decode
-        [message] = decode(frame)
-        self.note(process, f"<- {self.name(sender)} {describe(message, self.name)}")
-        process.receive(sender, message)
+    def heard(self, receiver: Inhabitant, sender: bytes, message: tuple[Any, ...]) -> None:
+        """A message arrives."""
+        self.note(receiver, f"<- {self.name(sender)} {describe(message, self.name)}")
+        receiver.receive(sender, message)
 
     def end(self, process: Inhabitant, *, politely: bool) -> float:
         """A process ends; when it does so politely, it waits until all it said is heard, else some of it never is.
@@ -130,14 +130,14 @@ class World:
             When its end can be seen.
         """
         self.note(process, "LEAVES" if politely else "DIES")
-        for (sender, _), link in self._links.items():
-            if sender == process.id and link.pending and not politely:
-                link.cut = self.rng.choice([*link.pending, link.pending[-1] + 1])
+        if not politely:
+            self.network.tear(process.id)
         self.dead[process.id] = self.now
         if not politely:
             self.crashed[process.id] = None
         process.die()
-        last = max((link.last for (sender, _), link in self._links.items() if sender == process.id), default=0.0)
+        last = self.network.silence(process.id)
+        self.network.forget(process.id)
         return (max(last, self.now) if politely else self.now) + self.some(0.005)
 
     # -- the trace ------------------------------------------------------------------------------------------------
@@ -157,28 +157,54 @@ class World:
         return self._hash.hexdigest()
 
 
-def draw_limits(rng: random.Random) -> Config:
+def draw_limits(rng: random.Random, *, alone: bool) -> Config:
     """Limits so small that each of them is met; ``workers_max`` stays large enough for the deepest nesting."""
-    return Config(
-        inline_bytes_max=rng.choice([200, 1000, 100_000]),
-        store_full_grace_s=rng.choice([0.02, 0.3]),
-        infeasible_grace_s=rng.choice([0.01, 1.0]),
-        pipeline_window_ms=rng.choice([0.1, 1.0, 5.0]),
-        pipeline_depth_max=rng.choice([2, 512]),
-        handback_ms=rng.choice([0.5, 5.0, 20.0]),
-        lease_idle_ms=rng.choice([1.0, 10.0, 100.0]),
-        lease_requests_max=rng.choice([1, 2, 8]),
-        workers_max=rng.choice([4] + [300] * 9),
-        exhausted_grace_ms=rng.choice([1.0, 100.0]),
-        worker_idle_s=rng.choice([0.05, 0.1, 2.0]),
-        heartbeat_ms=rng.choice([1.0, 100.0]),
-        actors_max=rng.choice([3] + [4096] * 9),
-        actor_starts_max=rng.choice([1, 2, 16]),
-        actor_restart_delay_ms=rng.choice([1.0, 50.0]),
-        actor_restart_delay_max_s=rng.choice([0.05, 10.0]),
-        actor_calls_bytes_max=rng.choice([300, 2000, 8 << 20]),
-        dead_actors_max=rng.choice([30, 10_000]),
-    )
+    limits: dict[str, Any] = {
+        "inline_bytes_max": rng.choice([200, 1000, 100_000]),
+        "store_full_grace_s": rng.choice([0.02, 0.3]),
+        "infeasible_grace_s": rng.choice([0.01, 1.0]),
+        "pipeline_window_ms": rng.choice([0.1, 1.0, 5.0]),
+        "pipeline_depth_max": rng.choice([2, 512]),
+        "handback_ms": rng.choice([0.5, 5.0, 20.0]),
+        "lease_idle_ms": rng.choice([1.0, 10.0, 100.0]),
+        "lease_requests_max": rng.choice([1, 2, 8]),
+        "workers_max": rng.choice([4] + [300] * 9),
+        "exhausted_grace_ms": rng.choice([1.0, 100.0]),
+        "worker_idle_s": rng.choice([0.05, 0.1, 2.0]),
+        "heartbeat_ms": rng.choice([1.0, 100.0]),
+        "actors_max": rng.choice([3] + [4096] * 9),
+        "actor_starts_max": rng.choice([1, 2, 16]),
+        "actor_restart_delay_ms": rng.choice([1.0, 50.0]),
+        "actor_restart_delay_max_s": rng.choice([0.05, 10.0]),
+        "actor_calls_bytes_max": rng.choice([300, 2000, 8 << 20]),
+        "dead_actors_max": rng.choice([30, 10_000]),
+    }
+    if not alone:  # there are heartbeats for ever, so what takes long takes seconds
+        limits |= {
+            "workers_max": 300,
+            "infeasible_grace_s": rng.choice([0.2, 2.0]),
+            "infeasible_retry_s": rng.choice([0.02, 0.5]),
+            "actor_restart_delay_max_s": rng.choice([0.05, 1.0]),
+            "function_fetch_timeout_s": 5.0,
+            "worker_idle_s": rng.choice([0.05, 0.1, 1.0]),
+            "heartbeat_ms": rng.choice([1.0, 20.0, 100.0]),
+            "health_check_ms": 100.0,
+            "node_suspect_s": rng.choice([0.15, 0.3]),
+            "node_death_s": rng.choice([0.4, 0.7]),
+            "control_death_s": rng.choice([1.0, 3.0]),
+            "lease_hops_max": rng.choice([1, 3, 3]),
+            "pull_bytes_max": rng.choice([5000, 512 << 20]),
+            "pulls_max": rng.choice([1, 64]),
+            "copy_receivers_max": rng.choice([1, 2]),
+            "transfer_renew_s": rng.choice([0.1, 0.5]),
+            "transfer_stall_s": rng.choice([0.1, 0.5]),
+            "transfer_attempts_max": rng.choice([2, 4]),
+            "transfer_chunk_bytes": rng.choice([500, 4000, 1 << 20]),
+            "placement_retry_ms": rng.choice([1.0, 50.0]),
+            "placement_retry_max_s": rng.choice([0.1, 1.0]),
+            "dead_placement_groups_max": rng.choice([3, 1000]),
+        }
+    return Config(**limits)
 
 
 def describe(message: tuple[Any, ...], name: Callable[[bytes], str]) -> str:

@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 from zray.base.schema import message
 
 
-@message(106, "owner", "control")
+@message(140, "owner", "control")
 class OwnerReturned(NamedTuple):
     """A driver or worker has found a control process that does not know it; OwnerKnown is the answer."""
 
     functions: list[bytes]  # that it has exported
 
 
-@message(107, "control", "owner")
+@message(141, "control", "owner")
 class OwnerKnown(NamedTuple):
     """What the control knows of its owner."""
 

@@ -74,6 +74,7 @@ class NodeAgent(ControlDesk):
         "_control",
         "_control_heard",
         "_dead",
+        "_early",
         "_ended_for_memory",
         "_heartbeat_set",
         "_me",
@@ -112,6 +113,7 @@ class NodeAgent(ControlDesk):
         self._control = control
         self._config = config
         self._dead: dict[bytes, str] = {}  # processes that ended, and how
+        self._early: dict[bytes, dict[tuple[bytes, bytes], None]] = {}  # agents not heard of yet -> (watcher, process)
         self._me = agent_id(node_id)
         self._remote = remote
         self.rejoin = False  # the cluster gave this node up by mistake, and would have it back
@@ -151,8 +153,8 @@ class NodeAgent(ControlDesk):
     # -- clients --------------------------------------------------------------------------------------------------
 
     def on_peer_joined(self, now: float, peer: bytes, role: str, pid: int) -> None:
-        """A process of this machine introduced itself."""
-        if peer in self._dead or role == "agent" or agent_of(peer) in self.neighbours.by_agent:
+        """A process introduced itself: one of this node is a client, wherever else it may be known already."""
+        if peer in self._dead or role == "agent" or agent_of(peer) != self._me:
             return
         self.clients[peer] = role
         if role == "driver":
@@ -165,15 +167,8 @@ class NodeAgent(ControlDesk):
             self._advance(now)
 
     def on_watch_process(self, now: float, peer: bytes, process: bytes) -> None:
-        if peer in self._dead:
-            return
-        elsewhere = self.neighbours.by_agent.get(agent_of(process))
-        if process in self.clients:
-            self.deaths.watch(peer, process, b"")
-        elif elsewhere is not None and process not in self._dead:
-            self.deaths.watch(peer, process, elsewhere.agent)
-        else:
-            self.deaths.tell(peer, process, self._dead.get(process, "it ended earlier"))
+        if not self._is_dead(peer):
+            self._watch(peer, process)
 
     def on_process_gone(self, now: float, peer: bytes, process: bytes, reason: str) -> None:
         """A process of another node ended."""
@@ -266,7 +261,7 @@ class NodeAgent(ControlDesk):
         strategy: tuple[Any, ...] = ("default",),
         hops: int = 0,
     ) -> None:
-        if peer in self._dead:
+        if self._is_dead(peer):
             return
         demand = ResourceSet(resources)
         if not readable(strategy):
@@ -286,7 +281,7 @@ class NodeAgent(ControlDesk):
                 kind = "infeasible" if decision.verdict is Verdict.INFEASIBLE else "exhausted"
                 self.out.append((SEND, peer, LeaseRejected(request_id, kind, decision.reason)))
                 return
-            self._meet(peer)
+        self._meet(peer)
         reason = self.scheduler.request(
             peer, request_id, job_id, demand, depth, retriable=retriable, strategy=strategy
         )
@@ -306,12 +301,14 @@ class NodeAgent(ControlDesk):
             node = self.neighbours.update(row)
             if node.alive:
                 self.out.append((DIAL, node.agent, node.endpoint))
+                self._hear_of(node.agent)
                 continue
             reason = f"its node {node.title()} is dead"
             for process in self.deaths.of_node(node.agent):
                 self._forget(now, process, reason)
             self.transfer.on_node_died(now, node.agent, reason)
             self._forget(now, node.agent, reason)
+            self._hear_of(node.agent)
             later = (TIMER, now + self._config.control_death_s, (HANG_UP_TIMER, node.agent))  # the control may answer it
             self.out.append((HANG_UP, node.agent) if self._remote else later)
         self._go_on(now)
@@ -417,9 +414,30 @@ class NodeAgent(ControlDesk):
 
     def _meet(self, process: bytes) -> None:
         """A process that may be of another node holds something here: it must be noticed when that ends."""
-        elsewhere = self.neighbours.by_agent.get(agent_of(process))
-        if elsewhere is not None and process not in self._dead:
-            self.deaths.watch(self._me, process, elsewhere.agent)
+        if agent_of(process) != self._me and not self._is_dead(process):
+            self._watch(self._me, process)
+
+    def _is_dead(self, process: bytes) -> bool:
+        """Whether a process has ended, as far as is known here, or its node has."""
+        return process in self._dead or agent_of(process) in self._dead
+
+    def _watch(self, watcher: bytes, process: bytes) -> None:
+        """Tell ``watcher`` when a process ends. Its node may be so new that this one has not heard of it yet."""
+        agent = agent_of(process)
+        if self._is_dead(process):
+            self.deaths.tell(watcher, process, self._dead.get(process) or self._dead[agent])
+        elif agent != self._me and agent not in self.neighbours.by_agent:
+            self._early.setdefault(agent, {})[watcher, process] = None
+        elif agent != self._me or process in self.clients:
+            self.deaths.watch(watcher, process, agent if agent != self._me else b"")
+        else:
+            self.deaths.tell(watcher, process, "it ended earlier")
+
+    def _hear_of(self, agent: bytes) -> None:
+        """A node that others knew before this one is known now."""
+        for watcher, process in self._early.pop(agent, ()):
+            if not self._is_dead(watcher):
+                self._watch(watcher, process)
 
     def _advance(self, now: float) -> None:
         """Grant what can be granted; call leases back for the rest."""

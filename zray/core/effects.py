@@ -29,4 +29,4 @@ FETCH = 21  # (FETCH, object_id, endpoint, ticket, size, received, place, checks
 CANCEL_FETCH = 22  # (CANCEL_FETCH, object_id): stop that; each FETCH ends in on_fetched or on_fetch_failed nevertheless
 ADOPT_FILE = 23  # (ADOPT_FILE, object_id, size, path, position, checksum): bring it into this node's store; call on_file_adopted
 STOP = 12  # (STOP, reason): this process has done its work
-JOINED = 23  # (JOINED,): the control knows of this node
+JOINED = 24  # (JOINED,): the control knows of this node

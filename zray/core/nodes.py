@@ -157,7 +157,10 @@ class NodeManager:
         store_name: str,
         store_bytes: int,
     ) -> Node | None:
-        """A machine is a node from now on, or still; it learns of all others. None if it was given up."""
+        """A machine is a node from now on, or still; None if it was given up.
+
+        It learns of all others, of those that are dead too: whom it does not know is new.
+        """
         node = self.nodes.get(node_id)
         if node is None:
             node = Node(node_id, peer, now)
@@ -175,7 +178,7 @@ class NodeManager:
         node.labels = labels
         node.store_name = store_name
         node.store_bytes = store_bytes
-        others = [other.row() for other in self.alive() if other is not node]
+        others = [other.row() for other in self.nodes.values() if other is not node]
         self.nodes[node_id] = node
         if others:
             self._out.append((SEND, peer, ClusterView(others)))

@@ -297,7 +297,7 @@ class PlacementGroupManager:
                 self._give_up(group, f"node {node_id.hex()[:8]} died")
             if lost:
                 self.lose(now, group, lost, f"node {node_id.hex()[:8]} died")
-            if in_round or lost:
+            elif in_round:
                 self._try(now, group)
 
     def lose(self, now: float, group: PlacementGroup, indexes: list[int], reason: str) -> None:
@@ -307,6 +307,7 @@ class PlacementGroupManager:
         group.reason = reason
         group.move("lost")
         self._changed(now, group)
+        self._try(now, group)
 
     def nodes_changed(self, now: float) -> None:
         """There are new nodes, or something is free that was not."""
@@ -365,6 +366,8 @@ class PlacementGroupManager:
             self._try(now, group)
         elif key[2:] in group.waiters:
             del group.waiters[key[2], key[3]]
+            if not any(peer == key[2] for peer, _ in group.waiters):
+                self._waits_no_more(key[2], group)
             self._out.append((SEND, key[2], Reply(key[3], True, False)))
 
     def view(self, group_id: bytes) -> GroupView:
@@ -509,11 +512,14 @@ class PlacementGroupManager:
         """Tell those who wait for its places."""
         for peer, request_id in group.waiters:
             self._out.append((AFTER_PERSIST, peer, Reply(request_id, ok, value)))
-            waits = self._waits.get(peer, {})
-            waits.pop(group.id, None)
-            if not waits:
-                self._waits.pop(peer, None)
+            self._waits_no_more(peer, group)
         group.waiters = {}
+
+    def _waits_no_more(self, peer: bytes, group: PlacementGroup) -> None:
+        waits = self._waits.get(peer, {})
+        waits.pop(group.id, None)
+        if not waits:
+            self._waits.pop(peer, None)
 
     def _gone(self, group_id: bytes) -> str:
         group = self.groups.get(group_id)
@@ -526,9 +532,8 @@ class PlacementGroupManager:
         standing = pickle.dumps((group.nodes, group.attempt), 5)
         row = (group.state.name, nodes, group.reason, standing, group.id)
         self._out.append((PERSIST, "update_placement_group", row))
-        update = _update(group.id, group.view())
         for agent in group.subscribers:
-            self._out.append((AFTER_PERSIST, agent, update))
+            self._out.append((AFTER_PERSIST, agent, _update(group.id, group.view())))
         if self._told is not None:
             self._told(now, group.id)
 
