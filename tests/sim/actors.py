@@ -225,6 +225,7 @@ class ActorHost:
         self.order = ActorTaskQueue()
         self.closing = False
         self.ready = False
+        self.started: ActorStarted | None = None  # what the control was told
         self._body = body
         self._handle: tuple[bytes, Address, Any] = extra["handle"]
         self._waiting: deque[tuple[bytes, Any]] = deque()
@@ -269,7 +270,8 @@ class ActorHost:
         body.finished(self.owner[0], 0, spec[0], (entry,), started)
         if body.world.rng.random() < 0.5:
             body.flush()
-        body.send(CONTROL, ActorStarted(self.id, self.incarnation, payload))
+        self.started = ActorStarted(self.id, self.incarnation, payload)
+        body.send(CONTROL, self.started)
         body.flush()
         self._start_more()
 

@@ -80,6 +80,10 @@ class WorkerBody(OwnerBody):
         """Whether it runs user code, or will."""
         return self.running is not None or (self.actor is not None and self.actor.busy)
 
+    def open_words(self) -> list[Any]:
+        started = self.actor.started if self.actor is not None else None
+        return [*super().open_words(), *([started] if started is not None else [])]
+
     def on_open_lease(self, now: float, peer: bytes, lease_id: int, job_id: bytes, *rest: Any) -> None:
         self.job_id = job_id
         self.owner.enter_job(job_id)

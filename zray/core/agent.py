@@ -122,6 +122,7 @@ class NodeAgent(ControlDesk):
         self._ends: dict[bytes, tuple[int, str, bool]] = {}  # actors that ended lately: incarnation, reason, if by their will
         self._placements = 0
         self._fields: tuple[Any, ...] = ()  # of the registration of this node
+        self._registrations = 0
         self._control_heard = float("inf")  # when; nothing is missed before it was heard first
         self._collected = float("-inf")
         self._ended_for_memory: dict[bytes, str] = {}  # workers on their way out, and the report

@@ -21,9 +21,10 @@ from zray.core.effects import SEND
 class ControlDesk(ActorDesk):
     """What ``NodeAgent`` inherits; the fields are made there."""
 
-    __slots__ = ("_fields", "_reported")
+    __slots__ = ("_fields", "_registrations", "_reported")
 
     _fields: tuple[Any, ...]
+    _registrations: int
     _reported: dict[str, int]
     bundles: NodeBundles
 
@@ -34,11 +35,17 @@ class ControlDesk(ActorDesk):
             fields: of RegisterNode, without what runs here.
         """
         self._fields = fields
+        self._registrations = 1
         self.out.append((SEND, self._control, RegisterNode(*(*fields, {}))))
 
     def on_control_broken(self, now: float) -> None:
-        """There is a control process that knows nothing of this one: this is the first that it hears."""
-        self.out.append((SEND, self._control, RegisterNode(*(*self._fields, self.inventory()))))
+        """There is a control process that knows nothing of this one: this is the first that it hears.
+
+        It may hear earlier words after that, those that are not known to have been heard.
+        """
+        running = {"number": self._registrations, **self.inventory()}
+        self._registrations += 1
+        self.out.append((SEND, self._control, RegisterNode(*(*self._fields, running))))
         for group_id in self.bundles.known():
             self.out.append((SEND, self._control, SubscribePlacementGroup(group_id)))
 

@@ -121,8 +121,9 @@ class Gcs:
         store_bytes: int,
         running: dict[str, Any] | None = None,
     ) -> None:
+        number = running["number"] if running else 0
         node = self.members.register(
-            now, peer, node_id, endpoint, hostname, pid, resources, labels, store_name, store_bytes
+            now, peer, node_id, endpoint, hostname, pid, resources, labels, store_name, store_bytes, number
         )
         if node is None:
             return

@@ -69,6 +69,7 @@ class Node:
         "id",
         "labels",
         "lost_at",
+        "number",
         "pid",
         "registered",
         "state",
@@ -84,6 +85,7 @@ class Node:
         self.lost_at = float("inf")  # when its connection ended
         self.state = NodeState.ALIVE
         self.registered = True  # with this control process; else it is known from an earlier one
+        self.number = -1  # of its last registration: words that were said again may be older
         self.endpoint = ""
         self.hostname = ""
         self.pid = 0
@@ -156,8 +158,9 @@ class NodeManager:
         labels: dict[str, str],
         store_name: str,
         store_bytes: int,
+        number: int = 0,
     ) -> Node | None:
-        """A machine is a node from now on, or still; None if it was given up.
+        """A machine is a node from now on, or still; None if it was given up, or has registered since that was said.
 
         It learns of all others, of those that are dead too: whom it does not know is new.
         """
@@ -167,6 +170,9 @@ class NodeManager:
         elif node.state is NodeState.DEAD:
             self._refuse(peer)
             return None
+        elif number <= node.number:
+            return None
+        node.number = number
         node.heard_at = now
         node.lost_at = float("inf")
         node.registered = True

@@ -91,6 +91,7 @@ class Restart:
         for group in groups:
             actor = self._actors.actors.get(group.actor_id)
             group.actor_over = actor is None or actor.state is ActorState.DEAD
+            group.attempt = max(group.attempt, int(now * 1000) << 20)  # above those whose answers may still come
         for job_id in dict.fromkeys([*[actor.job_id for actor in living], *[group.job_id for group in groups]]):
             if job_id not in running:  # its end was written down, and perhaps not all that follows from it
                 self._actors.job_finished(job_id)

@@ -43,11 +43,12 @@ class Resync:
         out = self._owner.out
         out.extend((SEND, CONTROL, message) for message in self._open_words())
         out.append((SEND, CONTROL, OwnerReturned(list(self._exports))))
-        for queue in self._owner.calls.queues.values():
-            if not queue.error:
-                out.append((SEND, CONTROL, SubscribeActor(queue.actor_id)))
-                if queue.killed:
-                    out.append((SEND, CONTROL, KillActor(queue.actor_id, True)))
+        queues = self._owner.calls.queues
+        awaited = [queue.actor_id for queue in queues.values() if not queue.error]
+        awaited += [actor_id for actor_id in self._owner.creations if actor_id not in queues]  # without a handle left
+        out.extend((SEND, CONTROL, SubscribeActor(actor_id)) for actor_id in awaited)
+        killed = [queue.actor_id for queue in queues.values() if queue.killed and not queue.error]
+        out.extend((SEND, CONTROL, KillActor(actor_id, True)) for actor_id in killed)
 
     def on_owner_known(self, now: float, peer: bytes, actors: list[Any], missing: list[bytes]) -> None:
         """The control says what it knows."""
