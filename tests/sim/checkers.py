@@ -96,6 +96,7 @@ class Judge:
         self._last: dict[tuple[bytes, bytes], int] = {}  # (process, caller) -> the number of the last call
         self._failed: dict[str, None] = {}  # actors of which a call failed, for a reason
         self.small_store = False
+        self.control_ends = False
         self.links_break = False  # between the machines
         self.values = 0
         self.errors: dict[str, int] = {}
@@ -271,6 +272,7 @@ class Judge:
             return deaths > self.retries[task_id] >= 0
         if isinstance(error, TaskUnschedulableError):
             small = task_id in self.infeasible or self._world.config.workers_max < 100
+            small |= self.control_ends and self._world.config.infeasible_grace_s < 3  # nodes did not hear of others in time
             return small or self._has_no_place(*self.strategies[task_id])
         return False
 

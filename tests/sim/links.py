@@ -156,8 +156,9 @@ class Network:
     def come_back(self, listener: bytes) -> None:
         """It is there again, another process: who had dialled it finds that out one after the other."""
         for connection in self._by_process.get(listener, ()):
-            if connection.away:
-                self._world.after(self._world.some(0.1), self._find, connection, connection.away)
+            if connection.away:  # the last words of the one before come over a connection that is over then
+                when = max(self._world.now + self._world.some(0.1), connection.last[1])
+                self._world.at(when, self._find, connection, connection.away)
 
     def _find(self, connection: Connection, time: int) -> None:
         dialler = connection.dialler

@@ -90,7 +90,7 @@ class AgentBody(Body):
         self.dial(CONTROL)
 
     def leaves(self) -> list[Any]:
-        return [self.brain.bundles, self.brain.transfer]
+        return [self.brain.bundles, self.brain.transfer, self.brain.transfer.search]
 
     def on_broken(self, peer: bytes) -> None:
         if peer == CONTROL:

@@ -448,13 +448,13 @@ class ActorManager:
         if actor.agent:
             self._tell(actor.agent, EndActor(actor.id, actor.incarnation, force))
         actor.agent = b""
-        if actor.creation:
-            actor.creation = b""
-            self._out.append((PERSIST, "save_creation", (b"", actor.id)))
         actor.move("ended")
         if actor.name:
             del self.names[actor.namespace, actor.name]
         self._changed(actor)
+        if actor.creation:
+            actor.creation = b""
+            self._out.append((PERSIST, "save_creation", (b"", actor.id)))
         for peer in actor.subscribers:
             self._subscriptions[peer].pop(actor.id, None)
         actor.subscribers.clear()

@@ -60,7 +60,7 @@ class ControlDesk(ActorDesk):
             "actors": self.actors_here(),
             "ends": [(actor_id, *end) for actor_id, end in self._ends.items()],
             "bundles": [
-                (bundle.group_id, bundle.index, bundle.state is BundleState.COMMITTED)
+                (bundle.group_id, bundle.index, bundle.attempt, bundle.state is BundleState.COMMITTED)
                 for bundle in self.bundles.bundles.values()
             ],
         }

@@ -151,11 +151,11 @@ class Restart:
         for actor_id, incarnation in there:
             self._out.append((AFTER_PERSIST, node.agent, EndActor(actor_id, incarnation, True)))
 
-    def _compare_bundles(self, now: float, node: Node, rows: list[tuple[bytes, int, bool]]) -> None:
+    def _compare_bundles(self, now: float, node: Node, rows: list[tuple[bytes, int, int, bool]]) -> None:
         groups = self._placement.groups
         self._placement.break_off(now, node.id, "a node that was asked has registered again")
         there: dict[bytes, list[int]] = {}
-        for group_id, index, committed in rows:
+        for group_id, index, attempt, committed in rows:
             group = groups.get(group_id)
             if group is None or index >= len(group.nodes) or group.nodes[index] != node.id:
                 text = "its placement group has other places, or is gone"
@@ -163,7 +163,7 @@ class Restart:
                 continue
             there.setdefault(group_id, []).append(index)
             if not committed:
-                self._out.append((SEND, node.agent, CommitBundles(group_id, group.attempt)))
+                self._out.append((SEND, node.agent, CommitBundles(group_id, attempt)))
         for group in list(groups.values()):
             placed = [index for index, place in enumerate(group.nodes) if place == node.id]
             lost = [index for index in placed if index not in there.get(group.id, [])]
