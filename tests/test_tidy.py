@@ -226,13 +226,16 @@ print(json.dumps([before, look()]))
 
 def handlers() -> dict[str, list[type]]:
     """The classes that handle messages, by the receiver's role."""
+    from zray.core.actor_owner import ActorOwner
     from zray.core.actors import ActorManager
     from zray.core.agent import NodeAgent
     from zray.core.bundles import NodeBundles
+    from zray.core.copy_search import CopySearch
     from zray.core.gcs import Gcs
     from zray.core.object_desk import ObjectDesk
     from zray.core.owner import Owner
     from zray.core.placement import PlacementGroupManager
+    from zray.core.recovery import ObjectRecovery
     from zray.core.transfer import ObjectTransfer
     from zray.runtime.client import Client
     from zray.runtime.core_worker import CoreWorker
@@ -240,8 +243,8 @@ def handlers() -> dict[str, list[type]]:
 
     return {
         "control": [Gcs, ActorManager, PlacementGroupManager],
-        "agent": [NodeBundles, NodeAgent, ObjectDesk, ObjectTransfer],
-        "owner": [Owner, CoreWorker],
+        "agent": [NodeBundles, NodeAgent, ObjectDesk, ObjectTransfer, CopySearch],
+        "owner": [Owner, ActorOwner, ObjectRecovery, CoreWorker],
         "worker": [TaskExecutor],
         "any": [Client, CoreWorker],
     }

@@ -156,7 +156,7 @@ class Cluster:
             self.head_node = node
         else:
             self.worker_nodes.append(node)
-        if wait and zray.is_initialized():
+        if wait and zray.is_initialized() and self.head_node.node_id in _living():  # or connected to another cluster
             self._wait([node], lambda: _living() >= {node.node_id}, _START_S)
         return node
 

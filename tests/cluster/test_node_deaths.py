@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,6 +93,54 @@ def test_a_node_that_was_given_up_hears_of_it_and_comes_back_as_another(mortal: 
     assert "gave it up" in east.log() and east.alive()
     assert again != east.node_id
     assert_nothing_remains(east.session_dir)
+    mortal.wait_for_nodes()
+    assert east.node_id == again and os.path.exists(east.session_dir), "it is the same ClusterNode"
+
+
+def test_a_node_can_join_while_another_hangs(mortal: Cluster) -> None:
+    east = mortal.worker_nodes[0]
+    east.pause()
+    try:
+        node = mortal.add_node(num_cpus=1)
+        assert node.node_id in {row["NodeID"] for row in ray.nodes() if row["Alive"]}
+    finally:
+        east.resume()
+
+
+def test_a_cluster_that_can_not_be_made_leaves_no_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    homes: list[str] = []
+
+    def mkdtemp(**options: Any) -> str:
+        homes.append(made(**options))
+        return homes[-1]
+
+    made = tempfile.mkdtemp
+    monkeypatch.setattr("tempfile.mkdtemp", mkdtemp)
+    with Cluster(connect=True) as first:
+        with pytest.raises(RuntimeError, match="called before"):
+            Cluster(connect=True)
+        assert ray.get(where.remote()) == head(first).node_id, "the one that was connected still is"
+    with pytest.raises(RuntimeError, match="the node did not start"):
+        Cluster(head_node_args={"env_vars": {"ZRAY_NODE_DEATH_S": "long"}})
+    assert len(homes) == 3 and not any(map(os.path.exists, homes)) and not any(map(processes_of, homes))
+
+
+def test_a_node_whose_process_is_killed_is_dead_long_before_one_that_is_silent() -> None:
+    limits = {"ZRAY_NODE_DEATH_S": "1000", "ZRAY_NODE_LOST_S": "0.2", "ZRAY_HEALTH_CHECK_MS": "100"}
+    with Cluster(head_node_args={"num_cpus": 1, "env_vars": limits}, connect=True) as cluster:
+        node = cluster.add_node(num_cpus=1)
+        cluster.remove_node(node, allow_graceful=False)
+        cluster.wait_for_nodes()
+        assert "its connection ended" in head(cluster).log()
+
+
+def test_a_node_that_ends_in_good_order_is_dead_at_once() -> None:
+    limits = {"ZRAY_NODE_DEATH_S": "1000", "ZRAY_NODE_LOST_S": "1000"}
+    with Cluster(head_node_args={"num_cpus": 1, "env_vars": limits}, connect=True) as cluster:
+        node = cluster.add_node(num_cpus=1)
+        cluster.remove_node(node)
+        cluster.wait_for_nodes()
+        assert "it left the cluster: SIGTERM" in head(cluster).log()
 
 
 # -- nothing is left ------------------------------------------------------------------------------------------------

@@ -298,13 +298,23 @@ def test_a_node_whose_connection_ended_is_dead_unless_it_comes_back_soon() -> No
 
 def test_a_control_that_was_held_up_waits_for_those_whose_connection_ended() -> None:
     bench = Bench(FIRST)
-    bench.tick(0.5)
+    bench.tick(0.5, keeps=(FIRST,))
     bench.does("lost", 0.6, agent_id(FIRST))
     bench.tick(60.0)
     assert bench.last == []
     for step in range(1, 4):
         bench.tick(60.0 + step * 0.5)
     assert [node.id for node, _ in bench.last] == [FIRST]
+
+
+def test_a_connection_that_was_given_up_in_a_silence_says_nothing_of_the_node() -> None:
+    bench = Bench(FIRST)
+    for now in (0.5, 1.0, 1.5, 2.0, 2.5):
+        if now == 2.0:
+            bench.does("lost", 1.5, agent_id(FIRST))
+        assert bench.tick(now) and bench.last == []
+    bench.tick(3.0)
+    assert [reason for _, reason in bench.last] == ["it was silent for 3 s"]
 
 
 def test_the_end_of_a_connection_of_somebody_else_is_nothing() -> None:

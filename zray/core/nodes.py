@@ -11,11 +11,12 @@ A node that has been silent for ``node_suspect_s`` is *suspected* and asked for 
 network was cut, it is told to end and to join anew, as another node. A control that was itself held up (its clock jumped
 between two of its own ticks) gives every node the time it has missed.
 
-A cut network says nothing, but the end of a process does: its connections end with it. A node whose connection has ended is
-given ``node_lost_s`` to make another, which takes a living one a moment.
+A cut network says nothing, but the end of a process does: its connections end with it. A node that was heard lately and whose
+connection has ended is given ``node_lost_s`` to make another, which takes a living one a moment. A connection that ends after
+a silence was given up by one side, and says no more than the silence.
 
-A node registers again when its connection to the control broke, or when there is another control process, which knows the node
-from the database (``restore``) and waits for it as for any node that is silent.
+A node registers again when there is another control process, which knows the node from the database (``restore``) and gives it
+``node_return_s`` for that.
 """
 
 from __future__ import annotations
@@ -226,9 +227,9 @@ class NodeManager:
             self._note(now, node)
 
     def lost(self, now: float, agent: bytes) -> None:
-        """The connection of an agent has ended."""
+        """The connection of an agent has ended: as that of a process that ended, unless it was silent before."""
         for node in self.alive():
-            if node.agent == agent:
+            if node.agent == agent and now - node.heard_at < self._config.node_suspect_s:
                 node.lost_at = min(now, node.lost_at)
 
     def end(self, now: float, node: Node, reason: str) -> None:

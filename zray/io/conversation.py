@@ -44,8 +44,8 @@ class Conversation:
 
     def say(self, content: bytes) -> bytes:
         """The frame for something to say. It is kept."""
-        self._said += 1
-        frame = self._header(self._said) + content
+        number = self._said = self._said + 1
+        frame = self._header(number) + content
         self._kept.append(frame)
         return frame
 
@@ -58,7 +58,8 @@ class Conversation:
         if len(frame) < HEADER_BYTES:
             return None
         number, confirmed = _HEADER.unpack_from(frame)
-        self.confirm(confirmed)
+        if self._kept:
+            self.confirm(confirmed)
         self.heard = max(self.heard, 0)
         if number != self.heard + 1:
             return None

@@ -50,8 +50,9 @@ _BATCH_MAX = 100  # frames read from one socket before the others have their tur
 _WHO = b"?"  # no pickle starts so, and no frame of a conversation
 _ANEW = b"!"
 _NUMBERED = 0  # the first byte of the frames of a conversation
-_RECONNECT_MS_MAX = 1000
 _UNANSWERED_MS_MAX = 2000  # what was sent is not confirmed for so long: make a new connection, sooner than TCP would try again
+_CONNECT_MS_MAX = 1000  # ... in attempts that are short,
+_RECONNECT_MS_MAX = 500  # and follow each other closely
 _AWAY_S = 60.0  # a peer that dialled and whose connection is gone for so long is forgotten
 _LINKS_MIN = 64  # nobody is looked for among fewer
 _ASKED_MAX = 1000  # connections that we remember to have asked for an introduction
@@ -350,6 +351,7 @@ class Transport:
                 socket.set(zmq.PROBE_ROUTER, 1)
                 socket.set(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS_MAX)
                 socket.set(zmq.TCP_MAXRT, _UNANSWERED_MS_MAX)
+                socket.set(zmq.CONNECT_TIMEOUT, _CONNECT_MS_MAX)
             if kind == zmq.DEALER and self._key is not None:
                 show_key(socket, self._key)
         channel = _Channel(self, socket, remote)

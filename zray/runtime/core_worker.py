@@ -12,6 +12,7 @@ import queue
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,7 @@ class CoreWorker(Client):
         self.owner: Owner
         self.store: StoreClient
         self._completions: queue.SimpleQueue[tuple[Future[Any], ObjectRef[Any]] | None] | None = None
-        self._adoptions: queue.SimpleQueue[tuple[bytes, tuple[str, int, int, int]] | None] | None = None
+        self._adoptions: deque[tuple[bytes, tuple[str, int, int, int]]] = deque()
         self._main = threading.main_thread().ident
         self._pid = os.getpid()
         self._warned = False
@@ -446,17 +447,15 @@ class CoreWorker(Client):
 
     def _adopt_file(self, object_id: bytes, size: int, path: str, position: int, checksum: int) -> None:
         """In the loop: have a thread bring what a lost node had spilled into this node's store."""
-        if self._adoptions is None:
-            self._adoptions = queue.SimpleQueue()
+        self._adoptions.append((object_id, (path, position, size, checksum)))
+        if len(self._adoptions) == 1:
             threading.Thread(target=self._adopt_files, name="zray-adoptions", daemon=True).start()
-        self._adoptions.put((object_id, (path, position, size, checksum)))
 
     def _adopt_files(self) -> None:
         from zray.io.spill import read_copy  # for those who have lost a node
 
-        assert self._adoptions is not None
-        while (item := self._adoptions.get()) is not None:
-            object_id, place = item
+        while self._adoptions and self.broken is None:
+            object_id, place = self._adoptions[0]
             try:
                 value = serialization.stored_again(read_copy(*place))
                 self.store.write(object_id, value, self.me)
@@ -464,10 +463,8 @@ class CoreWorker(Client):
                 problem = f"its file {place[0]} can not be read from here: {type(error).__name__}: {error}"
             else:
                 problem = ""
-            self.loop.post((self._on_file_adopted, object_id, problem))
-
-    def _on_file_adopted(self, object_id: bytes, problem: str) -> None:
-        self.owner.on_file_adopted(time.monotonic(), object_id, problem)
+            self.loop.post((self.owner.on_file_adopted, time.monotonic(), object_id, problem))
+            self._adoptions.popleft()  # who adds one to an empty list starts the next thread
 
     # -- references (object_ref.Runtime) --------------------------------------------------------------------------
 
@@ -526,8 +523,6 @@ class CoreWorker(Client):
             self.loop.close()
         if self._completions is not None:
             self._completions.put(None)
-        if self._adoptions is not None:
-            self._adoptions.put(None)
         if self._brains:
             self.store.close()
 

@@ -67,7 +67,9 @@ class Process:
         key: ClusterKey | None = None,
     ) -> None:
         self.me = me
+        self.reason = ""  # why it ends
         self.loop = Loop(lazy_s)
+        self.loop.on_inbox = self.on_calls
         self.transport = Transport(
             self.loop,
             me,
@@ -143,7 +145,14 @@ class Process:
 
     def stop(self, reason: str) -> None:
         """End this process in good order."""
+        self.reason = reason
         self.loop.stopped = True
+
+    def on_calls(self, now: float) -> None:
+        """Take what was posted: calls, in a process that has no users."""
+        while self.loop.inbox:
+            entry = self.loop.inbox.popleft()
+            entry[0](*entry[1:])
 
     def settle(self, now: float) -> None:
         """Let the brains draw consequences, execute their effects until there are none, then send."""
