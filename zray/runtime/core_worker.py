@@ -110,7 +110,6 @@ class CoreWorker(Client):
         self.on_effect(e.RESOLVE, resolve)
         self.on_effect(e.WARN, lambda text: log.warning("%s", text))
         self.add_handlers(self, "owner", "any")
-        self.loop.on_inbox = self._on_early_inbox
 
     def join(self, job_id: bytes, node: dict[str, Any]) -> None:
         """Become part of a job on a node: from now on objects and tasks can be made."""
@@ -153,12 +152,6 @@ class CoreWorker(Client):
                     adopt(first, entry[1])
                 else:
                     first(*entry[1:])
-
-    def _on_early_inbox(self, now: float) -> None:
-        """Before this process has joined a job there are only calls."""
-        while self.loop.inbox:
-            entry = self.loop.inbox.popleft()
-            entry[0](*entry[1:])
 
     def settle(self, now: float) -> None:
         if self._brains:
