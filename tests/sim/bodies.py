@@ -216,9 +216,9 @@ class OwnerBody(Body):
         self.agent = node.agent_id
         self.address: Address = (process_id, f"sim://{name}")
         self.owner = Owner(self.address, b"", node.id, self.agent, cluster.world.config, self._counted_ref)
-        self._exported: dict[bytes, wire.ExportFunction] = {}
-        self._requests: dict[int, tuple[Thread, bytes, Any]] = {}
-        self.resync = Resync(self.owner, self._exported, self.open_words)
+        self._exported: dict[bytes, None] = {}
+        self._requests: dict[int, tuple[Thread | None, bytes, Any]] = {}
+        self.resync = Resync(self.owner, self.open_words)
         super().__init__(cluster, process_id, name, role, node.machine.name, self.owner, "owner", "any", *receivers)
         self.judge = cluster.judge
         self.inbox: list[bytes] = []
@@ -335,7 +335,8 @@ class OwnerBody(Body):
         if request_id not in self._requests:
             return  # it was asked twice
         thread, *_ = self._requests.pop(request_id)
-        self.world.after(self.world.some(0.0002), thread.step, (ok, value))
+        if thread is not None:
+            self.world.after(self.world.some(0.0002), thread.step, (ok, value))
 
     # -- what threads wait for ------------------------------------------------------------------------------------
 
@@ -344,17 +345,19 @@ class OwnerBody(Body):
         if what == "sleep":
             self.world.after(request[1], thread.step)
         elif what == "ask":
-            _, peer, message, fields = request
-            asked = message(self._next_request, *fields)
-            self._requests[self._next_request] = (thread, peer, asked)
-            self.send(peer, asked)
-            self._next_request += 1
+            self._ask(thread, *request[1:])
         elif what == "wait":
             _, waiter, refs, timeout_s = request
             waiter.signal = thread
             self.owner.watch(waiter, refs)
             if timeout_s is not None:
                 self.world.after(timeout_s, self._time_out, waiter)
+
+    def _ask(self, thread: Thread | None, peer: bytes, message: Any, fields: tuple[Any, ...]) -> None:
+        asked = message(self._next_request, *fields)
+        self._requests[self._next_request] = (thread, peer, asked)
+        self._next_request += 1
+        self.send(peer, asked)
 
     def _time_out(self, waiter: Waiter) -> None:
         if self.alive and not waiter.done:
@@ -413,8 +416,8 @@ class OwnerBody(Body):
     def export(self, function: bytes) -> None:
         """Give a function to the cluster, once."""
         if function not in self._exported:
-            self._exported[function] = wire.ExportFunction(self.job_id, function, function.decode(), b"body")
-            self.send(CONTROL, self._exported[function])
+            self._exported[function] = None
+            self._ask(None, CONTROL, wire.ExportFunction, (self.job_id, function, function.decode(), b"body"))
 
     def call(
         self,

@@ -106,8 +106,9 @@ class FetchJob(NamedTuple):
 
 @message(13, "owner", "control")
 class ExportFunction(NamedTuple):
-    """A function, before the first task that calls it."""
+    """A function, before the first task that calls it; the reply is None when it is written down."""
 
+    request_id: int
     job_id: bytes
     function_id: bytes
     name: str

@@ -9,12 +9,9 @@ from zray.base.schema import message
 class OwnerReturned(NamedTuple):
     """A driver or worker has found a control process that does not know it; OwnerKnown is the answer."""
 
-    functions: list[bytes]  # that it has exported
-
 
 @message(141, "control", "owner")
 class OwnerKnown(NamedTuple):
     """What the control knows of its owner."""
 
     actors: list[Any]  # (actor id, handle id, state) of those that live
-    missing: list[bytes]  # functions that it does not have

@@ -226,11 +226,10 @@ class Gcs:
         self.actors.process_ended(process)
         self.placement.process_ended(process)
 
-    def on_owner_returned(self, now: float, peer: bytes, functions: list[bytes]) -> None:
+    def on_owner_returned(self, now: float, peer: bytes) -> None:
         """A driver or worker found this control process in the place of an earlier one."""
         self.restart.heard(peer)
-        missing = [function_id for function_id in functions if function_id not in self.functions]
-        self.out.append((SEND, peer, OwnerKnown(self.actors.owned_by(peer), missing)))
+        self.out.append((SEND, peer, OwnerKnown(self.actors.owned_by(peer))))
 
     def on_fetch_job(self, now: float, peer: bytes, request_id: int, job_id: bytes) -> None:
         job = self.jobs.get(job_id)
@@ -242,13 +241,14 @@ class Gcs:
     # -- functions ------------------------------------------------------------------------------------------------
 
     def on_export_function(
-        self, now: float, peer: bytes, job_id: bytes, function_id: bytes, name: str, body: bytes
+        self, now: float, peer: bytes, request_id: int, job_id: bytes, function_id: bytes, name: str, body: bytes
     ) -> None:
         if function_id not in self.functions:
             self.functions[function_id] = (name, body)
             self.out.append((PERSIST, "save_function", (function_id, job_id, name, body)))
-        for waiting, request_id in self._wanted.pop(function_id, ()):
-            self.out.append((SEND, waiting, Reply(request_id, True, (name, body))))
+        self.out.append((AFTER_PERSIST, peer, Reply(request_id, True, None)))
+        for waiting, asked in self._wanted.pop(function_id, ()):
+            self.out.append((SEND, waiting, Reply(asked, True, (name, body))))
 
     def on_fetch_function(self, now: float, peer: bytes, request_id: int, function_id: bytes) -> None:
         known = self.functions.get(function_id)

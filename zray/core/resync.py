@@ -3,10 +3,9 @@
 Theory of operation
 -------------------
 A process goes on while there is no control. When it finds another one there, that may not know what the one before had heard
-last. The process does not repeat all it ever said, but says how things are: it asks its open questions again, subscribes
-to the actors that it calls, and names the functions that it has exported. The control answers with what it knows
-(OwnerKnown), and the process corrects that: it sends what is missing, creates the actors whose creation was lost, and
-gives up those that are not needed any more.
+last. The process does not repeat all it ever said, but says how things are: it asks its open questions again, and
+subscribes to the actors that it calls. The control answers with what it knows (OwnerKnown), and the process corrects that: it
+registers and creates the actors whose registration or creation was lost, and gives up those that are not needed any more.
 """
 
 from __future__ import annotations
@@ -27,22 +26,20 @@ class Resync:
 
     Args:
         owner: its brain, whose effects carry what is said.
-        exports: the functions it has exported, each with the message that does that.
         open_words: what else was said and is not known to have been heard, as questions without an answer.
     """
 
-    __slots__ = ("_exports", "_open_words", "_owner")
+    __slots__ = ("_open_words", "_owner")
 
-    def __init__(self, owner: Owner, exports: dict[bytes, Any], open_words: Callable[[], list[Any]]) -> None:
+    def __init__(self, owner: Owner, open_words: Callable[[], list[Any]]) -> None:
         self._owner = owner
-        self._exports = exports
         self._open_words = open_words
 
     def begin(self) -> None:
         """There is a control process that knows nothing of this one: this is the first that it hears."""
         out = self._owner.out
         out.extend((SEND, CONTROL, message) for message in self._open_words())
-        out.append((SEND, CONTROL, OwnerReturned(list(self._exports))))
+        out.append((SEND, CONTROL, OwnerReturned()))
         queues = self._owner.calls.queues
         awaited = [queue.actor_id for queue in queues.values() if not queue.error]
         awaited += [actor_id for actor_id in self._owner.creations if actor_id not in queues]  # without a handle left
@@ -50,10 +47,9 @@ class Resync:
         killed = [queue.actor_id for queue in queues.values() if queue.killed and not queue.error]
         out.extend((SEND, CONTROL, KillActor(actor_id, True)) for actor_id in killed)
 
-    def on_owner_known(self, now: float, peer: bytes, actors: list[Any], missing: list[bytes]) -> None:
+    def on_owner_known(self, now: float, peer: bytes, actors: list[Any]) -> None:
         """The control says what it knows."""
         out = self._owner.out
-        out.extend((SEND, CONTROL, self._exports[function_id]) for function_id in missing if function_id in self._exports)
         known = {actor_id: state for actor_id, _, state in actors}
         for actor_id, handle_id, _ in actors:
             if not self._owner.references.needed(handle_id):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from zray.base.wire import CONTROL
 from zray.core.waiters import Waiter
 from zray.exceptions import RayError, RaySystemError
 from zray.runtime.process import Process
@@ -15,10 +16,11 @@ _DRAIN_S = 1.0
 class Request:
     """A question to another process, until its Reply comes."""
 
-    __slots__ = ("done", "ok", "signal", "then", "value")
+    __slots__ = ("done", "ok", "question", "signal", "then", "value")
 
     def __init__(self, then: Callable[[bool, Any], None] | None = None) -> None:
         self.then = then  # called in the loop with the answer
+        self.question: Any = None  # what the control is asked, which may have to be asked again
         self.done = False
         self.ok = False
         self.value: Any = None
@@ -101,7 +103,14 @@ class Client(Process):
         request_id = self._next_request
         self._next_request += 1
         self._requests[request_id] = request
-        self.send(peer, message(request_id, *fields))
+        question = message(request_id, *fields)
+        if peer == CONTROL:
+            request.question = question
+        self.send(peer, question)
+
+    def open_words(self) -> list[Any]:
+        """What the control was told and may not know: the questions that it has not answered."""
+        return [request.question for request in self._requests.values() if request.question is not None]
 
 
 def finish(waiter: Waiter) -> None:

@@ -25,6 +25,7 @@ from zray.base.wire import CONTROL, ERROR, INLINE, STORED, Address, Entry
 from zray.base.wire_actors import RegisterActor
 from zray.core import effects as e
 from zray.core.owner import Owner
+from zray.core.resync import Resync
 from zray.core.tasks import Task
 from zray.core.waiters import Waiter
 from zray.exceptions import (
@@ -101,6 +102,7 @@ class CoreWorker(Client):
         self.exported: dict[bytes, None] = {}
         self.checked: tuple[Any, ...] = ()  # marks the list that the last wait left over
         self.owner: Owner
+        self.resync: Resync
         self.store: StoreClient
         self._completions: queue.SimpleQueue[tuple[Future[Any], ObjectRef[Any]] | None] | None = None
         self._adoptions: deque[tuple[bytes, tuple[str, int, int, int]]] = deque()
@@ -110,6 +112,7 @@ class CoreWorker(Client):
         self.on_effect(e.RESOLVE, resolve)
         self.on_effect(e.WARN, lambda text: log.warning("%s", text))
         self.add_handlers(self, "owner", "any")
+        self.transport.on_broken = self._on_broken
 
     def join(self, job_id: bytes, node: dict[str, Any]) -> None:
         """Become part of a job on a node: from now on objects and tasks can be made."""
@@ -120,6 +123,8 @@ class CoreWorker(Client):
         self.store = StoreClient(self, node["store_name"], self.free_first, self.call_site)
         self.owner = Owner(self.address, job_id, self.node_id, self.agent, self.config, self._counted_ref)
         self.add_brain(self.owner, "owner")
+        self.resync = Resync(self.owner, self.open_words)
+        self.add_handlers(self.resync, "owner")
         self.on_timers("leases", self.owner.on_timer)
         self.on_timers("owner", self.owner.on_timer)
         self.on_timers("calls", self.owner.on_timer)
@@ -164,6 +169,17 @@ class CoreWorker(Client):
 
     def on_notice(self, now: float, peer: bytes, text: str) -> None:
         log.warning("%s", text)
+
+    def _on_broken(self, peer: bytes) -> None:
+        """Somebody else is where a peer was."""
+        if peer != CONTROL:
+            return
+        if self._brains:
+            self.resync.begin()
+            self.execute(self.owner)
+        else:
+            for question in self.open_words():
+                self.send(CONTROL, question)
 
     def on_refuse(self, now: float, peer: bytes, reason: str) -> None:
         self.fail(RaySystemError(f"the cluster refused this process: {reason}"))
@@ -210,7 +226,7 @@ class CoreWorker(Client):
         """Give a function to the cluster, once."""
         if function_id not in self.exported:
             self.exported[function_id] = None
-            self.tell(CONTROL, wire.ExportFunction(self.job_id, function_id, name, body))
+            self.ask(CONTROL, wire.ExportFunction, self.job_id, function_id, name, body)
 
     def check_ours(self, refs: Sequence[ObjectRef[Any]]) -> None:
         """Refuse references that were made before ``shutdown``: nobody would ever answer for them.
