@@ -226,6 +226,7 @@ print(json.dumps([before, look()]))
 
 def handlers() -> dict[str, list[type]]:
     """The classes that handle messages, by the receiver's role."""
+    from zray.core.actor_desk import ActorDesk
     from zray.core.actor_owner import ActorOwner
     from zray.core.actors import ActorManager
     from zray.core.agent import NodeAgent
@@ -236,6 +237,7 @@ def handlers() -> dict[str, list[type]]:
     from zray.core.owner import Owner
     from zray.core.placement import PlacementGroupManager
     from zray.core.recovery import ObjectRecovery
+    from zray.core.resync import Resync
     from zray.core.transfer import ObjectTransfer
     from zray.runtime.client import Client
     from zray.runtime.core_worker import CoreWorker
@@ -243,8 +245,8 @@ def handlers() -> dict[str, list[type]]:
 
     return {
         "control": [Gcs, ActorManager, PlacementGroupManager],
-        "agent": [NodeBundles, NodeAgent, ObjectDesk, ObjectTransfer, CopySearch],
-        "owner": [Owner, ActorOwner, ObjectRecovery, CoreWorker],
+        "agent": [NodeBundles, NodeAgent, ActorDesk, ObjectDesk, ObjectTransfer, CopySearch],
+        "owner": [Owner, ActorOwner, ObjectRecovery, Resync, CoreWorker],
         "worker": [TaskExecutor],
         "any": [Client, CoreWorker],
     }

@@ -460,11 +460,10 @@ class PlacementGroupManager:
 
     def _commit(self, now: float, group: PlacementGroup) -> None:
         """All nodes have prepared theirs."""
-        nodes = list(group.prepared)
+        nodes, group.prepared = list(group.prepared), {}
         for index, node in group.plan.items():
             group.nodes[index] = node
         group.plan = {}
-        group.prepared = {}
         group.tries = 0
         group.reason = ""
         group.move("placed")
@@ -528,10 +527,8 @@ class PlacementGroupManager:
 
     def _changed(self, now: float, group: PlacementGroup) -> None:
         """Write it down, and tell who wants to know."""
-        nodes = ", ".join(node.hex()[:8] for node in group.nodes)
-        standing = pickle.dumps((group.nodes, group.attempt), 5)
-        row = (group.state.name, nodes, group.reason, standing, group.id)
-        self._out.append((PERSIST, "update_placement_group", row))
+        nodes, standing = ", ".join(node.hex()[:8] for node in group.nodes), pickle.dumps((group.nodes, group.attempt), 5)
+        self._out.append((PERSIST, "update_placement_group", (group.state.name, nodes, group.reason, standing, group.id)))
         for agent in group.subscribers:
             self._out.append((AFTER_PERSIST, agent, _update(group.id, group.view())))
         if self._told is not None:
