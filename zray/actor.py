@@ -260,8 +260,12 @@ class ActorClass(Generic[T]):
 
     def _register(self, worker: CoreWorker, registration: RegisterActor) -> Any:
         """Take the name; what is known of the actor that has it already, where that is wanted."""
+        handle_id = registration.handle_id
+        worker.loop.post((worker.owner.references.own, handle_id))  # others may find the name before this process hears of it
         request = worker.ask(CONTROL, RegisterActor, *registration[1:])
         worker.loop.wait(request)
+        if not request.ok or request.value is not None:
+            worker.release(handle_id)
         if request.ok:
             return request.value
         if worker.broken is not None:
