@@ -152,12 +152,6 @@ class Database:
         self._thread = threading.Thread(target=self._run, name="zray-db", daemon=True)
         self._thread.start()
 
-    def load(self) -> dict[str, list[dict[str, Any]]]:
-        """All rows of all tables, as an earlier run left them; waits for the writer thread."""
-        answer: queue.SimpleQueue[dict[str, list[dict[str, Any]]]] = queue.SimpleQueue()
-        self._queue.put(("load", answer))
-        return answer.get()
-
     def execute(self, statement: str, parameters: tuple[Any, ...]) -> None:
         """Queue one of STATEMENTS."""
         self._queue.put((statement, tuple(storable(value) for value in parameters)))
@@ -198,8 +192,6 @@ class Database:
             name, value = item
             if name == "after":
                 callbacks.append(value)
-            elif name == "load":
-                value.put(load(connection))
             else:
                 connection.execute(STATEMENTS[name], value)
         connection.execute("COMMIT")
@@ -224,6 +216,23 @@ def migrate(connection: sqlite3.Connection) -> None:
     for name, script in MIGRATIONS:
         if name not in done:
             connection.executescript(f"BEGIN IMMEDIATE; {script}; INSERT INTO migrations VALUES ('{name}'); COMMIT;")
+
+
+def read(path: str) -> dict[str, list[dict[str, Any]]]:
+    """All rows of all tables of a file, as an earlier control process left them; nobody may write to it now.
+
+    Raises:
+        RuntimeError: it can not be read; the text says why.
+    """
+    try:
+        connection = sqlite3.connect(path, isolation_level=None)
+        try:
+            migrate(connection)
+            return load(connection)
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise RuntimeError(f"the database {path} can not be read: {error}") from error
 
 
 def load(connection: sqlite3.Connection) -> dict[str, list[dict[str, Any]]]:

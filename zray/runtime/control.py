@@ -13,7 +13,7 @@ from zray.base.ids import NodeID, agent_id
 from zray.base.wire import CONTROL
 from zray.core import effects as e
 from zray.core.gcs import Gcs
-from zray.io.db import Database
+from zray.io.db import Database, read
 from zray.io.session import Session
 from zray.runtime.process import Process, log
 
@@ -37,16 +37,16 @@ class Control:
     """
 
     def __init__(self, session: Session, cluster: bytes, config: Config, home: bytes = b"") -> None:
-        path = os.path.join(session.path, DATABASE)
-        known = os.path.exists(path)
+        self._path = os.path.join(session.path, DATABASE)
+        saved = read(self._path) if os.path.exists(self._path) else None
         self._process: Process
-        self._database = Database(path, self._on_database_error)
-        saved = self._database.load() if known else None
+        self._database: Database
         self.gcs = Gcs(cluster, config, embedded=bool(home), saved=saved, home=home, rng=random.Random())
 
     def attach(self, process: Process) -> None:
         """Live in ``process``: from now on the control hears and acts."""
         self._process = process
+        self._database = Database(self._path, self._on_database_error)
         gcs = self.gcs
         process.add_brain(gcs, "control")
         process.add_handlers(gcs.actors, "control")
@@ -116,11 +116,6 @@ def start(arguments: dict[str, Any], session: Session, key: ClusterKey | None) -
     """
     config = Config.from_dict(arguments["config"])
     cluster = bytes.fromhex(arguments["cluster"])
-    control = Control(session, cluster, config)
-    try:
-        process = ControlProcess(control, cluster, config, tuple(arguments["tcp"]), key)
-    except BaseException:
-        control.close()
-        raise
+    process = ControlProcess(Control(session, cluster, config), cluster, config, tuple(arguments["tcp"]), key)
     signal.signal(signal.SIGTERM, lambda signum, frame: process.loop.post((process.stop, "SIGTERM")))
     return process
