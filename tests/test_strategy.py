@@ -11,7 +11,7 @@ from zray import options, strategy
 from zray.base.ids import PlacementGroupID
 from zray.core import policy, views
 from zray.placement_group import PlacementGroup, _bundles, get_placement_group, placement_group, remove_placement_group
-from zray.strategy import as_data, captures, read_selector, strategy_of
+from zray.strategy import as_data, placed, read_selector, strategy_of
 from zray.util.scheduling_strategies import (
     DoesNotExist,
     Exists,
@@ -43,6 +43,7 @@ AS_DATA = [
     (NodeLabelSchedulingStrategy({}, soft={"cpu": Exists()}), None, ("labels", (), (("cpu", "exists", ()),))),
     (PlacementGroupSchedulingStrategy(GROUP), None, ("bundle", bytes(GROUP.id), -1)),
     (PlacementGroupSchedulingStrategy(GROUP, 1), None, ("bundle", bytes(GROUP.id), 1)),
+    (PlacementGroupSchedulingStrategy(None), None, ("default",)),
     (None, {"zone": "x"}, ("labels", X, ())),
     ("SPREAD", {"zone": "x"}, ("spread", X)),
     (NodeAffinitySchedulingStrategy(NODE.hex(), True), {"zone": "x"}, ("affinity", NODE, True, X)),
@@ -106,7 +107,7 @@ MISTAKES = [
     (lambda: NodeLabelSchedulingStrategy({}), "needs an expression in hard or soft"),
     (lambda: NodeLabelSchedulingStrategy({"zone": "x"}), "hard must map names of labels to In, NotIn"),  # type: ignore[dict-item]
     (lambda: NodeLabelSchedulingStrategy({}, soft=[In("x")]), "soft must be a dict of In"),  # type: ignore[arg-type]
-    (lambda: PlacementGroupSchedulingStrategy(None), r"must be what placement_group\(\) returned, not None"),
+    (lambda: PlacementGroupSchedulingStrategy(7), r"must be what placement_group\(\) returned, or None, not 7"),
     (lambda: PlacementGroupSchedulingStrategy(PlacementGroup.empty()), r"must be what placement_group\(\) returned"),
     (lambda: PlacementGroupSchedulingStrategy(GROUP, 2), "has no bundle 2: there are 2, numbered from 0"),
     (lambda: PlacementGroupSchedulingStrategy(GROUP, -2), "an integer >= -1, not -2"),
@@ -128,7 +129,7 @@ MISTAKES = [
     (lambda: get_placement_group(""), "must be a string that is not empty"),
     (lambda: options.check_task_options({"scheduling_strategy": object()}), "option 'scheduling_strategy' must be"),
     (lambda: options.check_actor_options({"label_selector": {"zone": "in("}}), "the selector of label 'zone'"),
-    (lambda: options.check_task_options({"placement_group": 7}), r"must be what placement_group\(\) returned, not 7"),
+    (lambda: options.check_task_options({"placement_group": 7}), r"must be what placement_group\(\) returned, or None, not 7"),
     (
         lambda: options.check_task_options({"placement_group": GROUP, "scheduling_strategy": "SPREAD"}),
         "can not both be given",
@@ -149,10 +150,39 @@ def test_the_way_before_there_were_strategies() -> None:
     assert strategy_of({}) == ("default",)
 
 
-def test_capturing() -> None:
-    assert not captures({}) and not captures({"scheduling_strategy": PlacementGroupSchedulingStrategy(GROUP)})
-    assert captures({"scheduling_strategy": PlacementGroupSchedulingStrategy(GROUP, -1, True)})
-    assert captures({"placement_group": GROUP, "placement_group_capture_child_tasks": True})
+G, P = bytes(GROUP.id), b"parents-group---"
+INSIDE, HERE, CAPTURED = PlacementGroupSchedulingStrategy(GROUP, 1), ("bundle", G, 1), ("bundle", P, -1)
+YES, NO = (PlacementGroupSchedulingStrategy(GROUP, 1, captures) for captures in (True, False))
+PLACED = [
+    # options, the group of the parent and whether it captures -> the strategy, and the group it will be in
+    ({}, None, ("default",), None),
+    ({}, (P, False), ("default",), None),
+    ({}, (P, True), CAPTURED, (P, True)),
+    ({"num_cpus": 2, "label_selector": {"zone": "x"}}, (P, True), (*CAPTURED, X), (P, True)),
+    ({"scheduling_strategy": "DEFAULT"}, (P, True), ("default",), None),
+    ({"scheduling_strategy": "SPREAD"}, (P, True), ("spread",), None),
+    ({"scheduling_strategy": NodeAffinitySchedulingStrategy(NODE.hex(), True)}, (P, True), ("affinity", NODE, True), None),
+    ({"scheduling_strategy": PlacementGroupSchedulingStrategy(None)}, (P, True), ("default",), None),
+    ({"placement_group": None}, (P, True), ("default",), None),
+    ({"placement_group": "default"}, (P, True), CAPTURED, (P, True)),
+    ({"placement_group_capture_child_tasks": False}, (P, True), ("default",), None),
+    ({"placement_group_capture_child_tasks": True}, (P, False), CAPTURED, (P, True)),
+    ({"placement_group_capture_child_tasks": True}, None, ("default",), None),
+    ({"scheduling_strategy": INSIDE}, None, HERE, (G, False)),
+    ({"scheduling_strategy": INSIDE}, (P, True), HERE, (G, True)),  # what holds for the parent
+    ({"scheduling_strategy": YES}, None, HERE, (G, True)),
+    ({"scheduling_strategy": NO}, (P, True), HERE, (G, False)),
+    ({"placement_group": GROUP, "placement_group_bundle_index": 1}, (P, False), HERE, (G, False)),
+    ({"placement_group": GROUP, "placement_group_capture_child_tasks": True}, None, ("bundle", G, -1), (G, True)),
+]
+
+
+@pytest.mark.parametrize(("chosen", "parent", "strategy", "group"), PLACED)
+def test_where_a_task_goes_that_was_submitted_in_a_placement_group(
+    chosen: Any, parent: Any, strategy: Any, group: Any
+) -> None:
+    options.check_task_options(chosen)
+    assert placed(chosen, parent) == (strategy, group)
 
 
 def test_a_group_is_a_value() -> None:

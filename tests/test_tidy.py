@@ -241,12 +241,13 @@ def handlers() -> dict[str, list[type]]:
     from zray.core.transfer import ObjectTransfer
     from zray.runtime.client import Client
     from zray.runtime.core_worker import CoreWorker
+    from zray.runtime.explainer import Explainer
     from zray.runtime.worker import TaskExecutor
 
     return {
         "control": [Gcs, ActorManager, PlacementGroupManager],
         "agent": [NodeBundles, NodeAgent, ActorDesk, ObjectDesk, ObjectTransfer, CopySearch],
-        "owner": [Owner, ActorOwner, ObjectRecovery, Resync, CoreWorker],
+        "owner": [Owner, ActorOwner, ObjectRecovery, Resync, CoreWorker, Explainer],
         "worker": [TaskExecutor],
         "any": [Client, CoreWorker],
     }

@@ -25,7 +25,7 @@ from zray.object_ref import ObjectRef
 from zray.runtime.actor import ActorExit
 from zray.runtime.core_worker import CoreWorker
 from zray.runtime.worker import TaskExecutor
-from zray.strategy import strategy_of
+from zray.strategy import Group, Strategy, placed
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -148,14 +148,15 @@ class ActorClass(Generic[T]):
         task_id = worker.task_ids()
         handle_id = task_id + FIRST_RETURN
         actor_id = worker.job_id + os.urandom(ActorID.SIZE - len(worker.job_id))
-        registration: RegisterActor | None = self._registration(worker, actor_id, handle_id)
+        strategy, group = placed(self._options, worker.placement_group)
+        registration: RegisterActor | None = self._registration(worker, actor_id, handle_id, strategy)
         assert registration is not None
         if registration.name:
             found = self._register(worker, registration)
             if found is not None:
                 return _found(worker, *found)
             registration = None
-        template = self._made_template(actor_id, handle_id)
+        template = self._made_template(actor_id, handle_id, group)
         worker.create_actor(
             Task(task_id, template, payload, slots, nested, (handle_id,), worker.depth + 1), registration
         )
@@ -228,16 +229,17 @@ class ActorClass(Generic[T]):
             )
         return one_at_a_time and not chosen
 
-    def _made_template(self, actor_id: bytes, handle_id: bytes) -> TaskTemplate:
+    def _made_template(self, actor_id: bytes, handle_id: bytes, group: Group | None) -> TaskTemplate:
         common = self._template
-        template = TaskTemplate(
-            common.function_id, common.name, common.resources, 1, 0, {**(common.extra or {}), "handle_id": handle_id}
-        )
+        extra = {**(common.extra or {}), "handle_id": handle_id, "placement_group": group}
+        template = TaskTemplate(common.function_id, common.name, common.resources, 1, 0, extra)
         template.actor = (actor_id, handle_id)
         template.creates = True
         return template
 
-    def _registration(self, worker: CoreWorker, actor_id: bytes, handle_id: bytes) -> RegisterActor:
+    def _registration(
+        self, worker: CoreWorker, actor_id: bytes, handle_id: bytes, strategy: Strategy
+    ) -> RegisterActor:
         chosen = self._options
         placement, resources = options.actor_resources(chosen)
         return RegisterActor(
@@ -255,7 +257,7 @@ class ActorClass(Generic[T]):
             dict(placement),
             dict(resources),
             self._blob,
-            strategy_of(chosen),
+            strategy,
         )
 
     def _register(self, worker: CoreWorker, registration: RegisterActor) -> Any:

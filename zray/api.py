@@ -101,8 +101,8 @@ def init(
 
     Args:
         address: None takes ``ZRAY_ADDRESS`` or else starts a cluster of one node that lives as long as this process;
-            "local" always starts one; "auto" joins the running cluster of this user, "HOST:PORT" that of this head. A node
-            of it must run on this machine.
+            "local" always starts one; "auto" joins the running cluster of this user, if there is one alone, "HOST:PORT" that
+            of this head. A node of it must run on this machine.
         num_cpus: CPUs the node offers; by default those this process may use.
         num_gpus, resources: GPUs, and further resources by name, that the node offers.
         object_store_memory: bytes of shared memory for objects; by default 30 % of memory, and never more than /dev/shm has.
@@ -119,7 +119,7 @@ def init(
 
     Raises:
         RuntimeError: it was called before, or the cluster could not start.
-        ConnectionError: there is no cluster at ``address``.
+        ConnectionError: there is no cluster at ``address``, or "auto" does not say which of several.
         ValueError: an argument has a bad value.
 
     Example:
@@ -166,6 +166,12 @@ def _join_running(
         raise ConnectionError(
             f"no cluster: no node of one at {address!r} runs on this machine{hint}; start one with zray-head, or with "
             "zray-node --address"
+        )
+    clusters = list(dict.fromkeys(node["address"] for node in found))
+    if len(clusters) > 1:
+        raise ConnectionError(
+            f"{len(clusters)} clusters run on this machine: {', '.join(clusters)}; say which one you mean: init(address=...), or "
+            "the variable ZRAY_ADDRESS"
         )
     space = namespace or f"anonymous-{uuid.uuid4()}"
     object_ref.connected = driver.connect_running(found[0], space, env_vars)

@@ -88,11 +88,18 @@ class Cluster:
         initialize_head: start the head at once.
         connect: connect this process to it, as ``connect`` does.
         head_node_args: arguments of ``add_node`` for the head.
+        insecure: no key and no encryption.
     """
 
     def __init__(
-        self, initialize_head: bool = True, connect: bool = False, head_node_args: dict[str, Any] | None = None
+        self,
+        initialize_head: bool = True,
+        connect: bool = False,
+        head_node_args: dict[str, Any] | None = None,
+        *,
+        insecure: bool = False,
     ) -> None:
+        self._insecure = insecure
         self.head_node: ClusterNode | None = None
         self.worker_nodes: list[ClusterNode] = []
         self._numbers = itertools.count(1)
@@ -153,7 +160,7 @@ class Cluster:
         command += ["--host", host, "--num-cpus", str(num_cpus), "--num-gpus", str(num_gpus)]
         command += ["--resources", json.dumps(resources or {}), "--object-store-memory", str(object_store_memory)]
         command += ["--labels", ",".join(f"{k}={v}" for k, v in (labels or {}).items()), "--session-dir", home]
-        command += ["--key-file", os.path.join(self._home, "key")]
+        command += ["--insecure"] if self._insecure else ["--key-file", os.path.join(self._home, "key")]
         if self.head_node is not None:
             command += ["--address", self.address]
         root = os.path.dirname(os.path.dirname(os.path.abspath(zray.__file__)))

@@ -57,6 +57,8 @@ class PlacementGroup:
         """
         from zray.remote_function import RemoteFunction
 
+        if self.is_empty:
+            return api.put(self)
         strategy = PlacementGroupSchedulingStrategy(self)
         chosen = {"num_cpus": 0, "scheduling_strategy": strategy, "name": "PlacementGroup.ready", "max_retries": -1}
         return RemoteFunction(_itself, chosen).remote(self)
@@ -230,7 +232,7 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
 def get_current_placement_group() -> PlacementGroup | None:
     """The placement group in which the running task or actor is; None if it is in none, and in a driver."""
     worker = api.connected()
-    current = getattr(worker, "placement_group", None)  # (group id, whether it captures what is submitted here)
+    current = None if worker is None else worker.placement_group
     return None if current is None else PlacementGroup(PlacementGroupID(current[0]))
 
 

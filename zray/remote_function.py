@@ -15,7 +15,7 @@ from zray.base.ids import FIRST_RETURN, return_id
 from zray.core.tasks import Task, TaskTemplate
 from zray.object_ref import ObjectRef
 from zray.runtime.core_worker import CoreWorker
-from zray.strategy import strategy_of
+from zray.strategy import Group, placed
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,6 +52,7 @@ class RemoteFunction(Generic[P, R]):
         self._worker: CoreWorker | None = None  # the runtime whose cluster has the function
         self._function_id = b""  # in that cluster
         self._template: TaskTemplate
+        self._within: tuple[Group, TaskTemplate] | None = None  # of tasks that are submitted in a placement group
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -95,7 +96,7 @@ class RemoteFunction(Generic[P, R]):
             if self._arity[0]:
                 check_call(self._name, signature_of(self._function), args, kwargs)
             payload, slots, nested = None, (), ()
-        template = self._template
+        template = self._template if worker.placement_group is None else self._template_within(worker.placement_group)
         depth = worker.depth + 1
         if depth > worker.config.task_depth_max:
             raise RecursionError(
@@ -127,6 +128,7 @@ class RemoteFunction(Generic[P, R]):
         self.__dict__.update(state)
         self._arity = (0, 0)  # a function that refers to itself is not complete yet: looked at when it is called
         self._worker = None
+        self._within = None
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -139,7 +141,21 @@ class RemoteFunction(Generic[P, R]):
             self._function_id, body = serialization.export_function(self._function)
             worker.export(self._function_id, self._name, body)
         self._arity = arity(signature_of(self._function))
+        self._template = self._made_template(worker, None)
+        self._within = None
+        self._worker = worker
+        return worker
+
+    def _template_within(self, group: Group) -> TaskTemplate:
+        """What tasks have in common that are submitted by one in a placement group; the last one is remembered."""
+        if self._within is None or self._within[0] != group:
+            assert self._worker is not None
+            self._within = (group, self._made_template(self._worker, group))
+        return self._within[1]
+
+    def _made_template(self, worker: CoreWorker, parent: Group | None) -> TaskTemplate:
         chosen = self._options
+        strategy, group = placed(chosen, parent)
         retries = chosen.get("max_retries")
         retry_exceptions = chosen.get("retry_exceptions") or False
         extra: dict[str, Any] = {}
@@ -147,18 +163,18 @@ class RemoteFunction(Generic[P, R]):
             extra["max_calls"] = chosen["max_calls"]
         if retry_exceptions:
             extra["retry_exceptions"] = options.exceptions_payload(retry_exceptions)
+        if group is not None:
+            extra["placement_group"] = group
         returns = chosen.get("num_returns")
-        self._template = TaskTemplate(
+        return TaskTemplate(
             self._function_id,
             self._name,
             options.task_resources(chosen),
             1 if returns is None else returns,
             worker.config.max_retries if retries is None else retries,
             extra or None,
-            strategy_of(chosen),
+            strategy,
         )
-        self._worker = worker
-        return worker
 
 
 @overload

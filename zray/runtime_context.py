@@ -67,6 +67,17 @@ class RuntimeContext:
             raise RuntimeError("current_actor is only known in the methods of an actor: this is a task or a driver")
         return current_handle(self._worker)
 
+    def get_placement_group_id(self) -> str | None:
+        """The placement group in which the running task or actor is, as hexadecimal text; None if it is in none."""
+        current = self._worker.placement_group
+        return current[0].hex() if current is not None else None
+
+    @property
+    def should_capture_child_tasks_in_placement_group(self) -> bool:
+        """Whether what is submitted here goes into the placement group of this task or actor; True in a driver, as in Ray."""
+        current = self._worker.placement_group
+        return current[1] if current is not None else isinstance(self._worker, Driver)
+
     def get_assigned_resources(self) -> dict[str, float]:
         """What the running task was given; empty in a driver."""
         worker = self._worker

@@ -8,6 +8,7 @@ from zray import api
 from zray.base.resources import from_units
 from zray.base.wire import CONTROL, ListObjects, ListWorkers
 from zray.base.wire_actors import ListActors
+from zray.object_ref import ObjectRef
 
 
 def list_objects() -> list[dict[str, Any]]:
@@ -38,6 +39,22 @@ def list_workers() -> list[dict[str, Any]]:
         {"worker_id": worker_id.hex(), "pid": pid, "state": state}
         for worker_id, _, pid, state in worker.call(worker.agent, ListWorkers)
     ]
+
+
+def explain(ref: ObjectRef[Any]) -> str:
+    """Why an object is not there yet: what its task waits for, where it is queued or runs, for how long, and in which line.
+
+    Args:
+        ref: of the object.
+
+    Returns:
+        A line for the object, and one for each object that it waits for, indented.
+
+    Example:
+        >>> print(explain(ref))  # doctest: +SKIP
+        1a2b...: train() (task 1a2b...) was sent to a worker; it runs for 3.2 s in process 4711 on node 8c5d1f00 at train.py:12
+    """
+    return api.runtime().explainer.explain(ref.binary(), ref.owner)
 
 
 def list_actors() -> list[dict[str, Any]]:

@@ -4,6 +4,9 @@ As it travels a strategy is plain data that can be hashed, since tasks of one st
 ``("default",)``, ``("spread",)``, ``("affinity", node_id, soft)``, ``("labels", hard, soft)`` or
 ``("bundle", placement_group_id, index)``. Conditions on labels are ``(key, operator, values)`` each. What the option
 ``label_selector`` asks for besides is a further last field; with no strategy it is ``("labels", hard, ())``.
+
+The placement group in which a task or actor runs is known to its worker, so that what it submits itself can go there too
+(``placed``).
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import Any
 
 Condition = tuple[str, str, tuple[str, ...]]
 Strategy = tuple[Any, ...]
+Group = tuple[bytes, bool]  # a placement group, and whether what is submitted by those in it goes there too
 DEFAULT: Strategy = ("default",)
 _FORBIDDEN = frozenset("!(), ")
 
@@ -21,9 +25,10 @@ class PlacementGroupSchedulingStrategy:
     """Run in a bundle of a placement group.
 
     Args:
-        placement_group: the group.
+        placement_group: the group; None for no group, even if that of the parent would be taken else.
         placement_group_bundle_index: which bundle; -1 for any.
-        placement_group_capture_child_tasks: whether what the task or actor submits itself goes into the group too.
+        placement_group_capture_child_tasks: whether what the task or actor submits itself goes into the group too, if it has no
+            strategy of its own; by default what holds for its parent, and no in drivers.
 
     Raises:
         ValueError: an argument is not what it should be.
@@ -39,13 +44,13 @@ class PlacementGroupSchedulingStrategy:
         placement_group_capture_child_tasks: bool | None = None,
     ) -> None:
         group_id = getattr(placement_group, "id", None)
-        if not isinstance(group_id, bytes) or not any(group_id):
-            raise ValueError(f"placement_group must be what placement_group() returned, not {placement_group!r}")
+        if placement_group is not None and (not isinstance(group_id, bytes) or not any(group_id)):
+            raise ValueError(f"placement_group must be what placement_group() returned, or None, not {placement_group!r}")
         index = placement_group_bundle_index
         if not isinstance(index, int) or isinstance(index, bool) or index < -1:
             raise ValueError(f"placement_group_bundle_index must be an integer >= -1, not {index!r}")
-        count = placement_group.bundle_count
-        if index >= count:
+        if placement_group is not None and index >= 0 and index >= placement_group.bundle_count:
+            count = placement_group.bundle_count
             raise ValueError(f"the placement group has no bundle {index}: there are {count}, numbered from 0")
         if not isinstance(placement_group_capture_child_tasks, (bool, type(None))):
             raise ValueError(
@@ -226,6 +231,8 @@ def as_data(strategy: Any, label_selector: Mapping[str, str] | None = None) -> S
     if isinstance(strategy, NodeLabelSchedulingStrategy):
         return ("labels", _conditions(strategy.hard) + selected, _conditions(strategy.soft))
     if isinstance(strategy, PlacementGroupSchedulingStrategy):
+        if strategy.placement_group is None:
+            return as_data(None, label_selector)
         return ("bundle", bytes(strategy.placement_group.id), strategy.placement_group_bundle_index, *more)
     raise ValueError(
         'option \'scheduling_strategy\' must be "DEFAULT", "SPREAD", or one of zray.util.scheduling_strategies, '
@@ -249,9 +256,25 @@ def strategy_of(options: Mapping[str, Any]) -> Strategy:
     return as_data(strategy, options.get("label_selector"))
 
 
-def captures(options: Mapping[str, Any]) -> bool:
-    """Whether what a task or actor with these options submits itself goes into its placement group too."""
-    strategy = options.get("scheduling_strategy")
-    if isinstance(strategy, PlacementGroupSchedulingStrategy):
-        return bool(strategy.placement_group_capture_child_tasks)
-    return bool(options.get("placement_group_capture_child_tasks"))
+def placed(options: Mapping[str, Any], parent: Group | None) -> tuple[Strategy, Group | None]:
+    """The strategy of a task or actor as it travels, and the placement group that it will run in.
+
+    Args:
+        options: of the task or actor.
+        parent: the placement group of the task or actor that submits it; one that captures takes in what has no strategy.
+
+    Raises:
+        ValueError: an option is not what it should be, or two of them contradict each other.
+    """
+    strategy = strategy_of(options)
+    chosen = options.get("scheduling_strategy")
+    captures = options.get("placement_group_capture_child_tasks")
+    if isinstance(chosen, PlacementGroupSchedulingStrategy):
+        captures = chosen.placement_group_capture_child_tasks
+    if captures is None:
+        captures = parent is not None and parent[1]
+    undecided = chosen is None and options.get("placement_group", "default") == "default"
+    if parent is not None and captures and undecided:
+        selected = read_selector(options.get("label_selector"))
+        strategy = ("bundle", parent[0], -1, *((selected,) if selected else ()))
+    return strategy, (strategy[1], captures) if strategy[0] == "bundle" else None

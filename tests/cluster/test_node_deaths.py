@@ -54,7 +54,7 @@ def test_a_node_ends_and_the_others_carry_on(mortal: Cluster, tmp_path: Path, gr
     tasks = [held.options(resources={"both": 0.5}).remote(gate) for _ in range(4)]
     dies = Place.options(**on("east")).remote()
     returns = Place.options(resources={"both": 0.01}, max_restarts=3, max_task_retries=3).remote()
-    lost = make.options(max_retries=0, **on("east")).remote()
+    lost = make.options(**on("east"), max_retries=0).remote()
     kept = make.options(**on("west")).remote()
     ray.wait([lost, kept], num_returns=2)
     assert ray.get(dies.where.remote()) == ids["east"]

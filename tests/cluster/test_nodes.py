@@ -178,12 +178,13 @@ def test_custom_resources_labels_and_affinity_pick_the_node(three: Cluster, name
 
 def test_tasks_submit_tasks_on_other_nodes(three: Cluster) -> None:
     @ray.remote
-    def descend(route: list[str]) -> list[str]:
+    def descend(hops: list[dict[str, Any]]) -> list[str]:  # without a word of this module: each worker would import that
         here = [str(ray.get_runtime_context().get_node_id())]
-        return here + (ray.get(descend.options(**on(route[0])).remote(route[1:])) if route else [])
+        return here + (ray.get(descend.options(**hops[0]).remote(hops[1:])) if hops else [])
 
     routes = [["east", "west", "head", "west"], ["west", "east", "west", "head"]] * 3
-    for route, nodes in zip(routes, ray.get([descend.remote(route) for route in routes]), strict=True):
+    found = ray.get([descend.remote([on(name) for name in route]) for route in routes])
+    for route, nodes in zip(routes, found, strict=True):
         assert [names(three)[node] for node in nodes[1:]] == route
 
 

@@ -9,7 +9,7 @@ import pytest
 import zray as ray
 from zray.exceptions import GetTimeoutError, RayActorError, TaskUnschedulableError
 from zray.util import placement_group_table, remove_placement_group
-from zray.util.placement_group import PlacementGroup, get_placement_group, placement_group
+from zray.util.placement_group import PlacementGroup, get_current_placement_group, get_placement_group, placement_group
 from zray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 
@@ -20,8 +20,8 @@ def cluster() -> Any:
     ray.shutdown()
 
 
-def within(group: PlacementGroup, index: int = -1) -> PlacementGroupSchedulingStrategy:
-    return PlacementGroupSchedulingStrategy(group, index)
+def within(group: PlacementGroup, index: int = -1, captures: bool | None = None) -> PlacementGroupSchedulingStrategy:
+    return PlacementGroupSchedulingStrategy(group, index, captures)
 
 
 @ray.remote
@@ -149,6 +149,74 @@ def test_groups_can_be_passed_to_tasks() -> None:
         return ray.get(gpu_ids.options(scheduling_strategy=within(given, 0)).remote())
 
     assert ray.get(inside.remote(group), timeout=20) == []
+
+
+@ray.remote(num_cpus=0)
+def current() -> Any:
+    group = get_current_placement_group()
+    return None if group is None else group.id.hex()
+
+
+@ray.remote(num_cpus=0)
+def families() -> Any:
+    """In which groups this task is, and its children with their children."""
+    context = ray.get_runtime_context()
+    own = context.get_placement_group_id()
+    children = [current.remote(), current.options(scheduling_strategy="DEFAULT").remote(), grandchildren.remote()]
+    return own, captures(context), *ray.get(children)
+
+
+@ray.remote(num_cpus=0)
+def grandchildren() -> Any:
+    return ray.get(current.remote())
+
+
+def captures(context: Any) -> bool:
+    return bool(context.should_capture_child_tasks_in_placement_group)
+
+
+@ray.remote(num_cpus=0)
+class Family:
+    def __init__(self) -> None:
+        self.at_birth = ray.get(current.remote())
+
+    def groups(self) -> Any:
+        child = Where.remote()
+        return self.at_birth, ray.get(families.remote()), ray.get(child.where.remote())
+
+
+@ray.remote(num_cpus=0)
+class Where:
+    def where(self) -> Any:
+        return ray.get(current.remote())
+
+
+def test_children_go_into_the_group_of_their_parent_if_it_captures_them() -> None:
+    group = placement_group([{"CPU": 1}])
+    own = group.id.hex()
+    assert get_current_placement_group() is None and captures(ray.get_runtime_context())
+    plain, caught = (families.options(scheduling_strategy=within(group, 0, capturing)) for capturing in (None, True))
+    assert ray.get(plain.remote(), timeout=20) == (own, False, None, None, None)
+    assert ray.get(caught.remote(), timeout=20) == (own, True, own, None, own)
+    assert ray.get(families.remote(), timeout=20) == (None, False, None, None, None), "the worker is not in it any more"
+    actor = Family.options(scheduling_strategy=within(group, 0, True)).remote()
+    assert ray.get(actor.groups.remote(), timeout=20) == (own, (own, True, own, None, own), own)
+    free = Family.options(scheduling_strategy=within(group, 0)).remote()
+    assert ray.get(free.groups.remote(), timeout=20) == (None, (None, False, None, None, None), None)
+
+
+def test_what_was_captured_ends_with_the_group() -> None:
+    @ray.remote(num_cpus=0)
+    def parent() -> None:
+        ray.get(sleep_forever.remote())
+
+    group = placement_group([{"CPU": 2}])
+    ref = parent.options(scheduling_strategy=within(group, 0, True)).remote()
+    settled({"CPU": 2, "GPU": 2})
+    remove_placement_group(group)
+    with pytest.raises(TaskUnschedulableError, match="was removed"):
+        ray.get(ref, timeout=20)
+    settled({"CPU": 4, "GPU": 2})
 
 
 def test_one_node_can_be_asked_for() -> None:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from zray.base.config import Config
-from zray.base.ids import process_id
 from zray.base.resources import ResourceSet
 from zray.base.wire import LeaseGranted
 from zray.base.wire_actors import ActorPlaced
 from zray.core.agent import NodeAgent
 from zray.core.effects import START_WORKER, WATCH
 
-from .reading import CONTROL, drain, process, sent, verbs
+from .reading import CONTROL, NODE, drain, resident, sent, verbs
 
 JOB, OTHER_JOB = b"job1", b"job2"
-NODE = process("node")
-DRIVER, SECOND = process_id(NODE, b"\x80drv"), process_id(NODE, b"\x80sec")
+DRIVER, SECOND = resident("driv")[0], resident("seco")[0]
 ONE = {"CPU": 10_000}
 A = bytes([1]) * 20
 ACTOR, OTHER = b"actor-a-----", b"actor-b-----"
@@ -40,6 +38,12 @@ class Bench:
         for peer, grant in sent(effects, LeaseGranted):
             self.granted[peer, grant.request_id] = grant
         return effects
+
+    def hears_of_bundles(self, event: str, *args: Any) -> list[Any]:
+        """The control says something about a placement group."""
+        getattr(self.agent.bundles, "on_" + event)(0.0, CONTROL, *args)
+        self.agent.check()
+        return drain(self.agent.out)
 
     def ready(self, worker_id: bytes) -> list[Any]:
         self.does("on_peer_joined", worker_id, "worker", 1)
@@ -69,8 +73,9 @@ class Bench:
         holds: dict[str, int] | None = None,
         needs: dict[str, int] | None = None,
         retriable: bool = True,
+        strategy: Any = ("default",),
     ) -> list[Any]:
-        what = (needs or ONE, holds or {}, retriable, b"creation")
+        what = (needs or ONE, holds or {}, retriable, b"creation", strategy)
         return self.does("on_place_actor", CONTROL, actor, incarnation, job, detached, *what)
 
     def actor(self, actor: bytes = ACTOR, **options: Any) -> bytes:

@@ -18,10 +18,9 @@ from zray.core.owner import Owner
 from zray.core.tasks import Task, TaskTemplate
 from zray.object_ref import ObjectRef
 
-from .reading import AGENT, address, drain, process, sent
+from .reading import AGENT, NODE, drain, resident, sent
 
-ME, FRIEND, WORKER = address("me"), address("friend"), address("worker")
-NODE = process("node")
+ME, FRIEND, WORKER = resident("me"), resident("frie"), resident("work")
 A, B, C = (bytes([n]) * 20 for n in (1, 2, 3))
 ONE = ResourceSet.of({"CPU": 1})
 

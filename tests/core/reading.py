@@ -5,16 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from zray.base import wire
+from zray.base.ids import agent_id, process_id
 from zray.core.effects import AFTER_PERSIST, SEND, TIMER
 from zray.object_ref import ObjectRef
 
 CONTROL = b"control".ljust(16, b"-")
-AGENT = b"agent".ljust(16, b"-")
+NODE = b"node".ljust(16, b"-")
+AGENT = agent_id(NODE)
 
 
 def process(name: str) -> bytes:
     """A process id that can be read in a failure."""
     return name.encode().ljust(16, b"-")
+
+
+def resident(name: str) -> wire.Address:
+    """The address of a process that lives on NODE; its name has four letters at most."""
+    return process_id(NODE, name.encode().ljust(4, b"-")), f"sim://{name}"
 
 
 def address(name: str) -> wire.Address:

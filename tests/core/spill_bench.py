@@ -45,14 +45,21 @@ class Driver:
         self.attempts: dict[bytes, int] = {}
         self.net = net
 
-    def call(self, count: int = 1, demand: ResourceSet = ONE, retries: int = 3, strategy: Any = ("default",)) -> list[Task]:
-        """Submit tasks; the net delivers what follows from that."""
+    def call(
+        self,
+        count: int = 1,
+        demand: ResourceSet = ONE,
+        retries: int = 3,
+        strategy: Any = ("default",),
+        args: tuple[Any, ...] = (),
+    ) -> list[Task]:
+        """Submit tasks with these references as arguments; the net delivers what follows from that."""
         template = TaskTemplate(b"f" * 16, "fun", demand, 1, retries, None, strategy)
         tasks = []
         for _ in range(count):
             task_id = self.ids()
             ids = (return_id(task_id, 1),)
-            tasks.append(Task(task_id, template, b"p", (), (), ids, 1))
+            tasks.append(Task(task_id, template, b"p", tuple(enumerate(args)), (), ids, 1))
             self.brain.submit(self.net.now, tasks[-1])
         self.net.turn()
         return tasks
@@ -164,7 +171,8 @@ class Net:
                 self.to_control.append(message)
             elif receiver in self.agents:
                 agent, name = self.agents[receiver], handler(type(message))
-                getattr(agent if hasattr(agent, name) else agent.transfer, name)(self.now, sender, *message)
+                targets = (agent, agent.transfer, agent.transfer.search, agent.bundles)
+                next(getattr(each, name) for each in targets if hasattr(each, name))(self.now, sender, *message)
             elif receiver in self.drivers:
                 getattr(self.drivers[receiver].brain, handler(type(message)))(self.now, sender, *message)
             elif isinstance(message, Push):

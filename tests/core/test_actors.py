@@ -11,6 +11,7 @@ from zray.base.config import Config
 from zray.base.wire import Reply
 from zray.base.wire_actors import ActorUpdated, EndActor, Notice, PlaceActor
 from zray.core.actor import ActorState
+from zray.core.actor_places import WAITING, Place
 from zray.core.actors import INFEASIBLE_TIMER, RESTART_TIMER, UNKNOWN_TIMER, ActorManager
 from zray.core.effects import AFTER_PERSIST, PERSIST
 from zray.exceptions import ActorDiedError, ActorUnavailableError, ActorUnschedulableError, InvariantError
@@ -31,11 +32,13 @@ class Bench:
         self.out: list[Any] = []
         self.agent: bytes | None = AGENT
         self.demands: list[dict[str, int]] = []
-        self.manager = ActorManager(Config(**limits), self.out, self._choose)
+        self.no_place = Place(b"", WAITING, "the cluster has no node")
+        self.over: list[bytes] = []
+        self.manager = ActorManager(Config(**limits), self.out, self._choose, lambda now, actor_id: self.over.append(actor_id))
 
-    def _choose(self, demand: dict[str, int], strategy: tuple[Any, ...]) -> bytes | None:
+    def _choose(self, demand: dict[str, int], strategy: tuple[Any, ...]) -> Place:
         self.demands.append(demand)
-        return self.agent
+        return self.no_place if self.agent is None else Place(self.agent)
 
     def effects(self) -> list[Any]:
         self.manager.check()
@@ -436,7 +439,7 @@ def test_an_actor_ends_with_its_owner_unless_it_is_detached(detached: bool) -> N
     bench.alive(detached=detached)
     bench.hears("subscribe_actor", A, peer=CALLER)
     bench.hears("unsubscribe_actor", A, peer=OWNER)
-    bench.manager.process_ended(OWNER)
+    bench.manager.process_ended(0.0, OWNER)
     effects = bench.effects()
     if detached:
         assert effects == [] and bench.state() is ActorState.ALIVE
@@ -451,7 +454,7 @@ def test_even_a_detached_actor_ends_with_an_owner_that_has_not_sent_its_argument
     bench = Bench()
     bench.register(name="counter", detached=True)
     bench.hears("subscribe_actor", A, peer=CALLER)
-    bench.manager.process_ended(OWNER)
+    bench.manager.process_ended(0.0, OWNER)
     assert updates(bench.effects()) == [(CALLER, "DEAD", 0, b"")] and bench.manager.names == {}
     bench.register(B, "counter", peer=OWNER, detached=True)
     assert bench.state(B) is ActorState.DEAD, "and so does one whose registration comes late"
@@ -462,7 +465,8 @@ def test_an_actor_ends_with_its_job_unless_it_is_detached(detached: bool) -> Non
     bench = Bench()
     bench.alive(detached=detached)
     bench.alive(B, SECOND, job=OTHER_JOB)
-    bench.manager.job_finished(JOB)
+    bench.manager.job_finished(0.0, JOB)
+    assert bench.over == ([] if detached else [A]), "its placement groups end with it"
     effects = bench.effects()
     assert updates(effects) == ([] if detached else [(OWNER, "DEAD", 1, b"")])
     assert bench.state(B) is ActorState.ALIVE
@@ -470,7 +474,7 @@ def test_an_actor_ends_with_its_job_unless_it_is_detached(detached: bool) -> Non
 
 def test_the_registration_of_a_dead_process_comes_late_and_its_actor_does_not_live() -> None:
     bench = Bench()
-    bench.manager.process_ended(OWNER)
+    bench.manager.process_ended(0.0, OWNER)
     bench.hears("subscribe_actor", A, peer=CALLER)
     assert updates(bench.register()) == [(CALLER, "DEAD", 0, b"")]
     assert bench.create() == []
@@ -504,7 +508,7 @@ def test_who_asks_for_an_actor_that_nobody_registers_is_told_so() -> None:
     bench = Bench()
     bench.hears("subscribe_actor", A, peer=CALLER)
     bench.hears("subscribe_actor", A, peer=SECOND)
-    bench.manager.process_ended(SECOND)
+    bench.manager.process_ended(0.0, SECOND)
     effects = bench.timer(60.0, UNKNOWN_TIMER, A)
     assert updates(effects) == [(CALLER, "DEAD", 0, b"")] and "unknown" in str(told_error(effects))
     assert bench.timer(60.0, UNKNOWN_TIMER, A) == [], "and nothing of it is kept"
@@ -523,7 +527,7 @@ def test_a_process_that_ended_is_told_nothing_even_if_its_subscription_comes_lat
     bench = Bench()
     bench.alive(restarts=-1)
     bench.hears("subscribe_actor", A, peer=CALLER)
-    bench.manager.process_ended(CALLER)
+    bench.manager.process_ended(0.0, CALLER)
     assert bench.hears("subscribe_actor", A, peer=CALLER) == []
     assert updates(bench.lost()) == [(OWNER, "RESTARTING", 1, b"")]
 

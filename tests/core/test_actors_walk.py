@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from zray.base.config import Config
 from zray.base.wire_actors import ActorUpdated, EndActor, PlaceActor
 from zray.core.actor import ActorState
+from zray.core.actor_places import Place
 from zray.core.actors import ActorManager
 
 from .reading import AGENT, drain, process, sent, timers
@@ -38,7 +39,7 @@ class Walk:
     def __init__(self) -> None:
         self.out: list[Any] = []
         config = Config(actor_restart_delay_ms=100.0, infeasible_grace_s=1.0, function_fetch_timeout_s=5.0, dead_actors_max=3)
-        self.manager = ActorManager(config, self.out, lambda demand, strategy: AGENT)
+        self.manager = ActorManager(config, self.out, lambda demand, strategy: Place(AGENT))
         self.now = 0.0
         self.names = 0
         self.to_node: list[Any] = []
@@ -77,7 +78,7 @@ class Walk:
             sender = senders[index % len(senders)]
             event, fields = self.links[sender].pop(0)
             if event == "process_ended":
-                self.manager.process_ended(*fields)
+                self.manager.process_ended(self.now, *fields)
                 self.gone[fields[0]] = None
             else:
                 getattr(self.manager, "on_" + event)(self.now, sender, *fields)

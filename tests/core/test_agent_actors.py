@@ -6,6 +6,7 @@ import pytest
 
 from zray.base.wire import ExitWorker, LeaseGranted, LeaseLost, LeaseReclaimed, LeaseRejected, ProcessDied
 from zray.base.wire_actors import ActorLost, ActorPlaced, ActorRefused, StartActor
+from zray.base.wire_placement import SubscribePlacementGroup
 from zray.core.agent import REAP_TIMER, RELIEF_TIMER
 from zray.core.effects import KILL_WORKER, START_WORKER
 
@@ -159,3 +160,46 @@ def test_what_is_refused_on_an_exhausted_node_are_tasks_and_not_actors() -> None
     effects = bench.does("on_timer", (RELIEF_TIMER,), now=at)
     assert [peer for peer, _ in sent(effects, LeaseRejected)] == [SECOND]
     assert len(sent(bench.started(effects), StartActor)) == 1
+
+
+# -- placement groups -------------------------------------------------------------------------------------------------
+
+
+GROUP = b"group-group-grou"
+WITHIN = ("bundle", GROUP, 0)
+
+
+def with_bundle(bench: Bench) -> None:
+    """The node has the one bundle of a group, with one CPU."""
+    bench.hears_of_bundles("prepare_bundles", GROUP, 1, [(0, ONE)])
+    bench.hears_of_bundles("commit_bundles", GROUP, 1)
+
+
+def test_the_control_is_asked_what_becomes_of_the_group_of_an_actor() -> None:
+    bench = Bench(cpus=2)
+    with_bundle(bench)
+    assert sent(bench.place(holds=ONE, strategy=WITHIN), SubscribePlacementGroup) == [(CONTROL, SubscribePlacementGroup(GROUP))]
+    assert sent(bench.place(OTHER, holds=ONE, strategy=WITHIN), SubscribePlacementGroup) == []
+
+
+def test_actors_without_a_process_go_back_to_the_control_when_their_bundle_goes() -> None:
+    bench = Bench(cpus=2)
+    with_bundle(bench)
+    bench.place(ACTOR, holds=ONE, strategy=WITHIN)  # it has its lease, and waits for a worker
+    bench.place(OTHER, holds=ONE, strategy=WITHIN)  # it waits for that
+    effects = bench.hears_of_bundles("placement_group_updated", GROUP, "REMOVED", [ONE], [b""], "its job ended")
+    [(peer, refusal)] = sent(effects, ActorRefused)
+    assert (peer, *refusal[:3]) == (CONTROL, OTHER, 1, "elsewhere") and "its job ended" in refusal.reason
+    effects = bench.hears_of_bundles("return_bundles", GROUP, [0], "its job ended")
+    assert sent(effects, ActorRefused) == [(CONTROL, ActorRefused(ACTOR, 1, "elsewhere", "its job ended"))]
+    assert bench.balanced() and sent(bench.end(force=True), ActorLost) == []
+
+
+def test_an_actor_with_a_process_is_killed_when_its_bundle_goes() -> None:
+    bench = Bench(cpus=2)
+    with_bundle(bench)
+    worker = bench.actor(holds=ONE, strategy=WITHIN)
+    effects = bench.hears_of_bundles("return_bundles", GROUP, [0], "it was removed")
+    assert verbs(effects, KILL_WORKER) == [(worker,)] and sent(effects, ActorRefused) == []
+    effects = bench.does("on_worker_exited", worker, "killed by signal 9")
+    assert len(sent(effects, ActorLost)) == 1 and bench.balanced()

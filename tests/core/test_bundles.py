@@ -65,6 +65,14 @@ class Bench:
         self.hears("commit_bundles", group, 1)
 
     @property
+    def usable(self) -> dict[bytes, dict[int, ResourceSet]]:
+        """What is free in the bundles that can be used, as the control is told."""
+        found: dict[bytes, dict[int, ResourceSet]] = {}
+        for group_id, index, units in self.node.rows():
+            found.setdefault(group_id, {})[index] = ResourceSet(units)
+        return found
+
+    @property
     def free(self) -> ResourceSet:
         return ResourceSet(self.resources.available)
 
@@ -73,14 +81,14 @@ def test_what_is_prepared_is_set_apart_and_can_be_used_when_it_is_committed() ->
     bench = Bench(4)
     assert bench.prepare((0, cpus(1)), (1, cpus(2))) == ""
     assert bench.free == cpus(1) and bench.node.reserved() == cpus(3)
-    assert bench.node.take(G, 0, cpus(1)) is None and bench.node.free() == {}
+    assert bench.node.take(G, 0, cpus(1)) is None and bench.usable == {}
     bench.hears("commit_bundles", G, 1)
-    assert bench.node.free() == {G: {0: cpus(1), 1: cpus(2)}}
+    assert bench.usable == {G: {0: cpus(1), 1: cpus(2)}}
     taken = bench.node.take(G, 0, cpus(1))
     assert taken is not None and (taken[0].index, taken[1]) == (0, ())
     assert bench.free == cpus(1), "a lease takes from the bundle, not from the node"
     assert bench.node.take(G, 0, cpus(1)) is None
-    assert bench.node.free() == {G: {0: cpus(0), 1: cpus(2)}}
+    assert bench.usable == {G: {0: cpus(0), 1: cpus(2)}}
 
 
 def test_all_that_one_message_asks_for_or_nothing() -> None:
@@ -95,10 +103,10 @@ def test_a_commit_is_for_its_own_attempt() -> None:
     bench.prepare((0, cpus(1)), attempt=3)
     bench.hears("commit_bundles", G, 2)
     bench.hears("commit_bundles", H, 3)
-    assert bench.node.free() == {}
+    assert bench.usable == {}
     bench.hears("commit_bundles", G, 3)
     bench.hears("commit_bundles", G, 3)
-    assert bench.node.free() == {G: {0: cpus(1)}}
+    assert bench.usable == {G: {0: cpus(1)}}
 
 
 def test_any_bundle_of_the_group_the_first_with_room() -> None:
@@ -119,7 +127,7 @@ def test_what_a_lease_gives_back_is_the_bundles_again() -> None:
     taken = bench.node.take(G, 0, cpus(2))
     assert taken is not None
     taken[0].give(cpus(2))
-    assert bench.free == cpus(2) and bench.node.free() == {G: {0: cpus(2)}}
+    assert bench.free == cpus(2) and bench.usable == {G: {0: cpus(2)}}
 
 
 def test_a_blocked_worker_lends_its_cpu_to_its_bundle() -> None:
@@ -130,7 +138,7 @@ def test_a_blocked_worker_lends_its_cpu_to_its_bundle() -> None:
     first[0].give(cpus(1))
     assert bench.node.take(G, 0, cpus(1)) is not None
     first[0].retake(cpus(1))
-    assert bench.node.free() == {G: {0: ResourceSet({"CPU": -UNIT})}} and bench.free == cpus(3)
+    assert bench.usable == {G: {0: cpus(0)}} and bench.free == cpus(3)
     assert bench.node.take(G, 0, cpus(1)) is None
 
 
@@ -178,7 +186,7 @@ def test_a_bundle_that_is_given_back_leaves_what_is_lent_until_its_leases_end() 
     bench.hears("return_bundles", G, [0, 5], "it was removed")
     assert bench.evicted == [(0, "it was removed")]
     assert bench.free == cpus(1, GPU=1) and bench.gpus.free == [0, UNIT]
-    assert bench.node.free() == {G: {1: cpus(1)}} and bench.node.take(G, 0, cpus(0)) is None
+    assert bench.usable == {G: {1: cpus(1)}} and bench.node.take(G, 0, cpus(0)) is None
     lease[0].give(cpus(2, GPU=1), lease[1])
     assert bench.free == cpus(3, GPU=2) and bench.gpus.free == [UNIT, UNIT]
 
@@ -221,6 +229,43 @@ def test_the_control_is_asked_once_for_a_group_and_tells_from_then_on() -> None:
     assert sent(drain(bench.out), SubscribePlacementGroup) == [(CONTROL, SubscribePlacementGroup(G))]
     bench.hears("placement_group_updated", G, "CREATED", [{"CPU": UNIT}], [NODE], "")
     assert bench.node.groups == {G: GroupView("CREATED", (cpus(1),), (NODE,), "")}
+
+
+def known(*nodes: bytes) -> Bench:
+    """A bench that has been told of a group with bundles of two CPUs on these nodes."""
+    bench = Bench()
+    bench.node.learn(G)
+    bench.hears("placement_group_updated", G, "CREATED", [{"CPU": 2 * UNIT}] * len(nodes), list(nodes), "")
+    return bench
+
+
+ELSEWHERE = process("elsewhere")
+
+
+def test_what_is_free_elsewhere_is_told_and_what_is_free_here_is_looked_at() -> None:
+    bench = known(NODE, ELSEWHERE, ELSEWHERE)
+    bench.committed((0, cpus(2)))
+    taken = bench.node.take(G, 0, cpus(0.5))
+    assert taken is not None
+    bench.hears("bundles_counted", G, {0: {"CPU": 0}, 1: {"CPU": UNIT}})
+    bench.node.count(G)
+    assert bench.node.groups[G].free == {0: cpus(1.5), 1: cpus(1)}, "of the third nothing is known"
+    bench.node.count(H)  # which is not known
+
+
+def test_what_was_known_of_a_bundle_is_forgotten_when_it_moves() -> None:
+    bench = known(NODE, ELSEWHERE, ELSEWHERE)
+    bench.hears("bundles_counted", G, {1: {"CPU": 1}, 2: {"CPU": 2}})
+    moved = [NODE, ELSEWHERE, process("another")]
+    bench.hears("placement_group_updated", G, "CREATED", [{"CPU": 2 * UNIT}] * 3, moved, "")
+    assert bench.node.groups[G].free == {1: ResourceSet({"CPU": 1})}
+
+
+def test_what_is_told_of_bundles_that_nobody_knows_changes_nothing() -> None:
+    bench = known(ELSEWHERE)
+    bench.node.on_bundles_counted(0.0, CONTROL, H, {0: {"CPU": 1}})
+    bench.hears("bundles_counted", G, {0: "all", 7: {"CPU": 1}})
+    assert bench.node.groups[G].free == {}
 
 
 def test_groups_that_were_removed_are_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

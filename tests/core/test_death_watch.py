@@ -25,10 +25,11 @@ X, Y = (process_id(THERE, bytes([0, 0, 0, n])) for n in (1, 2))
 class Bench:
     def __init__(self) -> None:
         self.out: list[Any] = []
-        self.deaths = DeathWatch(ME, self.out)
+        self.known = [OTHER]
+        self.deaths = DeathWatch(ME, self.out, lambda process: process in (A, B, C), lambda agent: agent in self.known)
 
     def watch(self, watcher: bytes, process: bytes) -> list[Any]:
-        self.deaths.watch(watcher, process, OTHER if process in (X, Y, OTHER) else b"")
+        self.deaths.watch(watcher, process)
         self.deaths.check()
         return drain(self.out)
 
@@ -95,9 +96,34 @@ def test_the_agent_itself_watches_without_being_told() -> None:
 
 def test_who_asks_too_late_is_told_at_once() -> None:
     bench = Bench()
-    bench.deaths.tell(A, X, "it ended earlier")
-    bench.deaths.tell(ME, X, "it ended earlier")
-    assert sent(bench.out, WorkerDied) == [(A, WorkerDied(X, "it ended earlier"))] and bench.watched() == 0
+    bench.ended(X, "killed")
+    assert sent(bench.watch(A, X), WorkerDied) == [(A, WorkerDied(X, "killed"))]
+    assert bench.watch(ME, X) == [] and bench.watched() == 0
+    stranger = process_id(HERE, b"gone")
+    assert sent(bench.watch(A, stranger), WorkerDied) == [(A, WorkerDied(stranger, "it ended earlier"))]
+
+
+def test_all_processes_of_a_dead_node_are_dead_those_too_that_nobody_had_met() -> None:
+    bench = Bench()
+    bench.ended(OTHER, "its node is dead")
+    assert bench.deaths.is_dead(Y)
+    assert sent(bench.watch(A, Y), WorkerDied) == [(A, WorkerDied(Y, "its node is dead"))] and bench.watched() == 0
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_process_of_a_node_that_is_not_known_yet_is_watched_when_that_is_known(lives: bool) -> None:
+    bench = Bench()
+    bench.known.clear()
+    assert bench.watch(A, X) == [] and bench.watch(B, X) == []
+    bench.ended(B)
+    if lives:
+        bench.known.append(OTHER)
+    else:
+        bench.ended(OTHER, "its node is dead")
+    bench.deaths.heard_of(OTHER)
+    effects = drain(bench.out)
+    assert sent(effects, WatchProcess) == ([(OTHER, WatchProcess(X))] if lives else [])
+    assert sent(effects, WorkerDied) == ([] if lives else [(A, WorkerDied(X, "its node is dead"))])
 
 
 def test_the_processes_of_a_node_are_those_that_watch_and_those_that_are_watched() -> None:
@@ -129,8 +155,13 @@ def test_every_watch_is_answered_by_one_word_or_by_the_end_of_the_watcher(steps:
     pairs: set[tuple[bytes, bytes]] = set()
     for step in steps:
         if isinstance(step, tuple):
-            bench.watch(*step)
-            pairs.add(step)
+            watcher, process = step
+            if not bench.deaths.is_dead(watcher):  # agents do not listen to the dead
+                told = [peer for peer, _ in sent(bench.watch(watcher, process), WorkerDied)]
+                if bench.deaths.is_dead(process):
+                    assert told == ([] if watcher == OTHER else [watcher])
+                else:
+                    pairs.add(step)
             continue
         effects = bench.ended(step)
         told = [peer for peer, _ in [*sent(effects, WorkerDied), *sent(effects, ProcessGone)]]

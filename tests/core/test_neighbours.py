@@ -10,6 +10,7 @@ from zray.base.ids import agent_id
 from zray.base.resources import ResourceSet
 from zray.core.neighbours import Neighbours
 from zray.core.policy import DEFAULT, Verdict, Waiting
+from zray.core.views import GroupView
 
 HERE, FIRST, SECOND = b"here-here-here--", b"first-first-fi--", b"second-second---"
 ONE = ResourceSet.of({"CPU": 1})
@@ -48,6 +49,19 @@ def test_what_has_room_here_runs_here() -> None:
     assert decision.verdict is Verdict.RUN
 
 
+def test_what_was_sent_on_and_changed_nothing_there_is_forgotten_at_the_next_word_of_the_control() -> None:
+    """It was cancelled, or served between two looks: no view will ever say that the room is free again."""
+    neighbours = bench(row(FIRST, cpus=1))
+    assert not neighbours.correct()
+    for _ in range(2):
+        assert neighbours.choose(FULL, 0, ONE, DEFAULT, 0, NO_BUNDLES).verdict is Verdict.SEND
+        assert neighbours.choose(FULL, 0, ONE, DEFAULT, 0, NO_BUNDLES).verdict is Verdict.QUEUE
+        assert neighbours.correct() and not neighbours.correct()
+    neighbours.choose(FULL, 0, ONE, DEFAULT, 0, NO_BUNDLES)
+    neighbours.update(row(FIRST, alive=False))
+    assert not neighbours.correct() and not neighbours.views
+
+
 def test_a_burst_is_spread_since_what_was_sent_on_counts_as_taken() -> None:
     neighbours = bench(row(FIRST, cpus=2), row(SECOND, cpus=1))
     sent = [neighbours.choose(FULL, 0, ONE, DEFAULT, 0, NO_BUNDLES) for _ in range(4)]
@@ -57,6 +71,23 @@ def test_a_burst_is_spread_since_what_was_sent_on_counts_as_taken() -> None:
     neighbours.update(row(SECOND, cpus=1))
     decision = neighbours.choose(FULL, 1, ONE, DEFAULT, 0, NO_BUNDLES)
     assert decision.node is neighbours.views[SECOND], "the next view puts that right"
+
+
+def test_so_is_what_was_sent_into_a_bundle() -> None:
+    group = GroupView("CREATED", (ONE,), (FIRST,))
+    bundles: Any = SimpleNamespace(count=lambda group_id: None, groups={b"group": group})
+    neighbours, strategy = bench(row(FIRST)), ("bundle", b"group", 0)
+
+    def sends() -> bool:
+        full = ResourceSet({}) in group.free.values()
+        return neighbours.choose(FULL, 0, ONE, strategy, 0, bundles).verdict is Verdict.SEND and not full
+
+    assert sends() and not sends()
+    assert neighbours.correct()
+    assert sends()
+    group.told[0] = ResourceSet({})
+    assert neighbours.correct()
+    assert not sends(), "it was told that there is nothing free"
 
 
 def test_a_node_that_is_gone_is_sent_nothing() -> None:

@@ -9,7 +9,7 @@ import pytest
 from zray.base.config import Config
 from zray.base.ids import agent_id
 from zray.base.wire import CONTROL
-from zray.base.wire_nodes import ClusterView, NodeRefused, ProbeNode
+from zray.base.wire_nodes import ClusterLoads, ClusterView, NodeRefused, ProbeNode
 from zray.core.effects import PERSIST, WARN
 from zray.core.gcs import Gcs
 from zray.core.nodes import HEALTH_TIMER, VIEW_TIMER, NodeManager, NodeState
@@ -50,8 +50,8 @@ class Bench:
     def heard(self, node_id: bytes, now: float = 0.0, available: dict[str, int] | None = None) -> list[Any]:
         return self.does("heard", now, agent_id(node_id), node_id, TWO_CPUS if available is None else available)
 
-    def publish(self) -> list[Any]:
-        return self.does("publish")
+    def publish(self, now: float = 0.0) -> list[Any]:
+        return self.does("publish", now)
 
     def tick(self, now: float, *, keeps: tuple[bytes, ...] = ()) -> list[Any]:
         """One look at the time ``now``; ``keeps`` were heard just before it."""
@@ -83,6 +83,11 @@ def told(effects: list[Any]) -> dict[bytes, list[bytes]]:
     return {peer: [row[0] for row in rows] for peer, rows in views(effects).items()}
 
 
+def loads(effects: list[Any]) -> dict[bytes, dict[bytes, dict[str, int]]]:
+    """What each agent is told of what is free."""
+    return {peer: dict(message.rows) for peer, message in sent(effects, ClusterLoads)}
+
+
 # -- registering ----------------------------------------------------------------------------------------------------
 
 
@@ -94,6 +99,13 @@ def test_a_node_that_joins_learns_of_all_others_at_once_and_they_of_it_with_the_
     news = views(bench.publish())
     row = (SECOND, agent_id(SECOND), "tcp://second-second---", "host", TWO_CPUS, TWO_CPUS, {"zone": "a"}, True)
     assert news == {agent_id(HOME): [row], agent_id(FIRST): [row]}
+
+
+def test_a_node_that_joins_learns_who_is_dead_so_that_whom_it_does_not_know_is_new() -> None:
+    bench = Bench(FIRST)
+    bench.does("end", 1.0, bench.members.nodes[FIRST], "it was silent")
+    [known] = views(bench.join(SECOND)).values()
+    assert [(row[0], row[-1]) for row in known] == [(HOME, True), (FIRST, False)]
 
 
 def test_a_control_with_no_other_node_tells_nobody_and_looks_after_nobody() -> None:
@@ -133,8 +145,8 @@ def test_what_changed_is_published_once_per_heartbeat_and_to_all_others() -> Non
     bench.heard(SECOND, 1.06, ONE_CPU)
     assert [(at, key) for at, key in bench.timers if key == (VIEW_TIMER,)] == [(1.1, (VIEW_TIMER,))]
     effects = bench.publish()
-    assert told(effects) == {agent_id(HOME): [FIRST, SECOND], agent_id(FIRST): [SECOND], agent_id(SECOND): [FIRST]}
-    assert [row[5] for row in views(effects)[agent_id(HOME)]] == [{"CPU": 0}, ONE_CPU], "the newest of each"
+    news = {FIRST: {"CPU": 0}, SECOND: ONE_CPU}
+    assert loads(effects) == {agent_id(node): news for node in (HOME, FIRST, SECOND)}, "the newest of each"
     assert bench.publish() == [], "each change is told once"
 
 
@@ -153,7 +165,29 @@ def test_a_change_after_a_view_is_told_with_the_next_one() -> None:
     bench.heard(FIRST, 1.2, TWO_CPUS)
     [(at, key)] = bench.timers
     assert key == (VIEW_TIMER,) and at == pytest.approx(1.3)
-    assert told(bench.publish()) == {agent_id(HOME): [FIRST], agent_id(SECOND): [FIRST]}
+    assert set(loads(bench.publish())) == {agent_id(node) for node in (HOME, FIRST, SECOND)}
+
+
+def test_what_is_again_as_it_was_told_is_no_news() -> None:
+    bench = Bench()
+    bench.heard(FIRST, 1.0, ONE_CPU)
+    bench.heard(FIRST, 1.05, TWO_CPUS)
+    assert bench.publish() == []
+
+
+def test_in_a_large_cluster_what_is_free_is_told_bit_by_bit_the_oldest_news_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    monkeypatch.setattr("zray.core.nodes.LOADS_PER_S", 30)  # one row for each of three nodes, ten times a second
+    for node_id in (SECOND, FIRST):
+        bench.heard(node_id, 1.0, ONE_CPU)
+    bench.timers.clear()
+    for node_id in (SECOND, FIRST):
+        assert list(loads(bench.publish(1.1)).values()) == [{node_id: ONE_CPU}] * 3
+    assert bench.timers == [(pytest.approx(1.2), (VIEW_TIMER,))], "there is more to tell after the first, and not after the second"
+    bench.heard(FIRST, 1.2, TWO_CPUS)
+    bench.does("end", 1.2, bench.members.nodes[SECOND], "it left")
+    effects = bench.publish(1.3)
+    assert told(effects) == {agent_id(HOME): [SECOND], agent_id(FIRST): [SECOND]} and loads(effects)
 
 
 def test_the_dead_are_told_of_no_more_and_their_death_is_told_to_all_others() -> None:
@@ -209,7 +243,7 @@ def test_only_the_silent_die() -> None:
 def test_every_look_tells_the_nodes_that_the_control_lives() -> None:
     bench = Bench()
     quiet = [(peer, view.rows) for peer, view in sent(bench.tick(0.5), ClusterView)]
-    assert quiet == [(agent_id(FIRST), []), (agent_id(SECOND), [])]
+    assert quiet == [(agent_id(HOME), []), (agent_id(FIRST), []), (agent_id(SECOND), [])]
 
 
 def test_home_is_never_dead() -> None:

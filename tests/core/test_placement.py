@@ -401,7 +401,8 @@ def test_of_the_removed_only_the_last_are_remembered() -> None:
         bench.created(group_id)
         effects = bench.hears("remove_placement_group", 9, group_id)
     assert rows(effects, "forget_placement_group") == [(ids[0],)] and list(bench.manager.groups) == ids[1:]
-    assert bench.manager.view(ids[0])[::3] == ("REMOVED", "it was removed long ago")
+    gone = bench.manager.view(ids[0])
+    assert (gone.state, gone.reason) == ("REMOVED", "it was removed long ago")
 
 
 # -- names ------------------------------------------------------------------------------------------------------------

@@ -443,12 +443,12 @@ def test_a_bundle_says_the_node() -> None:
 
 def test_a_bundle_that_is_full_is_waited_for_unless_any_will_do() -> None:
     views, groups = world(node(A, 4), node(B, 4)), group([A, B])
-    views[A].bundles = {GROUP: {0: cpus(0.5)}}
+    groups[GROUP].free = {0: cpus(0.5)}
     decision = choose(views, 1, bundle(0), groups=groups)
     assert place_of(decision) == (QUEUE, A) and decision.reason == "its bundle has no room now"
     assert place_of(choose(views, 1, bundle(-1), groups=groups)) == (SEND, B)
     assert place_of(choose(views, 1, bundle(-1), groups=groups, hops=3)) == (QUEUE, A)
-    views[B].bundles = {GROUP: {1: cpus(0)}}
+    groups[GROUP].free[1] = cpus(0)
     assert place_of(choose(views, 1, bundle(1), groups=groups)) == (SEND, B)
     assert place_of(choose(views, 1, bundle(-1), groups=groups)) == (QUEUE, A)
 
@@ -507,7 +507,7 @@ def test_bundles_are_debited_too() -> None:
     view, groups = node(B, 4), group([B, B])
     for _ in range(5):
         debit(view, cpus(1), bundle(-1), groups)
-    assert view.bundles == {GROUP: {0: cpus(0), 1: cpus(0)}} and view.queued == 1 and view.available == cpus(4)
+    assert groups[GROUP].free == {0: cpus(0), 1: cpus(0)} and view.queued == 1 and view.available == cpus(4)
 
 
 # -- those that wait --------------------------------------------------------------------------------------------------
@@ -562,9 +562,11 @@ def test_those_that_wait_for_a_bundle_go_to_it_when_it_is_there() -> None:
     views = world(node(A, 0), node(B, 0))
     assert relocate(views, ones(3, bundle(0)), groups=group([b""], state="PENDING")) == []
     assert relocate(views, ones(3, bundle(0)), groups=group([B])) == [(0, B), (1, B), (2, B)]
-    views[A].bundles = {GROUP: {0: cpus(2)}}
-    assert relocate(views, ones(4, bundle(-1)), groups=group([A, B])) == [], "two will run here, and of b nothing is known"
-    views[B].bundles = {GROUP: {1: cpus(1)}}
-    assert relocate(views, ones(4, bundle(-1)), groups=group([A, B])) == [(2, B)]
-    views[A].bundles = {GROUP: {0: cpus(0)}}
-    assert relocate(views, ones(4, bundle(0)), groups=group([A, B])) == []
+    known = group([A, B])
+    known[GROUP].free = {0: cpus(2)}
+    assert relocate(views, ones(4, bundle(-1)), groups=known) == [], "two will run here, and of b nothing is known"
+    known[GROUP].free[1] = cpus(1)
+    assert relocate(views, ones(4, bundle(-1)), groups=known) == [(2, B)]
+    assert known[GROUP].free == {0: cpus(2), 1: cpus(1)}, "what is only looked at stays as it is"
+    known[GROUP].free[0] = cpus(0)
+    assert relocate(views, ones(4, bundle(0)), groups=known) == []

@@ -53,6 +53,60 @@ def test_the_deepest_goes_first_then_the_oldest() -> None:
     assert granted(s) == [4, 2, 3]
 
 
+def ask_for(s: LeaseScheduler, job: bytes, owner: bytes, request_id: int, depth: int, amount: float = 1) -> None:
+    assert s.request(owner, request_id, job, cpus(amount), depth) == ""
+
+
+def test_jobs_share_a_node_evenly_however_much_and_how_deep_each_asks_for() -> None:
+    s, many, one = scheduler(4), b"job1", b"job2"
+    owners = [process(f"p{number}") for number in range(8)]
+    for number, owner in enumerate(owners):
+        ask_for(s, many, owner, number, depth=9)
+    ask_for(s, one, Q, 100, depth=1)
+    ask_for(s, one, Q, 101, depth=1)
+    assert granted(s) == [0, 100, 1, 101]
+    served = {many: 0, one: 0}
+    for number in range(200, 300):  # whose turn is over asks again at once
+        lease = next(iter(s.leases.values()))
+        s.end(lease.id)
+        request = lease.request
+        served[request.job_id] += 1
+        ask_for(s, request.job_id, request.owner, number, request.depth)
+        assert len(granted(s)) == 1
+    assert served == {many: 50, one: 50}
+
+
+def test_what_a_job_can_not_use_is_left_to_the_others() -> None:
+    s = scheduler(4)
+    ask_for(s, b"job1", P, 1, depth=0, amount=4)
+    assert granted(s) == [1]
+    ask_for(s, b"job2", Q, 2, depth=0, amount=4)  # it comes first, and does not fit
+    ask_for(s, b"job1", P, 3, depth=0, amount=0)
+    assert granted(s) == [3]
+
+
+def test_blocked_tasks_do_not_count_for_their_job() -> None:
+    s = scheduler(1)
+    ask_for(s, b"job1", P, 1, depth=0)
+    assert granted(s) == [1]
+    s.assign(1, b"w")
+    s.on_blocked(b"w")
+    ask_for(s, b"job1", P, 2, depth=1)
+    ask_for(s, b"job2", Q, 3, depth=0)
+    assert granted(s) == [2], "else a tree of tasks would not get on"
+
+
+def test_leases_are_called_back_from_the_job_that_has_most() -> None:
+    s = scheduler(3)
+    for request_id, job in ((1, b"job1"), (2, b"job2"), (3, b"job2")):
+        ask_for(s, job, P, request_id, depth=0)
+    assert granted(s) == [1, 2, 3]
+    for number in (1, 2, 3):
+        s.assign(number, b"w%d" % number)
+    ask_for(s, b"job3", Q, 4, depth=0)
+    assert [lease.request.job_id for lease in s.to_reclaim()] == [b"job2"]
+
+
 def test_one_that_does_not_fit_is_passed_over() -> None:
     s = scheduler(2)
     ask(s, 1, 1)

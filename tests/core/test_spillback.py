@@ -21,12 +21,13 @@ from zray.base.wire import (
     WatchProcess,
     WorkerDied,
 )
+from zray.base.wire_actors import ActorRefused
 from zray.base.wire_nodes import ClusterView, LeaseRedirected, NodeRefused, ProcessGone
 from zray.base.wire_transfer import FreePrimaries, PrimariesFreed
 from zray.core.agent import HEARTBEAT_TIMER, SIGN_TIMER
 from zray.core.effects import HANG_UP, KILL_WORKER, STOP
 from zray.core.leases import IDLE_TIMER
-from zray.exceptions import WorkerCrashedError
+from zray.exceptions import TaskUnschedulableError, WorkerCrashedError
 
 from .reading import drain, sent, timers, verbs
 from .spill_bench import ONE, Net, node
@@ -110,6 +111,21 @@ def test_what_waits_here_goes_where_room_appears() -> None:
     [(_, _, redirect)] = both.sent(LeaseRedirected)
     assert "room appeared on node" in redirect.reason
     assert not both.agent("here").scheduler.queue, "it does not wait in two places"
+
+
+def test_room_that_was_used_between_two_views_is_found_again() -> None:
+    """The other node never says a word, since what is free there is the same whenever it looks."""
+    both = net(here=1, there=1)
+    first, second = both.driver("here"), both.driver("here")
+    held, short = first.call(2)
+    assert first.where([held, short]) == ["here", "there"]
+    [waiting] = second.call()
+    first.finish(short)
+    first.brain.on_timer(1.0, (IDLE_TIMER,))
+    both.turn()
+    assert second.where([waiting]) == [""]
+    both.does(agent_id(node("here")), "on_cluster_view", CONTROL, [])  # that there is no news
+    assert second.where([waiting]) == ["there"]
 
 
 def test_what_waits_here_goes_to_a_node_that_joins() -> None:
@@ -214,6 +230,27 @@ def test_a_strategy_names_the_node() -> None:
     assert [m.kind for _, _, m in three.sent(LeaseRejected)] == ["infeasible"]
 
 
+def test_a_node_that_is_asked_for_and_is_dead_is_no_reason_to_wait() -> None:
+    three = net(here=1, east=1, west=1)
+    driver = three.driver("here")
+    three.dead("west")
+    [task] = driver.call(strategy=("affinity", node("west"), False))
+    error = pickle.loads(driver.entry(task)[1])
+    assert isinstance(error, TaskUnschedulableError) and "which is dead" in str(error) and node("west").hex() in str(error)
+    [soft] = driver.call(strategy=("affinity", node("west"), True))
+    assert driver.where([soft]) == ["here"]
+
+
+def test_what_waits_for_a_node_that_dies_fails_at_once() -> None:
+    both = net(here=1, there=1)
+    driver = both.driver("here")
+    running, waiting = driver.call(2, strategy=("affinity", node("there"), False), retries=0)
+    assert driver.where([running, waiting]) == ["there", ""]
+    both.dead("there")
+    errors = [pickle.loads(driver.entry(task)[1]) for task in (running, waiting)]
+    assert [type(error) for error in errors] == [WorkerCrashedError, TaskUnschedulableError]
+
+
 def test_a_strategy_that_nobody_can_read_is_refused() -> None:
     both = net(here=1, there=1)
     driver = both.driver("here")
@@ -254,15 +291,19 @@ def test_a_request_that_waits_elsewhere_is_cancelled_there() -> None:
     assert not both.agent("there").scheduler.queue and driver.where([first, second]) == ["there", ""]
 
 
-def test_an_actor_that_waits_for_room_is_not_sent_elsewhere_by_the_agent() -> None:
-    """The control has placed it, and would not know."""
+def test_an_actor_that_waits_goes_back_to_the_control_when_there_is_room_elsewhere() -> None:
+    """The control has placed it, and places it anew."""
     both = net(here=1, there=1)
     for actor in (b"actor-a-----", b"actor-b-----"):
         what = (actor, 1, b"job1", False, dict(ONE), dict(ONE), True, b"creation")
         both.does(agent_id(node("here")), "on_place_actor", CONTROL, *what)
     assert len(both.agent("here").scheduler.queue) == 1
-    both.views()
-    assert len(both.agent("here").scheduler.queue) == 1 and both.sent(LeaseRedirected) == []
+    both.views(there=0)
+    assert len(both.agent("here").scheduler.queue) == 1 and both.sent(ActorRefused) == []
+    both.views(there=1)
+    [(_, receiver, refusal)] = both.sent(ActorRefused)
+    assert (receiver, refusal[:3]) == (CONTROL, (b"actor-b-----", 1, "elsewhere")) and "room appeared" in refusal.reason
+    assert both.agent("here").scheduler.queue == {} and both.sent(LeaseRedirected) == []
 
 
 # -- deaths ---------------------------------------------------------------------------------------------------------

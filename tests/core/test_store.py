@@ -85,11 +85,54 @@ def test_an_object_that_is_here_already_is_not_made_again() -> None:
     assert answers(bench.create(A, peer=OTHER)) == [(OTHER, 2, True, "exists")]
 
 
-def test_an_object_that_another_is_writing_is_refused() -> None:
+def test_who_makes_what_another_is_writing_takes_what_that_one_wrote() -> None:
+    """A task that was tried again may end while its first attempt still writes."""
     bench = Bench()
     bench.create(A)
-    [(_, _, ok, _)] = answers(bench.create(A, peer=OTHER))
-    assert not ok
+    assert answers(bench.create(A, peer=OTHER)) == []
+    assert answers(bench.does("seal", A, OWNER)) == [(OTHER, 2, True, "exists")]
+
+
+@pytest.mark.parametrize("end", [("abort", A), ("drop_client", CLIENT)], ids=["gave up", "died"])
+def test_who_makes_what_another_did_not_complete_writes_it(end: tuple[Any, ...]) -> None:
+    bench = Bench()
+    bench.create(A)
+    bench.create(A, peer=OTHER)
+    assert answers(bench.does(*end)) == [(OTHER, 2, True, (0, False))]
+    bench.does("seal", A, OWNER)
+    assert bench.store.statistics()["objects"] == 1
+
+
+def test_who_waits_for_what_another_writes_and_dies_is_forgotten() -> None:
+    bench = Bench()
+    bench.create(A)
+    bench.create(A, peer=OTHER)
+    bench.does("drop_client", OTHER)
+    assert answers(bench.does("abort", A)) == [] and bench.store.objects == {}
+
+
+def test_what_the_first_did_not_complete_may_find_no_room() -> None:
+    bench = Bench(pages=1)
+    bench.create(A)
+    bench.create(A, peer=OTHER)
+    bench.create(B)
+    bench.does("abort", A)
+    bench.does("seal", B, OWNER)
+    bench.does("pin", CLIENT, 9, B)
+    [(peer, request, ok, _)] = answers(bench.does("on_timer", 10.0, (CREATE_TIMER,)))
+    assert (peer, request, ok) == (OTHER, 2, False)
+
+
+def test_what_is_made_again_after_it_was_freed_and_is_still_read_is_there() -> None:
+    bench = Bench()
+    bench.sealed(A)
+    bench.does("pin", CLIENT, 9, A)
+    bench.does("free", [A])
+    assert answers(bench.create(A, peer=OTHER)) == [(OTHER, 2, True, "exists")]
+    bench.does("unpin", CLIENT, [A])
+    assert A in bench.store.objects
+    bench.does("free", [A])
+    assert bench.store.objects == {}
 
 
 def test_a_free_gives_the_room_back_and_the_room_is_warm() -> None:

@@ -65,7 +65,9 @@ class Life:
             self.does("create", self.now, PULLS, request, object_id, amount * PAGE, "a copy", amount % 3)
 
     def withdraw(self, object_id: bytes, who: int, amount: int) -> None:
-        mine = [d for d in self.bench.store._demands if d.peer == PULLS and d.object_id == object_id]
+        store = self.bench.store
+        waiting = store._demands + (store.objects[object_id].makers if object_id in store.objects else [])
+        mine = [d for d in waiting if d.peer == PULLS and d.object_id == object_id]
         for demand in mine:
             del self.wanted[demand.request_id], self.asked[demand.request_id]
         self.does("withdraw", object_id)

@@ -274,6 +274,69 @@ def test_what_a_task_makes_here_while_it_waits_to_be_brought_is_read_here() -> N
     assert all(map(r.ok, requests)) and r.fetched == [A] and r.store.copies == {A: p.agent}
 
 
+def test_what_a_task_makes_here_while_its_bytes_come_is_this_nodes_own() -> None:
+    net = Net("p", "r")
+    p, r = net.node("p"), net.node("r")
+    p.make(A, 3)
+    request = r.pin(A, p, 3)
+    while not r.fetches:
+        net.step(0)
+    again = net.request()
+    r.store.create(0.0, OTHER, again, A, 3 * PAGE)
+    r.settle()
+    assert r.ok(again) is None
+    net.run()
+    assert r.answers[again] == (OTHER, True, "exists") and r.ok(request)
+    assert r.store.copies == {} and p.transfer.statistics()["copies_elsewhere"] == 0
+
+
+def test_what_a_task_makes_here_while_its_bytes_come_is_written_by_it_if_they_do_not_arrive() -> None:
+    net = Net("p", "r")
+    p, r = net.node("p"), net.node("r")
+    p.make(A, 3)
+    request = r.pin(A, p, 3)
+    while not r.fetches:
+        net.step(0)
+    again = net.request()
+    r.store.create(0.0, OTHER, again, A, 3 * PAGE)
+    net.kill("p")
+    net.run()
+    assert r.ok(request) is False and r.answers[again] == (OTHER, True, (0, False))
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_who_reads_what_a_task_is_writing_here_gets_that_or_else_the_copy(sealed: bool) -> None:
+    net = Net("p", "r")
+    p, r = net.node("p"), net.node("r")
+    p.make(A)
+    again = net.request()
+    r.store.create(0.0, OTHER, again, A, PAGE)
+    r.settle()
+    request = r.pin(A, p)
+    net.run()
+    assert r.ok(again) and r.ok(request) is None and r.fetched == []
+    if sealed:
+        r.store.seal(A, OWNER)
+    else:
+        r.store.drop_client(OTHER)
+    r.settle()
+    net.run()
+    assert r.ok(request) and (r.fetched == []) == sealed
+
+
+def test_who_reads_what_a_task_is_writing_here_and_leaves_is_forgotten() -> None:
+    net = Net("p", "r")
+    p, r = net.node("p"), net.node("r")
+    p.make(A)
+    r.store.create(0.0, OTHER, net.request(), A, PAGE)
+    r.pin(A, p)
+    r.does("drop_client", process("reader"))
+    r.store.drop_client(OTHER)
+    r.settle()
+    net.run()
+    assert r.store.objects == {} and r.fetched == [] and r.transfer.statistics()["pulls"] == 0
+
+
 # -- readers that leave, frees --------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,10 @@ import pytest
 import zmq
 from ends import End
 
+from zray.io.cluster_key import ClusterKey
+
+KEY = ClusterKey.create("127.0.0.1:1")
+
 
 @pytest.fixture
 def short_path() -> Iterator[str]:
@@ -52,3 +56,8 @@ def raw() -> Iterator[Callable[..., Any]]:
     for socket in sockets:
         socket.close(0)
     context.term()
+
+
+@pytest.fixture(params=["insecure", "CURVE"])
+def key(request: Any) -> ClusterKey | None:
+    return KEY if request.param == "CURVE" else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,11 +10,15 @@ from typing import Any
 from relay import Relay
 
 from zray.base import wire
+from zray.io.conversation import NEVER
+from zray.io.greeting import PYTHON, encode_hello
 from zray.io.loop import Loop
 from zray.io.transport import Transport
 
 PATIENCE_S = 30.0
 CLUSTER = b"c" * 16
+LOOPBACK = ("127.0.0.1", 0, "")
+SAY = wire.OPS[wire.ListNodes]
 
 
 class End:
@@ -72,6 +77,7 @@ class End:
         self.tcp = self.endpoint.rpartition(" ")[2]
         self.loop.pending = self.transport.pending
         self.loop.settle = lambda now: self.transport.flush()
+        self.loop.on_timer = self.transport.on_timer
         self._closed = False
 
     def decode(self, frame: bytes) -> Any:
@@ -94,3 +100,16 @@ def turn_until(condition: Callable[[], Any], *ends: End, relay: Relay | None = N
             end.loop.turn(0.001)
             if relay is not None:
                 relay.turn()
+
+
+def hello(sender: bytes, conversation: int = 1, heard: int = NEVER) -> bytes:
+    me = (wire.PROTOCOL_VERSION, PYTHON, CLUSTER, sender, "worker", "", os.getpid())
+    return encode_hello(wire.Hello(*me, conversation, heard))
+
+
+def batch(number: int) -> bytes:
+    return wire.encode([(SAY, number)])
+
+
+def port_of(end: End) -> int:
+    return int(end.tcp.rpartition(":")[2])

@@ -171,7 +171,7 @@ def test_a_file_that_is_no_database_is_reported(path: str, errors: Any) -> None:
 
 def test_a_directory_that_does_not_exist_is_reported(tmp_path: Any, errors: Any) -> None:
     database = Database(str(tmp_path / "missing" / "gcs.sqlite"), errors.put)
-    assert isinstance(errors.get(timeout=30), sqlite3.OperationalError)
+    assert isinstance(errors.get(timeout=30), FileNotFoundError)
     database.close()
 
 

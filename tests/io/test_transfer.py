@@ -234,6 +234,73 @@ def test_after_a_broken_link_the_rest_comes_from_the_same_source(make: Make, wir
     assert end.service.statistics()["transfer_received_bytes"] == size, "nothing has come twice"
 
 
+# -- passed on while it comes ---------------------------------------------------------------------------------------
+
+
+def test_what_comes_is_passed_on_before_it_is_whole(make: Make, wire: Callable[..., Wire]) -> None:
+    size = 20 * MB
+    source, middle, end = make("s", size), make("m", size), make("r", size)
+    data = os.urandom(MB) * 20
+    source.service.serve(1, A, source.fill(0, data))
+    cable = wire(source, 7 * MB + 1234)
+    middle.service.serve(5, A, (0, size), whole=False)
+    end.fetch(middle, A, size, 5)
+    middle.fetch(cable.endpoint, A, size)
+    outcome, _, received, kind, _ = middle.hear()
+    assert (outcome, kind) == ("failed", "link") and received > 0
+    deadline = time.monotonic() + PATIENCE_S
+    while end.service.received_bytes < received and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert end.service.received_bytes == received and end.told.empty(), "all that is there, and no more"
+    cable.mend()
+    middle.fetch(cable.endpoint, A, size, received=received)
+    assert middle.hear() == ("fetched", A, 0) and end.hear() == ("fetched", A, 0)
+    middle.service.serve_rest(5)
+    assert end.look(0, size) == data
+    middle.service.unserve(5)
+    assert middle.hear() == ("unserved", 5)
+
+
+def test_a_ticket_for_what_has_come_meanwhile(make: Make) -> None:
+    """It was made out when the object was not whole, and is heard of when it is."""
+    source, end = make("s"), make("r")
+    data = os.urandom(3 * MB)
+    source.service.serve(1, A, source.fill(0, data), whole=False)
+    end.fetch(source, A, 3 * MB)
+    source.service.serve_rest(1)
+    assert end.hear() == ("fetched", A, 0) and end.look(0, 3 * MB) == data
+    source.service.serve_rest(2)  # one that was taken back does no harm
+
+
+def test_who_waits_for_what_will_not_come_is_told(make: Make) -> None:
+    source, end = make("s"), make("r")
+    source.service.serve(1, A, (0, 3 * MB), whole=False)
+    end.fetch(source, A, 3 * MB)
+    deadline = time.monotonic() + PATIENCE_S
+    while not end.service.statistics()["transfer_links"] and time.monotonic() < deadline:
+        time.sleep(0.001)
+    source.service.unserve(1)
+    assert end.hear()[3] == "ticket" and source.hear() == ("unserved", 1)
+
+
+def test_what_may_turn_out_to_be_damaged_is_not_passed_on(make: Make, tmp_path: Path) -> None:
+    size = 3 * MB
+    source, middle, end = make("s"), make("m"), make("r")
+    path = tmp_path / "spilled"
+    path.write_bytes(bytes(size))
+    source.service.serve(1, A, (str(path), 0, size, 7))
+    middle.service.serve(5, A, (0, size), whole=False)
+    end.fetch(middle, A, size, 5)
+    middle.fetch(source, A, size, checksum=7)
+    assert middle.hear()[3] == "source"
+    middle.service.unserve(5)
+    assert middle.hear() == ("unserved", 5)
+    assert end.hear()[3] == "ticket" and end.service.received_bytes == 0
+
+
+# -- failures of a link, again ----------------------------------------------------------------------------------------
+
+
 def test_nobody_who_listens_is_a_failure_with_the_reason(make: Make) -> None:
     end = make("r")
     with socket.create_server((HOST, 0)) as free:

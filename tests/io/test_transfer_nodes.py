@@ -60,6 +60,7 @@ class FullNode:
             e.ANSWER: lambda *fields: transfer.on_answer(now(), *fields),
             e.TIMER: lambda at, key: heapq.heappush(world.timers, (at, next(world.counter), self, key)),
             e.SERVE: self.service.serve,
+            e.SERVE_REST: self.service.serve_rest,
             e.UNSERVE: self.service.unserve,
             e.FETCH: self.service.fetch,
             e.CANCEL_FETCH: self.service.cancel,

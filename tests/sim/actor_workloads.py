@@ -37,8 +37,11 @@ def draw_strategy(body: OwnerBody, rng: random.Random) -> tuple[Any, ...]:
 
 def draw_options(body: OwnerBody, rng: random.Random) -> Options:
     detached = rng.random() < 0.15
+    strategy = draw_strategy(body, rng)
     resources = {}
-    if rng.random() < 0.3 and body.cluster.cpus_to_hold > 0:
+    if strategy[0] == "affinity":
+        pass  # the CPUs of that node may be held for ever
+    elif rng.random() < 0.3 and body.cluster.cpus_to_hold > 0:
         resources = {"CPU": rng.choice([0.5, 1.0])}
         body.cluster.cpus_to_hold -= 1.0
     elif rng.random() < 0.03:
@@ -51,7 +54,7 @@ def draw_options(body: OwnerBody, rng: random.Random) -> Options:
         retries=rng.choice([0, 0, 1, -1, -1]),
         concurrency=rng.choice([1, 1, 3]),
         resources=resources,
-        strategy=draw_strategy(body, rng),
+        strategy=strategy,
     )
 
 

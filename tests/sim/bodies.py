@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from zray import object_ref
 from zray.base import serialization, wire
@@ -17,6 +18,7 @@ from zray.base.ids import PUT_INDEX, TaskIDs, return_id
 from zray.base.resources import ResourceSet
 from zray.base.wire import DONE, ERROR, INLINE, OBJECT_VALUE, PUSH, REFS, STORED, Address, Entry
 from zray.base.wire_actors import CALL, StartActor
+from zray.base.wire_transfer import CopiesHeld, FreePrimaries, RequestCopy
 from zray.core import effects as e
 from zray.core.entries import contained_in
 from zray.core.owner import Owner
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from .links import Connection
     from .nodes import SimNode
 
+RECOVERIES_MAX = 10  # of one get, as in a real process
 Steps = Generator[tuple[Any, ...], Any, Any]
 CONTROL = wire.CONTROL
 
@@ -161,13 +164,19 @@ class Body:
     def _excused(self, peer: bytes, message: tuple[Any, ...]) -> bool:
         """Whether something may be said to somebody who can not be reached: he is dead, or does not listen any more.
 
-        Agents do not know where the owners of other nodes are, who hear of what was spilled only if they have dialled.
+        Agents do not know where the owners of other nodes are, who hear of what was spilled only if they have dialled; and of what
+        they say again until it is answered, the first word may come before they have heard of a new node.
         """
-        return peer in self.world.dead or peer in self._met or isinstance(message, wire.ObjectsSpilled)
+        again = (wire.ObjectsSpilled, FreePrimaries, RequestCopy, CopiesHeld)
+        return peer in self.world.dead or peer in self._met or isinstance(message, again)
 
     def die(self) -> None:
         self.alive = False
         self._mail.clear()
+
+
+class Unreadable(Exception):
+    """An object can not be read where it is said to lie."""
 
 
 class Thread:
@@ -229,6 +238,7 @@ class OwnerBody(Body):
         self.task_ids = TaskIDs(process_id)
         self.current: Thread | None = None  # the thread that runs, or was the last to run
         self.job_id = b""
+        self._asked: dict[int, str] = {}  # what those requests were, for the text of a failure
         self._next_request = 1
         self._templates: dict[Any, TaskTemplate] = {}
         self._fail_call = self.owner.calls._fail
@@ -259,6 +269,7 @@ class OwnerBody(Body):
     def handle(self, peer: bytes, message: tuple[Any, ...]) -> None:
         entries: Any = ()
         if message[0] == DONE:
+            self.judge.answered.update(dict.fromkeys(item[0] for item in message[2]))
             entries = [entry for item in message[2] for entry in item[1]]
         elif message[0] == OBJECT_VALUE:
             entries = [message[2]]
@@ -296,6 +307,8 @@ class OwnerBody(Body):
         if effect[0] == e.RESOLVE:
             waiter = effect[1]
             self.world.after(self.world.some(0.0005), waiter.signal.step, True)
+        elif effect[0] == e.ADOPT_FILE:
+            Thread(self, self.adopt_file(*effect[1:]), lambda result, error: None).step()
         else:
             super().execute(effect)
 
@@ -335,6 +348,7 @@ class OwnerBody(Body):
         if request_id not in self._requests:
             return  # it was asked twice
         thread, *_ = self._requests.pop(request_id)
+        del self._asked[request_id]
         if thread is not None:
             self.world.after(self.world.some(0.0002), thread.step, (ok, value))
 
@@ -356,8 +370,15 @@ class OwnerBody(Body):
     def _ask(self, thread: Thread | None, peer: bytes, message: Any, fields: tuple[Any, ...]) -> None:
         asked = message(self._next_request, *fields)
         self._requests[self._next_request] = (thread, peer, asked)
+        self._asked[self._next_request] = f"{message.__name__} of {self.world.name(peer)}"
         self._next_request += 1
         self.send(peer, asked)
+
+    def waits_for(self) -> str:
+        """What it has asked for and not got, for the text of a failure."""
+        objects = [object_id.hex() for object_id in self.owner.waiters.watchers]
+        tasks = [task_id.hex() for task_id in self.owner.tasks.pending]
+        return f"objects {objects}, tasks {tasks}, answers {self._asked}, {self.owner.statistics()}"
 
     def _time_out(self, waiter: Waiter) -> None:
         if self.alive and not waiter.done:
@@ -397,12 +418,15 @@ class OwnerBody(Body):
             raise ObjectStoreFullError(place[1])
         if place != "exists":
             yield ("sleep", self.world.some(0.001))
-            if isinstance(place[0], str):
-                checksum = self.node.disk.write(place[0], made.pickle)
-            else:
-                checksum = self.node.memory.write(place[0], object_id, made.pickle)
-            self.send(self.agent, wire.SealObject(object_id, owner, checksum))
+            self._write(object_id, place, made.pickle, owner)
         return (STORED, size, self.node.id, contained)
+
+    def _write(self, object_id: bytes, place: tuple[Any, ...], data: bytes, owner: bytes) -> None:
+        if isinstance(place[0], str):
+            checksum = self.node.disk.write(place[0], data)
+        else:
+            checksum = self.node.memory.write(place[0], object_id, data)
+        self.send(self.agent, wire.SealObject(object_id, owner, checksum))
 
     def put(self, tag: str, value: Any) -> Steps:
         """Make an object; its reference."""
@@ -455,21 +479,45 @@ class OwnerBody(Body):
 
     def get(self, refs: list[ObjectRef[Any]], timeout_s: float | None = None) -> Steps:
         """The outcome of each reference, a value or an exception; None when the time ran out."""
-        missing = [ref for ref in refs if ref.binary() not in self.owner.memory]
-        if missing:
-            self.on_blocking(True)
-            in_time = yield ("wait", Waiter(len(missing)), missing, timeout_s)
-            self.on_blocking(False)
-            if not in_time:
-                return None
+        in_time = yield from self._await(refs, timeout_s)
+        if not in_time:
+            return None
         outcomes = []
         for ref in refs:
-            outcome = yield from self.read(ref.binary(), self.owner.memory[ref.binary()])
+            outcome = yield from self._recovered(ref, timeout_s)
+            if outcome is None:
+                return None
             outcomes.append(outcome)
         return outcomes
 
+    def _await(self, refs: list[ObjectRef[Any]], timeout_s: float | None) -> Steps:
+        missing = [ref for ref in refs if ref.binary() not in self.owner.memory]
+        if not missing:
+            return True
+        self.on_blocking(True)
+        in_time = yield ("wait", Waiter(len(missing)), missing, timeout_s)
+        self.on_blocking(False)
+        return in_time
+
+    def _recovered(self, ref: ObjectRef[Any], timeout_s: float | None) -> Steps:
+        """The value of an object, or the error; what can not be read is brought back."""
+        object_id = ref.binary()
+        for _ in range(RECOVERIES_MAX):
+            entry = self.owner.memory.get(object_id)
+            if entry is not None:
+                outcome = yield from self.read(object_id, entry)
+                if not isinstance(outcome, Unreadable):
+                    return outcome
+                self.owner.recover(self.world.now, object_id, entry[2], str(outcome))
+            in_time = yield from self._await([ref], timeout_s)
+            if not in_time:
+                return None
+        lost = ObjectLostError(f"{object_id.hex()} can not be read", object_id.hex())
+        self.judge.error_seen(self.id, object_id, lost, read=True)
+        return lost
+
     def read(self, object_id: bytes, entry: Entry) -> Steps:
-        """The value or the error of an entry."""
+        """The value or the error of an entry; ``Unreadable`` if its bytes can not be had."""
         if entry[0] == ERROR:
             error = pickle.loads(entry[1])
             self.judge.error_seen(self.id, object_id, error)
@@ -479,16 +527,31 @@ class OwnerBody(Body):
         else:
             urgent = self.current is None or not self.current.starting
             ok, place = yield ("ask", self.agent, wire.PinObject, (object_id, urgent, entry[2], entry[1]))
+            if not ok and place[0] == "lost":
+                return Unreadable(place[1])
             if not ok:
-                lost: Exception = ObjectStoreFullError(place[1])
-                if place[0] == "lost":
-                    lost = ObjectLostError(place[1], object_id.hex())
-                self.judge.error_seen(self.id, object_id, lost, read=True)
-                return lost
+                full = ObjectStoreFullError(place[1])
+                self.judge.error_seen(self.id, object_id, full, read=True)
+                return full
             value = serialization.deserialize(self._bytes(place, object_id))
             self.world.after(self.world.some(0.01), self._unpin, place, object_id)
         self.judge.value_seen(self.id, object_id, value)
         return value
+
+    def adopt_file(self, object_id: bytes, size: int, path: str, position: int, checksum: int) -> Steps:
+        """Bring what a lost node has spilled into the store of this one."""
+        yield ("sleep", self.world.some(0.005))
+        problem = f"{path} can not be read from here"
+        if path in self.cluster.bucket:
+            problem = ""
+            data = self.cluster.bucket[path][position]
+            assert (len(data), crc32(data)) == (size, checksum)
+            ok, place = yield ("ask", self.agent, wire.CreateObject, (object_id, size))
+            if not ok:
+                problem = place[1]
+            elif place != "exists":
+                self._write(object_id, place, data, self.id)
+        self.owner.on_file_adopted(self.world.now, object_id, problem)
 
     def _bytes(self, place: tuple[Any, ...], object_id: bytes) -> bytes:
         if isinstance(place[0], str):

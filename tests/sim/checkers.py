@@ -69,6 +69,7 @@ class GroupTruth:
     """What really happened to a placement group."""
 
     def __init__(self, body: OwnerBody) -> None:
+        self.maker = body.id
         self.job_id = body.job_id
         self.removed = False  # somebody asked for that
 
@@ -95,9 +96,11 @@ class Judge:
         self._run: dict[bytes, dict[bytes, None]] = {}  # process -> the calls that it has started
         self._last: dict[tuple[bytes, bytes], int] = {}  # (process, caller) -> the number of the last call
         self._failed: dict[str, None] = {}  # actors of which a call failed, for a reason
+        self.answered: dict[bytes, None] = {}  # tasks and calls whose callers have their results
         self.small_store = False
         self.control_ends = False
         self.links_break = False  # between the machines
+        self.late_news = False  # somebody may not have heard of a node for long
         self.values = 0
         self.errors: dict[str, int] = {}
 
@@ -168,8 +171,8 @@ class Judge:
         call = self.calls[task_id]
         if call.caller != caller:
             raise SimulationError(f"call {task_id.hex()} came from {self._world.name(caller)}, who did not make it")
-        if call.retried:
-            return  # its place is not the same each time
+        if call.retried or task_id in self.answered:
+            return  # it runs again, for a result that was lost; its place is not the same each time
         run = self._run.setdefault(process, {})
         if task_id in run:
             raise SimulationError(f"call {task_id.hex()} ran twice in {self._world.name(process)}")
@@ -260,6 +263,8 @@ class Judge:
         if isinstance(error, ObjectLostError):
             if self.links_break and "can not be brought" in str(error):
                 return True
+            if self.small_store and "does not fit into the object store" in str(error):
+                return True
             return any(process in dead for process in self.hands.get(bytes.fromhex(error.object_id), {}))
         if isinstance(error, (ActorDiedError, ActorUnavailableError, ActorUnschedulableError)):
             return error.actor_id in self._failed
@@ -282,5 +287,5 @@ class Judge:
             group = self.groups.get(strategy[1])
             return group is None or group.removed or group.job_id in self.finished_jobs or self.nodes_lost
         if strategy[0] == "affinity" and not strategy[2]:
-            return agent_id(strategy[1]) in self._world.dead
-        return any(name.startswith("here") for name in demand) and self.nodes_lost
+            return self.late_news or agent_id(strategy[1]) in self._world.dead
+        return any(name.startswith("here") for name in demand) and (self.late_news or self.nodes_lost)

@@ -16,6 +16,7 @@ from .checkers import Judge
 from .nodes import Machine, SimNode
 from .processes import DriverBody, WorkerBody
 from .servers import ControlBody
+from .storage import Bucket
 from .transfer import ByteService
 from .world import World
 
@@ -35,6 +36,7 @@ class Cluster:
         self.workers: dict[bytes, WorkerBody] = {}  # all that ever were
         self.nodes: list[SimNode] = []  # all that ever were
         self.drivers: list[DriverBody] = []
+        self.bucket: Bucket = {}  # files that every machine can read
         self.byte_services: dict[str, ByteService] = {}
         rng = world.rng
         self.machines = [Machine(self, number) for number in range(world.machines)]
@@ -56,6 +58,7 @@ class Cluster:
             world.network.returning[CONTROL] = None
         self.home = self.start_node(self.machines[0])
         late = rng.random() < 0.3
+        self.judge.late_news = late
         for number, machine in enumerate(self.machines[1:], 1):
             if late and number == len(self.machines) - 1:
                 world.after(rng.uniform(0.05, 0.2), self.start_node, machine)

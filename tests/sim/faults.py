@@ -99,6 +99,8 @@ class Faults:
             span_s = rng.choice([0.02, config.node_death_s * 1.5])
             if self._cluster.control_alone:  # else the first machine, where a driver is, would end as the others do
                 span_s = min(span_s, config.control_death_s * 0.5)
+            if span_s > 0.1:
+                self._cluster.judge.late_news = True
             if span_s > config.control_death_s * 0.8:
                 self._world.faults += 1
             if not self._cluster.control_alone:
@@ -134,5 +136,6 @@ class Faults:
         if span_s > 0.1:
             world.faults += 1
             self._cluster.judge.links_break = True
+            self._cluster.judge.late_news = True
         world.network.cut(one.name, other.name, world.now + span_s)
         world.note(self._cluster.control, f"{one.name} and {other.name} are CUT OFF from each other for {span_s:g} s")

@@ -21,7 +21,7 @@ STRATEGIES = ["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
 
 
 def act(body: OwnerBody, rng: random.Random, tag: str, held: list[ObjectRef[Any]]) -> Steps:
-    """A placement group, tasks in it, and its end: removed by its maker, or left to the end of the job."""
+    """A placement group, tasks in it, and its end: removed by its maker, at once or later."""
     group_id = yield from make(body, rng)
     if group_id is None:
         return
@@ -32,9 +32,16 @@ def act(body: OwnerBody, rng: random.Random, tag: str, held: list[ObjectRef[Any]
     fate = rng.random()
     if fate < 0.3:  # with what runs in it
         yield from remove(body, group_id)
-    elif fate < 0.8:
-        yield from body.get(held[-2:])
+    elif fate < 0.7:  # it may never get its places: others may hold them for ever
+        yield from body.get(held[-2:], timeout_s=1.0)
         yield from remove(body, group_id)
+
+
+def remove_own(body: OwnerBody) -> Steps:
+    """Remove the groups that this process has left."""
+    for group_id, group in list(body.judge.groups.items()):
+        if group.maker == body.id and not group.removed:
+            yield from remove(body, group_id)
 
 
 def make(body: OwnerBody, rng: random.Random) -> Steps:

@@ -26,7 +26,8 @@ class Machine:
         rng = cluster.world.rng
         self.name = f"m{number}"
         self.cpus = rng.choice([1, 2, 2, 4]) if number == 0 else rng.choice([1, 2, 3])
-        self.resources = ResourceSet.of({"CPU": self.cpus, f"here{number}": 2.0})
+        self.own = f"here{number}"  # a resource that no other machine has
+        self.resources = ResourceSet.of({"CPU": self.cpus, self.own: 2.0})
         self.labels = {"zone": "a" if number == 0 else rng.choice("ab")}
         self.store_bytes = rng.choice([6 * PAGE, 12 * PAGE, 1 << 22, 1 << 22])
         self.directories: list[str] = rng.choice([[], ["disk0"], ["disk0", "disk1"], ["s3://bucket", "disk1"]])
@@ -58,7 +59,7 @@ class SimNode:
         self.agent_id = agent_id(self.id)
         cluster.nodes.append(self)
         self.memory = Memory()
-        self.disk = Disk(world, self.memory)
+        self.disk = Disk(world, self.memory, self.name, machine.directories, cluster.bucket)
         self.disk.fails = machine.disk_fails
         self.short_of_memory = False
         self.workers: dict[bytes, WorkerBody] = {}

@@ -12,9 +12,10 @@ from zray.base.ids import return_id
 from zray.base.wire import DONE, ERROR, Entry
 from zray.core import effects as e
 from zray.core.entries import contained_in
+from zray.object_ref import ObjectRef
 
 from .actors import ActorHost
-from .bodies import CONTROL, OwnerBody, Steps, Thread
+from .bodies import CONTROL, OwnerBody, Steps, Thread, Unreadable
 from .checkers import TaskFailure
 
 if TYPE_CHECKING:
@@ -188,9 +189,14 @@ class WorkerBody(OwnerBody):
         arguments = serialization.deserialize(spec[2])
         thread.starting = True
         try:
-            for _, object_id, _, entry in spec[3]:
+            for _, object_id, owner, entry in spec[3]:
                 self.judge.touched(self.id, object_id)
                 value = yield from self.read(object_id, entry)
+                if isinstance(value, Unreadable) or entry[0] == ERROR:  # its owner may know better by now
+                    self.owner.borrow(object_id, owner)
+                    ref: ObjectRef[Any] = ObjectRef(object_id, owner, self.inbox.append)
+                    [value] = yield from self.get([ref])
+                    del ref
                 if isinstance(value, BaseException):
                     raise value
                 arguments.refs.extend(value[2])

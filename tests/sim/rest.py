@@ -45,6 +45,7 @@ def accounted_for(body: OwnerBody) -> None:
     owner = body.owner
     needs: dict[bytes, int] = {}
     held = [object_id for inner in owner.references.contained.values() for object_id in inner]
+    held += [object_id for origin in owner.lineage.origins.values() for object_id in origin.held]
     refs = [ref for task in owner.creations.values() for ref in (*(ref for _, ref in task.slots), *task.nested)]
     held += [ref.binary() for ref in {id(ref): ref for ref in refs}.values()]  # each counts once, wherever it is
     for object_id in held:
@@ -108,6 +109,7 @@ def node_at_rest(cluster: Cluster, node: SimNode) -> list[str]:
         ("tickets", transfer.pushes.tickets),
         ("spreads", transfer.pushes._spreads),
         ("frees", transfer._frees),
+        ("searches for copies", transfer.search.searches),
         ("bytes that are served", node.agent.bytes.served),
         ("bytes that are fetched", node.agent.bytes.fetches),
         ("clients that are dead", [c for c in agent.clients if c in dead]),
@@ -119,6 +121,8 @@ def node_at_rest(cluster: Cluster, node: SimNode) -> list[str]:
     for lease in scheduler.leases.values():
         who = [cluster.world.name(process) for process in (lease.request.owner, lease.worker or b"nobody")]
         problems.append(f"lease {lease.id} of {who[0]} for {who[1]}")
+    for object_id, stored in agent.store.objects.items():
+        problems.append(f"object {object_id.hex()} of {cluster.world.name(stored.owner)}, pinned by {stored.pins}, {stored.state.name}")
     for watcher, watched in agent.deaths._watching.items():
         if watcher in dead:
             names = [cluster.world.name(process) for process in watched]
@@ -135,7 +139,7 @@ def at_rest(cluster: Cluster) -> None:
         problems += node_at_rest(cluster, node)
     for name, owner in cluster.owners():
         references = owner.references
-        left_over = {key: value for key, value in owner.statistics().items() if value}
+        left_over = {key: value for key, value in owner.statistics().items() if value and key != "origins_forgotten"}
         for what, table in (
             ("watchers", owner.waiters.watchers),
             ("gets of others", owner._remote_gets),

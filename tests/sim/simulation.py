@@ -110,12 +110,13 @@ def live(world: World, cluster: Cluster) -> None:
     world.run(lambda: idle(cluster) or world.now > end)
     for driver in cluster.drivers:
         if driver.alive and not driver.finished:
-            raise SimulationError(f"{driver.name} waits for ever for something that never comes")
+            raise SimulationError(f"{driver.name} waits for ever for something that never comes: {driver.waits_for()}")
     for worker in cluster.workers.values():
         if worker.alive and worker.busy:
-            raise SimulationError(f"{worker.name} waits for ever in a task")
+            raise SimulationError(f"{worker.name} waits for ever in a task: {worker.waits_for()}")
     if not idle(cluster):
-        raise SimulationError("tasks are pending for ever")
+        pending = [(b.name, [t.id.hex() for t in b.owner.tasks.pending.values()]) for b in cluster.bodies()]
+        raise SimulationError(f"tasks are pending for ever: {[row for row in pending if row[1]]}")
     come_to_rest(world, cluster)
     for name, taken, given in cluster.budgets():
         if taken != given:

@@ -10,6 +10,8 @@ from zray.core.arena import PAGE
 
 from .world import SimulationError, World
 
+Bucket = dict[str, dict[int, bytes]]  # path -> position -> bytes
+
 
 class Memory:
     """The shared memory of a node: which object's bytes lie in each page."""
@@ -54,18 +56,21 @@ class Memory:
 class Disk:
     """The spill files of a node. Operations return what will have happened when they are over."""
 
-    def __init__(self, world: World, memory: Memory) -> None:
+    def __init__(self, world: World, memory: Memory, name: str, directories: list[str], bucket: Bucket) -> None:
         self._world = world
         self._memory = memory
+        self._name = name
+        self._directories = directories
+        self._bucket = bucket
         self._serial = 0
-        self.files: dict[str, dict[int, bytes]] = {}  # path -> position -> bytes
+        self.files: Bucket = {}
         self.fails = 0.0  # how likely a file can not be written
 
     def spill(self, store: Any, batch_id: int, directory: int, rows: list[tuple[int, int]]) -> Callable[[], Any]:
         if self._world.rng.random() < self.fails:
             return lambda: (store.on_spill_failed, self._world.now, batch_id, "no space left on device")
         self._serial += 1
-        path = f"disk{directory}/{self._serial}"
+        path = f"{self._directories[directory]}/{self._name}-{self._serial}"
         before = [self._memory.at(offset) for offset, _ in rows]
 
         def happen() -> Any:
@@ -76,7 +81,7 @@ class Disk:
                 content[position] = data
                 places.append((position, crc32(data)))
                 position += size
-            self.files[path] = content
+            self._place(path)[path] = content
             return store.on_spilled, batch_id, path, places
 
         return happen
@@ -102,12 +107,16 @@ class Disk:
         self.files[path] = {0: before + chunk}
 
     def read(self, path: str, position: int, checksum: int) -> bytes:
-        if path not in self.files:
+        files = self._place(path)
+        if path not in files:
             raise SimulationError(f"{path} was deleted while somebody needs it")
-        data = self.files[path][position]
+        data = files[path][position]
         if crc32(data) != checksum:
             raise SimulationError(f"{path} at {position} has another checksum than was noted")
         return data
 
     def delete(self, path: str) -> None:
-        self.files.pop(path, None)  # a writer may have died before it made the file
+        self._place(path).pop(path, None)  # a writer may have died before it made the file
+
+    def _place(self, path: str) -> Bucket:
+        return self._bucket if "://" in path else self.files

@@ -62,6 +62,8 @@ def submit(
     if raises:
         body.judge.raising[tag] = None
     strategy = actor_workloads.draw_strategy(body, rng) if rng.random() < 0.5 else ("default",)
+    if strategy[0] == "affinity":  # its CPUs may be held for ever
+        demand = rng.choice([{}, {body.cluster.node(strategy[1]).machine.own: 1.0}])
     arguments = Arguments(tag, rng.getrandbits(30), raises, pick(rng, refs, 2), pick(rng, handles, 1))
     return body.call(
         tag,
@@ -243,6 +245,7 @@ def script(body: DriverBody) -> Steps:
             del given
         else:
             yield from drive(body, rng, tag, held, handles)
+    yield from groups.remove_own(body)
     yield from body.get(held)
     if rng.random() < 0.5:
         yield ("sleep", rng.choice([0.01, 3.0]))

@@ -182,8 +182,8 @@ def draw_limits(rng: random.Random, *, alone: bool) -> Config:
     if not alone:  # there are heartbeats for ever, so what takes long takes seconds
         limits |= {
             "workers_max": 300,
-            "infeasible_grace_s": rng.choice([0.2, 2.0]),
-            "infeasible_retry_s": rng.choice([0.02, 0.5]),
+            "infeasible_grace_s": rng.choice([0.4, 2.0]),
+            "infeasible_retry_s": rng.choice([0.02, 0.1]),
             "actor_restart_delay_max_s": rng.choice([0.05, 1.0]),
             "function_fetch_timeout_s": 5.0,
             "worker_idle_s": rng.choice([0.05, 0.1, 1.0]),
@@ -196,9 +196,11 @@ def draw_limits(rng: random.Random, *, alone: bool) -> Config:
             "pull_bytes_max": rng.choice([5000, 512 << 20]),
             "pulls_max": rng.choice([1, 64]),
             "copy_receivers_max": rng.choice([1, 2]),
-            "transfer_renew_s": rng.choice([0.1, 0.5]),
-            "transfer_stall_s": rng.choice([0.1, 0.5]),
-            "transfer_attempts_max": rng.choice([2, 4]),
+            "transfer_renew_s": rng.choice([0.3, 0.5]),
+            "transfer_stall_s": rng.choice([0.3, 0.5]),
+            "transfer_attempts_max": 4,  # so that a node that is silent is dead before it is no source any more
+            "lineage_bytes_max": rng.choice([2000, 1 << 30]),
+            "orphan_copy_s": rng.choice([0.5, 2.0]),
             "transfer_chunk_bytes": rng.choice([500, 4000, 1 << 20]),
             "placement_retry_ms": rng.choice([1.0, 50.0]),
             "placement_retry_max_s": rng.choice([0.1, 1.0]),

@@ -84,6 +84,10 @@ class ResourceSet(Mapping[str, int]):
         """What is left without ``other``; below zero where that is more."""
         return ResourceSet({name: self[name] - other[name] for name in {**self._items, **other._items}})
 
+    def least(self, other: ResourceSet) -> ResourceSet:
+        """Of each resource what the one of both has that has less."""
+        return ResourceSet({name: min(self[name], other[name]) for name in {**self._items, **other._items}})
+
     def __repr__(self) -> str:
         return "{" + ", ".join(f"{name}: {amount:g}" for name, amount in self.amounts().items()) + "}"
 

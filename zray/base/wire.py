@@ -17,6 +17,7 @@ from zray.base import (  # noqa: F401 - their messages belong to the schema
     wire_nodes,
     wire_placement,
     wire_return,
+    wire_state,
     wire_transfer,
 )
 from zray.base.schema import OPS as OPS
@@ -183,12 +184,13 @@ class RegisterNode(NamedTuple):
     running: dict[str, Any] = {}  # noqa: RUF012 - what runs there, if it registers again: see ControlDesk.inventory
 
 
-@message(21, "agent", "control")
+@message(21, "agent", "control", rows=3)
 class Heartbeat(NamedTuple):
-    """What is free on a node, when it changed."""
+    """What is free on a node, when it changed, and in the bundles there: ``(placement group, index, units by name)`` each."""
 
     node_id: bytes
     available: dict[str, int]
+    bundles: tuple[Any, ...] = ()
 
 
 @message(22, "agent", "control")
@@ -222,6 +224,7 @@ class RequestLease(NamedTuple):
     retriable: bool = True  # whether the tasks can be run again: those are ended first when memory is short
     strategy: tuple[Any, ...] = ("default",)  # which node is wanted
     hops: int = 0  # how often the request was sent on
+    locality: tuple[Any, ...] = ()  # where large arguments lie: (node, bytes) each
 
 
 @message(32, "owner", "agent")
@@ -295,6 +298,7 @@ class PinObject(NamedTuple):
     urgent: bool = True  # somebody waits in get; else it is an argument of a task that has not started
     node_id: bytes = b""  # where its primary copy lies
     size_bytes: int = 0
+    owner: bytes = b""
 
 
 @message(40, "owner", "agent")
@@ -459,6 +463,13 @@ class ListEvents(NamedTuple):
     """The reply: (name, started_s, ended_s) of the tasks this worker ran lately, on the machine's monotonic clock."""
 
     request_id: int
+
+
+@message(62, "owner", "agent")
+class ObjectDamaged(NamedTuple):
+    """The sender found that an object's file here is not what was written: nobody shall be sent to it any more."""
+
+    object_id: bytes
 
 
 @message(61, "agent", "owner", rows=4)

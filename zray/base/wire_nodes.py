@@ -32,6 +32,13 @@ class ClusterView(NamedTuple):
     rows: list[Any]
 
 
+@message(106, "control", "agent", rows=2)
+class ClusterLoads(NamedTuple):
+    """What is free on nodes that are known: ``(node_id, available)`` each; the receiver's own node may be among them."""
+
+    rows: list[Any]
+
+
 @message(102, "agent", "agent")
 class ProcessGone(NamedTuple):
     """A process that the receiver wanted to be watched is gone."""

@@ -102,6 +102,14 @@ class ReturnBundles(NamedTuple):
     reason: str
 
 
+@message(164, "control", "agent")
+class BundlesCounted(NamedTuple):
+    """What is free in bundles of a placement group, by index."""
+
+    group_id: bytes
+    free: dict[int, Any]  # units by name
+
+
 @message(163, "control", "agent")
 class PlacementGroupUpdated(NamedTuple):
     """What a placement group is like now."""

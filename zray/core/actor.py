@@ -10,7 +10,6 @@ import pickle
 from enum import Enum
 from typing import Any
 
-from zray.base.wire_actors import ActorUpdated
 from zray.core.lifecycle import Lifecycle
 
 
@@ -185,34 +184,3 @@ def restored(row: dict[str, Any]) -> Actor:
         actor.pid = row["pid"]
         actor.reason = row["reason"]
     return actor
-
-
-def found(actor: Actor) -> tuple[Any, ...]:
-    """What makes a handle of it."""
-    return actor.id, actor.handle_id, actor.owner, actor.description, actor.detached
-
-
-def update(actor: Actor) -> ActorUpdated:
-    alive = actor.state is ActorState.ALIVE
-    worker_id, endpoint = (actor.worker_id, actor.endpoint) if alive else (b"", "")
-    return ActorUpdated(actor.id, actor.state.name, actor.incarnation, worker_id, endpoint, actor.error)
-
-
-def row(actor: Actor) -> dict[str, Any]:
-    """The actor as a row of the state API."""
-    return {
-        "actor_id": actor.id,
-        "class_name": actor.class_name,
-        "state": actor.state.name,
-        "job_id": actor.job_id,
-        "name": actor.name,
-        "ray_namespace": actor.namespace,
-        "detached": actor.detached,
-        "node_id": actor.node_id,
-        "worker_id": actor.worker_id,
-        "pid": actor.pid,
-        "restarts": actor.restarts,
-        "max_restarts": actor.max_restarts,
-        "resources": actor.resources,
-        "reason": actor.reason or actor.infeasible,
-    }

@@ -269,7 +269,7 @@ class ActorTaskSubmitter:
         lost, queue.inflight = queue.inflight, {}
         again = []
         for task in lost.values():
-            task.tried = True
+            task.tried_on(worker)
             wanted = task.id in self._tasks.pending  # else it ran once more after an answer that came late
             if wanted and not queue.error and self._tasks.may_retry(task):
                 again.append(task)

@@ -1,18 +1,23 @@
-"""ActorDesk: the part of a node agent that starts actors and ends them, as the control says.
+"""ActorDesk: the part of a node agent that the control talks to about actors.
 
-It tells the control what becomes of them. A control that begins anew asks for that once more, so the ends of the latest are
-remembered, with the reasons.
+The control has chosen the node; here the actor waits for resources as any request does. One that waits although another node has
+room by now goes back to the control, which chooses again.
+
+The control is told what becomes of them. One that begins anew asks for that once more, so the ends of the latest are remembered.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from zray.base.wire_actors import ActorLost, ActorPlaced, ActorRefused, PlaceActor, StartActor
+from zray.core.actor_places import ELSEWHERE
+from zray.core.bundles import NodeBundles
 from zray.core.effects import SEND
 from zray.core.object_desk import ObjectDesk
 from zray.core.policy import readable
-from zray.core.scheduler import GrantedLease, LeaseScheduler
+from zray.core.scheduler import GrantedLease, LeaseScheduler, Request
 from zray.core.workers import Worker, WorkerPool
 
 ENDS_MAX = 1000  # that are remembered
@@ -27,7 +32,8 @@ class ActorDesk(ObjectDesk):
     _control: bytes
     _ends: dict[bytes, tuple[int, str, bool]]
     _exiting: dict[bytes, str]
-    _placements: int
+    _placements: Iterator[int]
+    bundles: NodeBundles
     pool: WorkerPool
     scheduler: LeaseScheduler
 
@@ -36,7 +42,7 @@ class ActorDesk(ObjectDesk):
         raise NotImplementedError
 
     def _serve(self, served: tuple[int, Worker] | None) -> None:
-        """A worker is free: a lease that waits may have it."""
+        """A worker is free for one that waited for it."""
         raise NotImplementedError
 
     def on_place_actor(
@@ -60,15 +66,16 @@ class ActorDesk(ObjectDesk):
             place = PlaceActor(
                 actor_id, incarnation, job_id, detached, placement, resources, retriable, creation, strategy
             )
-            self._placements += 1
             kind = "infeasible"
             reason = f"{strategy!r} is no strategy"
             if readable(strategy):
-                reason = self.scheduler.place(self._control, self._placements, place)
+                reason = self.scheduler.place(self._control, next(self._placements), place)
         if reason:
             self.out.append((SEND, self._control, ActorRefused(actor_id, incarnation, kind, reason)))
-        else:
-            self._advance(now)
+            return
+        if strategy[0] == "bundle":
+            self.bundles.learn(strategy[1])  # it may move, or end
+        self._advance(now)
 
     def on_end_actor(self, now: float, peer: bytes, actor_id: bytes, incarnation: int, force: bool) -> None:
         unborn = ActorLost(actor_id, incarnation, "it was ended before it had a process")
@@ -90,6 +97,13 @@ class ActorDesk(ObjectDesk):
         else:
             self._serve(self.pool.on_returned(now, lease.worker))
         self._advance(now)
+
+    def _send_back(self, request: Request, reason: str) -> None:
+        """An actor that has no process yet can not run here, or can run elsewhere."""
+        assert request.actor is not None
+        self.scheduler.cancel(request.owner, request.id)
+        self._actors.pop(request.actor.actor_id, None)
+        self.out.append((SEND, self._control, ActorRefused(*request.actor[:2], ELSEWHERE, reason)))
 
     def on_actor_exiting(self, now: float, peer: bytes, actor_id: bytes, incarnation: int, reason: str) -> None:
         """An actor is about to end its process, and does not want to come back."""

@@ -25,10 +25,12 @@ from collections.abc import Callable
 from typing import Any
 
 from zray.base.config import Config
+from zray.base.resources import ResourceSet
 from zray.base.wire import Reply
 from zray.base.wire_actors import ActorUpdated, EndActor, Notice, PlaceActor
-from zray.core import actor as records
-from zray.core.actor import Actor, ActorState
+from zray.core.actor import Actor, ActorState, changed, saved
+from zray.core.actor_places import ELSEWHERE, INFEASIBLE, WAITING, Member, Place
+from zray.core.actor_rows import explained, found, row_of, update_of
 from zray.core.effects import AFTER_PERSIST, PERSIST, SEND, TIMER, Effect
 from zray.exceptions import ActorDiedError, ActorUnavailableError, ActorUnschedulableError, InvariantError, RayError
 
@@ -43,7 +45,8 @@ class ActorManager:
     Args:
         config: limits.
         out: where effects go.
-        choose_node: the agent of a node for a demand, or None while there is none.
+        choose_node: a place for what the node of an actor must have, by its strategy.
+        told: called with the time and the id of an actor that is dead for good.
     """
 
     __slots__ = (
@@ -54,6 +57,7 @@ class ActorManager:
         "_killed",
         "_out",
         "_subscriptions",
+        "_told",
         "_unknown",
         "actors",
         "names",
@@ -63,11 +67,13 @@ class ActorManager:
         self,
         config: Config,
         out: list[Effect],
-        choose_node: Callable[[dict[str, int], tuple[Any, ...]], bytes | None],
+        choose_node: Callable[[dict[str, int], tuple[Any, ...]], Place],
+        told: Callable[[float, bytes], None] = lambda now, actor_id: None,
     ) -> None:
         self._config = config
         self._out = out
         self._choose_node = choose_node
+        self._told = told
         self._dead: dict[bytes, None] = {}  # the dead that are remembered, the oldest first
         self._ended: dict[bytes, None] = {}  # processes: what they have sent may arrive later
         self._killed: dict[bytes, None] = {}  # actors that were not registered yet
@@ -104,7 +110,7 @@ class ActorManager:
         known = self.names.get((namespace, name)) if name else None
         if known is not None:
             text = f"the name {name!r} is taken in namespace {namespace!r} by {known.title()}"
-            reply = Reply(request_id, True, records.found(known)) if get_if_exists else Reply(request_id, False, text)
+            reply = Reply(request_id, True, found(known)) if get_if_exists else Reply(request_id, False, text)
             self._out.append((SEND, peer, reply))
             return
         actor = Actor(actor_id, job_id, (peer, endpoint))
@@ -124,13 +130,13 @@ class ActorManager:
         self._subscribe(peer, actor)
         for waiting in self._unknown.pop(actor_id, ()):
             self._subscribe(waiting, actor)
-        self._out.append((PERSIST, "save_actor", records.saved(actor)))
+        self._out.append((PERSIST, "save_actor", saved(actor)))
         self._out.append((AFTER_PERSIST, peer, Reply(request_id, True, None)))
         if peer in self._ended:
-            self._end(actor, "the process that created it ended", force=True)
+            self._end(now, actor, "the process that created it ended", force=True)
         elif actor_id in self._killed:
             del self._killed[actor_id]
-            self._end(actor, "zray.kill() was called on it", force=True)
+            self._end(now, actor, "zray.kill() was called on it", force=True)
 
     def _register_again(self, peer: bytes, request_id: int, actor: Actor) -> None:
         """The answer may have been lost with an earlier control."""
@@ -138,7 +144,7 @@ class ActorManager:
             return  # nobody else registers it
         self._out.append((AFTER_PERSIST, peer, Reply(request_id, True, None)))
         if actor.state is ActorState.DEAD:
-            self._tell(peer, records.update(actor))
+            self._tell(peer, update_of(actor))
         else:
             self._subscribe(peer, actor)
 
@@ -148,12 +154,12 @@ class ActorManager:
             return
         if error:
             actor.error = error
-            self._end(actor, "an argument of its constructor is an error", force=True, error=None)
+            self._end(now, actor, "an argument of its constructor is an error", force=True, error=None)
             return
         actor.creation = creation
         actor.move("created")
         self._out.append((PERSIST, "save_creation", (creation, actor_id)))
-        self._out.append((PERSIST, "update_actor", records.changed(actor)))
+        self._out.append((PERSIST, "update_actor", changed(actor)))
         self._place(now, actor)
 
     def on_subscribe_actor(self, now: float, peer: bytes, actor_id: bytes) -> None:
@@ -164,7 +170,7 @@ class ActorManager:
             if actor.state is not ActorState.DEAD:
                 self._subscribe(peer, actor)
             if actor.state is not ActorState.DEPENDENCIES_UNREADY:
-                self._tell(peer, records.update(actor))
+                self._tell(peer, update_of(actor))
             return
         if actor_id not in self._unknown:
             at = now + self._config.function_fetch_timeout_s
@@ -186,14 +192,14 @@ class ActorManager:
         elif actor.state is ActorState.DEAD:
             return
         elif no_restart:
-            self._end(actor, "zray.kill() was called on it", force=True)
+            self._end(now, actor, "zray.kill() was called on it", force=True)
         elif actor.agent:
             self._tell(actor.agent, EndActor(actor_id, actor.incarnation, True))
 
     def on_get_actor(self, now: float, peer: bytes, request_id: int, name: str, namespace: str) -> None:
         actor = self.names.get((namespace, name))
         if actor is not None:
-            self._out.append((SEND, peer, Reply(request_id, True, records.found(actor))))
+            self._out.append((SEND, peer, Reply(request_id, True, found(actor))))
             return
         others = sorted(n for space, n in self.names if space == namespace)[:10]
         known = f"its actors are {', '.join(map(repr, others))}" if others else "it has no named actors"
@@ -201,12 +207,15 @@ class ActorManager:
         self._out.append((SEND, peer, Reply(request_id, False, text)))
 
     def on_list_actors(self, now: float, peer: bytes, request_id: int) -> None:
-        self._out.append((SEND, peer, Reply(request_id, True, [records.row(actor) for actor in self.actors.values()])))
+        self._out.append((SEND, peer, Reply(request_id, True, [row_of(actor) for actor in self.actors.values()])))
+
+    def on_explain_actor(self, now: float, peer: bytes, request_id: int, actor_id: bytes) -> None:
+        self._out.append((SEND, peer, Reply(request_id, True, explained(self.actors.get(actor_id)))))
 
     def on_actor_out_of_scope(self, now: float, peer: bytes, actor_id: bytes) -> None:
         actor = self.actors.get(actor_id)
         if actor is not None and actor.state is not ActorState.DEAD and not actor.detached:
-            self._end(actor, "its last handle went out of scope; an actor lives as long as a handle of it", force=False)
+            self._end(now, actor, "its last handle went out of scope; an actor lives as long as a handle of it", force=False)
 
     # -- what becomes of it ---------------------------------------------------------------------------------------
 
@@ -239,15 +248,10 @@ class ActorManager:
         if actor is None:
             return
         actor.agent = b""
-        if kind != "infeasible":
-            self._end(actor, reason, force=True, error=ActorUnschedulableError)
-            return
-        grace_s = self._config.infeasible_grace_s
-        if not actor.infeasible:
-            fate = "it waits for a node that can" if self._config.infeasible == "wait" else f"it fails in {grace_s:g} s"
-            self._out.append((SEND, actor.owner[0], Notice(f"no node can run {actor.title()}: {reason}; {fate}")))
-        actor.infeasible = reason
-        self._out.append((TIMER, now + grace_s, (INFEASIBLE_TIMER, actor_id, incarnation)))
+        if kind == ELSEWHERE:
+            self._place(now, actor)
+        else:
+            self._wait(now, actor, kind, reason)
 
     def on_actor_started(self, now: float, peer: bytes, actor_id: bytes, incarnation: int, error: bytes) -> None:
         """The constructor is over."""
@@ -261,7 +265,7 @@ class ActorManager:
             return
         if error:
             actor.error = error
-            self._end(actor, "its constructor raised an error", force=False, error=None)
+            self._end(now, actor, "its constructor raised an error", force=False, error=None)
             return
         actor.error = b""
         actor.started_at = now
@@ -277,14 +281,14 @@ class ActorManager:
             return
         actor.agent = b""
         if willing:
-            self._end(actor, reason, force=True)
+            self._end(now, actor, reason, force=True)
         elif 0 <= actor.max_restarts <= actor.restarts:
             allowed = f"it was restarted {actor.restarts} time(s)" if actor.restarts else "it may not be restarted"
-            self._end(actor, f"{reason}; {allowed}, max_restarts allows more", force=True)
+            self._end(now, actor, f"{reason}; {allowed}, max_restarts allows more", force=True)
         else:
             self._restart(now, actor, reason)
 
-    def process_ended(self, process: bytes) -> None:
+    def process_ended(self, now: float, process: bytes) -> None:
         """A driver or worker is gone: nothing is told to it any more, and the actors it owned end."""
         self._remember(self._ended, process)
         for actor_id in self._subscriptions.pop(process, ()):
@@ -293,7 +297,7 @@ class ActorManager:
                 actor.subscribers.pop(process, None)
                 stays = actor.detached and actor.state is not ActorState.DEPENDENCIES_UNREADY
                 if actor.owner[0] == process and not stays:
-                    self._end(actor, "the process that created it ended", force=True)
+                    self._end(now, actor, "the process that created it ended", force=True)
         for waiting in self._unknown.values():
             waiting.pop(process, None)
 
@@ -320,9 +324,8 @@ class ActorManager:
 
     def place_waiting(self, now: float) -> None:
         """There are nodes for those that wait for one."""
-        for actor in list(self.actors.values()):
-            if actor.state in (ActorState.PENDING_CREATION, ActorState.RESTARTING) and not actor.agent:
-                self._place(now, actor)
+        for actor in self._unplaced():
+            self._place(now, actor)
 
     def count_by_agent(self) -> dict[bytes, int]:
         """How many actors each node has or is to have."""
@@ -338,17 +341,32 @@ class ActorManager:
             if actor.agent == agent:
                 self.on_actor_lost(now, agent, actor.id, actor.incarnation, reason)
 
+    def members(self, group_id: bytes) -> list[Member]:
+        """The actors that have, or are to have, their place in a placement group."""
+        placed = [actor for actor in self.actors.values() if actor.agent and actor.strategy[:2] == ("bundle", group_id)]
+        return [Member(actor.agent, actor.strategy[2], ResourceSet(actor.resources)) for actor in placed]
+
     def group_changed(self, now: float, group_id: bytes) -> None:
-        for actor in list(self.actors.values()):
-            waits = actor.state in (ActorState.PENDING_CREATION, ActorState.RESTARTING) and not actor.agent
-            if waits and actor.strategy[:2] == ("bundle", group_id):
+        """A placement group has its places, or is gone."""
+        for actor in self._unplaced():
+            if actor.strategy[:2] == ("bundle", group_id):
                 self._place(now, actor)
 
-    def job_finished(self, job_id: bytes) -> None:
+    def node_joined(self, now: float) -> None:
+        """What no other node can run may run on the new one."""
+        for actor in self._unplaced():
+            if actor.infeasible and self._choose_node(actor.placement, actor.strategy).agent:
+                self._place(now, actor)
+
+    def _unplaced(self) -> list[Actor]:
+        waits = (ActorState.PENDING_CREATION, ActorState.RESTARTING)
+        return [actor for actor in self.actors.values() if actor.state in waits and not actor.agent]
+
+    def job_finished(self, now: float, job_id: bytes) -> None:
         """A job is over: its actors end, except the detached ones."""
         for actor in list(self.actors.values()):
             if actor.job_id == job_id and not actor.detached and actor.state is not ActorState.DEAD:
-                self._end(actor, "its job ended", force=True)
+                self._end(now, actor, "its job ended", force=True)
 
     def on_timer(self, now: float, key: tuple[Any, ...]) -> None:
         if key[0] == UNKNOWN_TIMER:
@@ -362,7 +380,7 @@ class ActorManager:
             return
         if key[0] == INFEASIBLE_TIMER and self._config.infeasible != "wait":
             text = f"no node can run it: {actor.infeasible}"
-            self._end(actor, text, force=True, error=ActorUnschedulableError)
+            self._end(now, actor, text, force=True, error=ActorUnschedulableError)
         else:
             self._place(now, actor)
 
@@ -393,10 +411,9 @@ class ActorManager:
 
     def _place(self, now: float, actor: Actor) -> None:
         """Have a worker become the actor: a new incarnation."""
-        agent = self._choose_node(actor.placement, actor.strategy)
-        if agent is None:
-            at = now + self._config.infeasible_grace_s
-            self._out.append((TIMER, at, (RESTART_TIMER, actor.id, actor.incarnation)))
+        agent, kind, reason = self._choose_node(actor.placement, actor.strategy)
+        if not agent:
+            self._wait(now, actor, kind, reason)
             return
         actor.incarnation += 1
         actor.agent = agent
@@ -411,8 +428,22 @@ class ActorManager:
             actor.creation,
             actor.strategy,
         )
-        self._out.append((PERSIST, "update_actor", records.changed(actor)))
+        self._out.append((PERSIST, "update_actor", changed(actor)))
         self._tell(agent, place)
+
+    def _wait(self, now: float, actor: Actor, kind: str, reason: str) -> None:
+        """There is no place for it now, or there will never be one."""
+        grace_s = self._config.infeasible_grace_s
+        if kind == WAITING:
+            self._out.append((TIMER, now + grace_s, (RESTART_TIMER, actor.id, actor.incarnation)))
+        elif kind != INFEASIBLE:
+            self._end(now, actor, reason, force=True, error=ActorUnschedulableError)
+        else:
+            if not actor.infeasible:
+                fate = "it waits for a node that can" if self._config.infeasible == "wait" else f"it fails in {grace_s:g} s"
+                self._out.append((SEND, actor.owner[0], Notice(f"no node can run {actor.title()}: {reason}; {fate}")))
+            actor.infeasible = reason
+            self._out.append((TIMER, now + grace_s, (INFEASIBLE_TIMER, actor.id, actor.incarnation)))
 
     def _restart(self, now: float, actor: Actor, reason: str) -> None:
         """Its process ended and it may live on."""
@@ -437,7 +468,7 @@ class ActorManager:
         self._out.append((TIMER, at, (RESTART_TIMER, actor.id, actor.incarnation)))
 
     def _end(
-        self, actor: Actor, reason: str, *, force: bool, error: type[RayError] | None = ActorDiedError
+        self, now: float, actor: Actor, reason: str, *, force: bool, error: type[RayError] | None = ActorDiedError
     ) -> None:
         """It is dead for good; ``error`` is what its calls get, unless they get the error of its constructor."""
         actor.reason = reason
@@ -459,6 +490,7 @@ class ActorManager:
             self._subscriptions[peer].pop(actor.id, None)
         actor.subscribers.clear()
         self._dead[actor.id] = None
+        self._told(now, actor.id)
         if len(self._dead) > self._config.dead_actors_max:
             oldest = next(iter(self._dead))
             del self._dead[oldest]
@@ -467,8 +499,8 @@ class ActorManager:
 
     def _changed(self, actor: Actor) -> None:
         """Write it down, and tell who wants to know."""
-        self._out.append((PERSIST, "update_actor", records.changed(actor)))
-        update = records.update(actor)
+        self._out.append((PERSIST, "update_actor", changed(actor)))
+        update = update_of(actor)
         for peer in actor.subscribers:
             self._tell(peer, update)
 

@@ -14,6 +14,7 @@ more, because nobody would give it back.
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 from zray.base.config import Config
@@ -29,6 +30,7 @@ from zray.base.wire import (
     Reply,
 )
 from zray.base.wire_nodes import LeaseRedirected
+from zray.core.actor_desk import ActorDesk
 from zray.core.bundles import Bundle, NodeBundles
 from zray.core.chance import First
 from zray.core.control_desk import ControlDesk
@@ -36,7 +38,7 @@ from zray.core.death_watch import DeathWatch
 from zray.core.effects import DIAL, HANG_UP, JOINED, KILL_WORKER, MEASURE, SEND, STOP, TIMER, WARN, WATCH, Effect
 from zray.core.memory import Candidate, verdicts
 from zray.core.neighbours import Neighbours
-from zray.core.policy import DEFAULT, Rng, Verdict, Waiting, readable
+from zray.core.policy import DEFAULT, Rng, Verdict, Waiting, read_locality, readable
 from zray.core.scheduler import GrantedLease, LeaseScheduler, Request
 from zray.core.spilling import SPILL_TIMER
 from zray.core.store import CREATE_TIMER, ObjectStore
@@ -73,8 +75,6 @@ class NodeAgent(ControlDesk):
         "_config",
         "_control",
         "_control_heard",
-        "_dead",
-        "_early",
         "_ended_for_memory",
         "_heartbeat_set",
         "_me",
@@ -112,15 +112,13 @@ class NodeAgent(ControlDesk):
         self._node_id = node_id
         self._control = control
         self._config = config
-        self._dead: dict[bytes, str] = {}  # processes that ended, and how
-        self._early: dict[bytes, dict[tuple[bytes, bytes], None]] = {}  # agents not heard of yet -> (watcher, process)
         self._me = agent_id(node_id)
         self._remote = remote
         self.rejoin = False  # the cluster gave this node up by mistake, and would have it back
         self._actors: dict[bytes, GrantedLease] = {}  # actor -> its lease
         self._exiting: dict[bytes, str] = {}  # workers whose actors end by their own will, and why
         self._ends: dict[bytes, tuple[int, str, bool]] = {}  # actors that ended lately: incarnation, reason, if by their will
-        self._placements = 0
+        self._placements = count(1)  # requests of the control for actors
         self._fields: tuple[Any, ...] = ()  # of the registration of this node
         self._registrations = 0
         self._control_heard = float("inf")  # when; nothing is missed before it was heard first
@@ -130,11 +128,11 @@ class NodeAgent(ControlDesk):
         self._heartbeat_set = False
         self._reap_set = False
         self._relief_at = 0.0  # when the node counts as exhausted; 0: it does not look like that
-        self._reported: dict[str, int] = dict(total)
+        self._reported: tuple[dict[str, int], tuple[Any, ...]] = (dict(total), ())  # what is free, in the bundles too
         self.out: list[Effect] = []
         self.clients: dict[bytes, str] = {}  # processes of this node: id -> role
-        self.deaths = DeathWatch(self._me, self.out)
         self.neighbours = Neighbours(node_id, self._me, rng or First(), config.lease_hops_max)
+        self.deaths = DeathWatch(self._me, self.out, self.clients.__contains__, self.neighbours.by_agent.__contains__)
         self.neighbours.describe(total, labels or {})
         self.scheduler = LeaseScheduler(total, int.from_bytes(node_id[:4], "big") << 28)
         self.bundles = NodeBundles(
@@ -142,7 +140,7 @@ class NodeAgent(ControlDesk):
         )
         self.scheduler.bundles = self.bundles
         self.pool = WorkerPool(prestart, node_id, config, self.out, self.scheduler.holds)
-        self.store = ObjectStore(store_bytes, config, self.out, self._dead.__contains__, directories)
+        self.store = ObjectStore(store_bytes, config, self.out, self.deaths.is_dead, directories)
         self.transfer = ObjectTransfer(self._me, config, self.out, self.store, self.neighbours.by_agent)
 
     def start(self, now: float) -> None:
@@ -155,7 +153,7 @@ class NodeAgent(ControlDesk):
 
     def on_peer_joined(self, now: float, peer: bytes, role: str, pid: int) -> None:
         """A process introduced itself: one of this node is a client, wherever else it may be known already."""
-        if peer in self._dead or role == "agent" or agent_of(peer) != self._me:
+        if self.deaths.is_dead(peer) or role == "agent" or agent_of(peer) != self._me:
             return
         self.clients[peer] = role
         if role == "driver":
@@ -168,8 +166,8 @@ class NodeAgent(ControlDesk):
             self._advance(now)
 
     def on_watch_process(self, now: float, peer: bytes, process: bytes) -> None:
-        if not self._is_dead(peer):
-            self._watch(peer, process)
+        if not self.deaths.is_dead(peer):
+            self.deaths.watch(peer, process)
 
     def on_process_gone(self, now: float, peer: bytes, process: bytes, reason: str) -> None:
         """A process of another node ended."""
@@ -206,7 +204,7 @@ class NodeAgent(ControlDesk):
             self.scheduler.end(lease.id)
             if lease.request.actor is not None:
                 self._actor_gone(lease, lease.request.actor, shortage or reason)
-            elif lease.request.owner not in self._dead:
+            elif not self.deaths.is_dead(lease.request.owner):
                 lost = LeaseLost(lease.id, shortage or reason, bool(shortage))
                 self.out.append((SEND, lease.request.owner, lost))
         self._forget(now, worker_id, reason)
@@ -261,8 +259,9 @@ class NodeAgent(ControlDesk):
         retriable: bool = True,
         strategy: tuple[Any, ...] = ("default",),
         hops: int = 0,
+        locality: tuple[Any, ...] = (),
     ) -> None:
-        if self._is_dead(peer):
+        if self.deaths.is_dead(peer):
             return
         demand = ResourceSet(resources)
         if not readable(strategy):
@@ -270,7 +269,8 @@ class NodeAgent(ControlDesk):
             return
         if self.neighbours.views or strategy != DEFAULT:
             free, queued = self.scheduler.resources.available, len(self.scheduler.queue)
-            decision = self.neighbours.choose(free, queued, demand, strategy, hops, self.bundles)
+            near = read_locality(locality) if locality else None
+            decision = self.neighbours.choose(free, queued, demand, strategy, hops, self.bundles, near)
             if strategy[0] == "bundle":
                 self.bundles.learn(strategy[1])
             if decision.verdict is Verdict.SEND and decision.node is not None:
@@ -291,25 +291,34 @@ class NodeAgent(ControlDesk):
         else:
             self._advance(now)
 
+    def on_cluster_loads(self, now: float, peer: bytes, rows: list[Any]) -> None:
+        """Something else is free on other nodes."""
+        self._control_heard = now
+        for node_id, available in rows:
+            self.neighbours.load(node_id, available)
+        self._go_on(now)
+
     def on_cluster_view(self, now: float, peer: bytes, rows: list[Any]) -> None:
         """Other nodes came, changed, or ended: what waits here may run there. An empty one only says that the control lives."""
         if self._remote and self._control_heard == float("inf"):
             self.out.append((JOINED,))
         self._control_heard = now
         if not rows:
+            if self.neighbours.correct():
+                self._go_on(now)
             return
         for row in rows:
             node = self.neighbours.update(row)
             if node.alive:
                 self.out.append((DIAL, node.agent, node.endpoint))
-                self._hear_of(node.agent)
+                self.deaths.heard_of(node.agent)
                 continue
             reason = f"its node {node.title()} is dead"
             for process in self.deaths.of_node(node.agent):
                 self._forget(now, process, reason)
             self.transfer.on_node_died(now, node.agent, reason)
             self._forget(now, node.agent, reason)
-            self._hear_of(node.agent)
+            self.deaths.heard_of(node.agent)
             later = (TIMER, now + self._config.control_death_s, (HANG_UP_TIMER, node.agent))  # the control may answer it
             self.out.append((HANG_UP, node.agent) if self._remote else later)
         self._go_on(now)
@@ -321,34 +330,39 @@ class NodeAgent(ControlDesk):
                 continue
             if lease.worker is not None:
                 self.pool.kill(self.pool.workers[lease.worker])
-            else:
-                self.scheduler.end(lease.id)
-                self.pool.cancel(lease.id)
-                self.out.append((SEND, lease.request.owner, LeaseRejected(lease.request.id, "exhausted", reason)))
+                continue
+            self.scheduler.end(lease.id)
+            self.pool.cancel(lease.id)
+            self._refuse(lease.request, reason)
+
+    def _refuse(self, request: Request, reason: str) -> None:
+        """What was asked for is not here any more, and never will be; the control may know of another place for an actor."""
+        if request.actor is not None:
+            self._send_back(request, reason)
+            return
+        self.scheduler.cancel(request.owner, request.id)
+        self.out.append((SEND, request.owner, LeaseRejected(request.id, "exhausted", reason)))
 
     def _go_on(self, now: float) -> None:
         """There is room, or news: what waits may run here or elsewhere, or never."""
         for request in list(self.scheduler.queue.values()):
-            if request.strategy[0] == "bundle" and request.actor is None:
-                decision = self.neighbours.choose(
+            if request.strategy[0] == "bundle":
+                decision = self.neighbours.judge(
                     self.scheduler.resources.available, 0, request.demand, request.strategy, 0, self.bundles
                 )
                 if decision.verdict is Verdict.IMPOSSIBLE:
-                    self.scheduler.cancel(request.owner, request.id)
-                    self.out.append((SEND, request.owner, LeaseRejected(request.id, "exhausted", decision.reason)))
+                    self._refuse(request, decision.reason)
         self._advance(now)
-        waiting = [
-            Waiting((request.owner, request.id), request.demand, request.strategy)
-            for request in self.scheduler.queue.values()
-            if request.actor is None
-        ]
+        waiting = [Waiting(request, request.demand, request.strategy) for request in self.scheduler.queue.values()]
         if not waiting:
             return
         free = self.scheduler.resources.available
-        for waiter, view, reason in self.neighbours.relocate(free, len(waiting), waiting, self.bundles):
-            owner, request_id = waiter.key
-            self.scheduler.cancel(owner, request_id)
-            self.out.append((SEND, owner, LeaseRedirected(request_id, view.agent, view.endpoint, reason)))
+        for (request, _, _), view, reason in self.neighbours.relocate(free, len(waiting), waiting, self.bundles):
+            if request.actor is not None:
+                self._send_back(request, reason)
+                continue
+            self.scheduler.cancel(request.owner, request.id)
+            self.out.append((SEND, request.owner, LeaseRedirected(request.id, view.agent, view.endpoint, reason)))
 
     def on_cancel_lease(self, now: float, peer: bytes, request_id: int) -> None:
         self.scheduler.cancel(peer, request_id)
@@ -370,6 +384,10 @@ class NodeAgent(ControlDesk):
     def on_node_statistics(self, now: float, peer: bytes, request_id: int) -> None:
         self.out.append((SEND, peer, Reply(request_id, True, self.statistics())))
 
+    def on_explain_lease(self, now: float, peer: bytes, request_id: int, lease_request_id: int) -> None:
+        text = f"node {bytes(self._node_id).hex()[:8]}: {self.scheduler.explain(peer, lease_request_id)}"
+        self.out.append((SEND, peer, Reply(request_id, True, text)))
+
     # -- time -----------------------------------------------------------------------------------------------------
 
     def on_timer(self, now: float, key: tuple[Any, ...]) -> None:
@@ -377,10 +395,8 @@ class NodeAgent(ControlDesk):
             self.store.on_timer(now, key)
         elif key[0] == HEARTBEAT_TIMER:
             self._heartbeat_set = False
-            available = dict(self.scheduler.resources.available)
-            if available != self._reported:
-                self._reported = available
-                self.out.append((SEND, self._control, Heartbeat(self._node_id, available)))
+            if (self.scheduler.resources.available, self.bundles.rows()) != self._reported:
+                self._report()
         elif key[0] == SIGN_TIMER:
             self.on_probe_node(now, self._control, b"")
             silent_s = now - self._control_heard
@@ -402,8 +418,12 @@ class NodeAgent(ControlDesk):
 
     def on_probe_node(self, now: float, peer: bytes, sender: bytes) -> None:
         """A sign of life is due."""
-        self._reported = dict(self.scheduler.resources.available)
-        self.out.append((SEND, self._control, Heartbeat(self._node_id, self._reported)))
+        self._report()
+
+    def _report(self) -> None:
+        """Tell the control what is free."""
+        self._reported = (dict(self.scheduler.resources.available), self.bundles.rows())
+        self.out.append((SEND, self._control, Heartbeat(self._node_id, *self._reported)))
 
     def on_node_refused(self, now: float, peer: bytes, reason: str, rejoin: bool) -> None:
         """The cluster does not want this node any more."""
@@ -415,30 +435,8 @@ class NodeAgent(ControlDesk):
 
     def _meet(self, process: bytes) -> None:
         """A process that may be of another node holds something here: it must be noticed when that ends."""
-        if agent_of(process) != self._me and not self._is_dead(process):
-            self._watch(self._me, process)
-
-    def _is_dead(self, process: bytes) -> bool:
-        """Whether a process has ended, as far as is known here, or its node has."""
-        return process in self._dead or agent_of(process) in self._dead
-
-    def _watch(self, watcher: bytes, process: bytes) -> None:
-        """Tell ``watcher`` when a process ends. Its node may be so new that this one has not heard of it yet."""
-        agent = agent_of(process)
-        if self._is_dead(process):
-            self.deaths.tell(watcher, process, self._dead.get(process) or self._dead[agent])
-        elif agent != self._me and agent not in self.neighbours.by_agent:
-            self._early.setdefault(agent, {})[watcher, process] = None
-        elif agent != self._me or process in self.clients:
-            self.deaths.watch(watcher, process, agent if agent != self._me else b"")
-        else:
-            self.deaths.tell(watcher, process, "it ended earlier")
-
-    def _hear_of(self, agent: bytes) -> None:
-        """A node that others knew before this one is known now."""
-        for watcher, process in self._early.pop(agent, ()):
-            if not self._is_dead(watcher):
-                self._watch(watcher, process)
+        if agent_of(process) != self._me:
+            self.deaths.watch(self._me, process)
 
     def _advance(self, now: float) -> None:
         """Grant what can be granted; call leases back for the rest."""
@@ -459,9 +457,10 @@ class NodeAgent(ControlDesk):
         if self.scheduler.queue:
             for lease in self.scheduler.to_reclaim():
                 self.out.append((SEND, lease.request.owner, LeaseReclaimed(lease.id)))
-        if not self._heartbeat_set and self.scheduler.resources.available != self._reported:
+        if not self._heartbeat_set and (self.scheduler.resources.available != self._reported[0] or self.bundles.bundles):
             self._heartbeat_set = True
-            self.out.append((TIMER, now + self._config.heartbeat_ms / 1000, (HEARTBEAT_TIMER,)))
+            pause_s = self._config.heartbeat_ms / 1000 * self.neighbours.crowd()
+            self.out.append((TIMER, now + pause_s, (HEARTBEAT_TIMER,)))
         self._plan_reaping(now)
 
     def _exhausted(self) -> bool:
@@ -517,9 +516,9 @@ class NodeAgent(ControlDesk):
 
     def _forget(self, now: float, peer: bytes, reason: str, at: float = 0.0) -> None:
         """A process is gone: undo all it held, and tell the others."""
-        if peer in self._dead:
+        if peer in self.deaths.dead:
             return
-        self._dead[peer] = reason
+        self.deaths.dead[peer] = reason
         known = self.clients.pop(peer, None)
         for lease in self.scheduler.drop_owner(peer):
             # Its worker runs a task that nobody waits for, and may run it for ever.

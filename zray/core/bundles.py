@@ -11,7 +11,7 @@ When a bundle is given back, what is free in it goes back to the node at once. W
 which the agent sees to (``evict``): until its process is gone, nobody else gets the GPU it uses.
 
 An agent that gets a request for a group it does not know asks the control, once, and is told from then on where its bundles are
-(``groups``), until the group is removed.
+and what is free in them (``groups``), until the group is removed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from zray.base.wire_placement import BundlesPrepared, SubscribePlacementGroup
 from zray.core.effects import SEND, Effect
 from zray.core.gpus import GpuSlots
 from zray.core.lifecycle import Lifecycle
-from zray.core.views import REMOVED, GroupView
+from zray.core.views import REMOVED, GroupView, are_amounts
 from zray.exceptions import InvariantError
 
 REMOVED_GROUPS_MAX = 1000  # of which an agent remembers that they were removed
@@ -167,7 +167,7 @@ class NodeBundles:
     # -- what the control says ------------------------------------------------------------------------------------
 
     def on_prepare_bundles(self, now: float, peer: bytes, group_id: bytes, attempt: int, rows: list[Any]) -> None:
-        if not all(_are_amounts(units) for _, units in rows):
+        if not all(are_amounts(units) for _, units in rows):
             return  # the control does not say such things
         prepared: list[Bundle] = []
         reason = ""
@@ -200,13 +200,27 @@ class NodeBundles:
     def on_placement_group_updated(
         self, now: float, peer: bytes, group_id: bytes, state: str, bundles: list[Any], nodes: list[bytes], reason: str
     ) -> None:
-        self.groups.pop(group_id, None)
-        self.groups[group_id] = GroupView(state, tuple(ResourceSet(units) for units in bundles), tuple(nodes), reason)
+        known = self.groups.pop(group_id, None)
+        view = GroupView(state, tuple(ResourceSet(units) for units in bundles), tuple(nodes), reason)
+        if known is not None:
+            view.told = {i: free for i, free in known.told.items() if view.nodes[i : i + 1] == known.nodes[i : i + 1]}
+            view.free = dict(view.told)
+        self.groups[group_id] = view
         if state == REMOVED:
             removed = [known for known, view in self.groups.items() if view.state == REMOVED]
             for oldest in removed[:-REMOVED_GROUPS_MAX]:
                 del self.groups[oldest]
                 self._asked.pop(oldest, None)
+        self._advance(now)
+
+    def on_bundles_counted(self, now: float, peer: bytes, group_id: bytes, free: dict[int, Any]) -> None:
+        """What is free in bundles on other nodes: what waits here may run there."""
+        view = self.groups.get(group_id)
+        if view is None:
+            return
+        for index, units in free.items():
+            if index < len(view.nodes) and are_amounts(units):
+                view.told[index] = view.free[index] = ResourceSet(units)
         self._advance(now)
 
     # -- what leases need -----------------------------------------------------------------------------------------
@@ -230,13 +244,23 @@ class NodeBundles:
                 return bundle, gpu_ids
         return None
 
-    def free(self) -> dict[bytes, dict[int, ResourceSet]]:
-        """What is free in the bundles that can be used, for the views of this node."""
-        found: dict[bytes, dict[int, ResourceSet]] = {}
-        for bundle in self.bundles.values():
-            if bundle.state is BundleState.COMMITTED:
-                found.setdefault(bundle.group_id, {})[bundle.index] = ResourceSet(bundle.resources.available)
-        return found
+    def count(self, group_id: bytes) -> None:
+        """Put what is free in the bundles here into the view of their group."""
+        view = self.groups.get(group_id)
+        if view is None:
+            return
+        for index, node_id in enumerate(view.nodes):
+            bundle = self.bundles.get((group_id, index)) if node_id == self._node_id else None
+            if bundle is not None and bundle.state is BundleState.COMMITTED:
+                view.free[index] = ResourceSet(bundle.resources.available)
+
+    def rows(self) -> tuple[tuple[bytes, int, dict[str, int]], ...]:
+        """What is free in the bundles that can be used, for the control: ``(group, index, units)`` each."""
+        usable = [bundle for bundle in self.bundles.values() if bundle.state is BundleState.COMMITTED]
+        return tuple(
+            (bundle.group_id, bundle.index, {name: max(0, units) for name, units in bundle.resources.available.items()})
+            for bundle in usable
+        )
 
     def reserved(self) -> ResourceSet:
         """What all bundles hold together, used or not: with what is free outside and lent outside, that is all there is."""
@@ -288,8 +312,3 @@ class NodeBundles:
 
     def statistics(self) -> dict[str, int]:
         return {"bundles": len(self.bundles), "placement_groups_known": len(self.groups)}
-
-
-def _are_amounts(units: Any) -> bool:
-    """Whether what a peer sent are amounts of resources."""
-    return isinstance(units, dict) and all(isinstance(n, str) and type(a) is int and a >= 0 for n, a in units.items())

@@ -25,7 +25,7 @@ class ControlDesk(ActorDesk):
 
     _fields: tuple[Any, ...]
     _registrations: int
-    _reported: dict[str, int]
+    _reported: tuple[dict[str, int], tuple[Any, ...]]
     bundles: NodeBundles
 
     def register(self, fields: tuple[Any, ...]) -> None:
@@ -51,10 +51,9 @@ class ControlDesk(ActorDesk):
 
     def inventory(self) -> dict[str, Any]:
         """What runs here."""
-        self._reported = dict(self.scheduler.resources.available)
         jobs = [worker.job_id for worker in self.pool.workers.values() if worker.job_id is not None]
         return {
-            "available": self._reported,
+            "available": dict(self.scheduler.resources.available),
             "processes": list(self.clients),
             "jobs": list(dict.fromkeys([*jobs, *self.scheduler.jobs()])),
             "actors": self.actors_here(),

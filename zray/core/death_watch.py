@@ -1,13 +1,18 @@
-"""DeathWatch: who wants to know of which process's end.
+"""DeathWatch: which processes have ended, and who wants to know of which process's end.
 
 Theory of operation
 -------------------
 A process asks its agent to watch another when it first deals with it, and is told once, with WorkerDied, when that has ended.
 Processes of other nodes are watched by the agents there: this agent asks them once for each process, as a watcher among others,
-and hears ProcessGone. When a whole node ends, so have all its processes.
+and hears ProcessGone. When a whole node ends, so have all its processes, those included that nobody here has met yet.
+
+A node can be so new that this agent has not heard of it when one of its processes is met. It will: a new agent is told of all
+nodes there are or were. Until then the question waits.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from zray.base.ids import agent_of
 from zray.base.wire import WatchProcess, WorkerDied
@@ -22,22 +27,48 @@ class DeathWatch:
     Args:
         me: process id of the agent.
         out: where effects go.
+        lives_here: tells whether a process lives on this node.
+        knows: tells whether an agent is that of another node that lives.
     """
 
-    __slots__ = ("_me", "_out", "_watchers", "_watching")
+    __slots__ = ("_early", "_knows", "_lives_here", "_me", "_out", "_watchers", "_watching", "dead")
 
-    def __init__(self, me: bytes, out: list[Effect]) -> None:
+    def __init__(
+        self, me: bytes, out: list[Effect], lives_here: Callable[[bytes], bool], knows: Callable[[bytes], bool]
+    ) -> None:
         self._me = me
         self._out = out
+        self._lives_here = lives_here
+        self._knows = knows
         self._watching: dict[bytes, dict[bytes, None]] = {}  # process -> those that it wants to be watched
         self._watchers: dict[bytes, dict[bytes, None]] = {}  # process -> those that want it to be watched
+        self._early: dict[bytes, dict[tuple[bytes, bytes], None]] = {}  # agents not heard of yet -> (watcher, process)
+        self.dead: dict[bytes, str] = {}  # processes that ended, and how; agents stand for all of their node
 
-    def watch(self, watcher: bytes, process: bytes, agent: bytes) -> None:
-        """Tell ``watcher`` when ``process`` ends; ``agent`` is that of its node, or b"" if this is its node."""
-        if agent and process not in self._watchers and process != agent:
-            self._out.append((SEND, agent, WatchProcess(process)))
-        self._watching.setdefault(watcher, {})[process] = None
-        self._watchers.setdefault(process, {})[watcher] = None
+    def is_dead(self, process: bytes) -> bool:
+        """Whether a process has ended, as far as is known here, or its node has."""
+        return process in self.dead or agent_of(process) in self.dead
+
+    def watch(self, watcher: bytes, process: bytes) -> None:
+        """Tell ``watcher`` when ``process`` ends, or that it has."""
+        agent = agent_of(process)
+        if self.is_dead(process):
+            self.tell(watcher, process, self.dead.get(process) or self.dead[agent])
+        elif agent != self._me and not self._knows(agent):
+            self._early.setdefault(agent, {})[watcher, process] = None
+        elif agent == self._me and not self._lives_here(process):
+            self.tell(watcher, process, "it ended earlier")
+        else:
+            if agent not in (self._me, process) and process not in self._watchers:
+                self._out.append((SEND, agent, WatchProcess(process)))
+            self._watching.setdefault(watcher, {})[process] = None
+            self._watchers.setdefault(process, {})[watcher] = None
+
+    def heard_of(self, agent: bytes) -> None:
+        """There is a node of this agent, or there was."""
+        for watcher, process in self._early.pop(agent, ()):
+            if not self.is_dead(watcher):
+                self.watch(watcher, process)
 
     def tell(self, watcher: bytes, process: bytes, reason: str) -> None:
         """A process is gone."""
@@ -48,6 +79,7 @@ class DeathWatch:
 
     def ended(self, process: bytes, reason: str) -> None:
         """A process is gone: those who wanted to know are told, and nothing is told to it any more."""
+        self.dead[process] = reason
         for watched in self._watching.pop(process, ()):
             self._watchers[watched].pop(process)
             if not self._watchers[watched]:

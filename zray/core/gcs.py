@@ -22,12 +22,13 @@ from zray.base.resources import ResourceSet
 from zray.base.wire import JobFinished, Reply
 from zray.base.wire_nodes import NodeRefused
 from zray.base.wire_return import OwnerKnown
+from zray.core.actor_places import WAITING, Place, choose_place
 from zray.core.actors import ActorManager
 from zray.core.chance import First
 from zray.core.effects import AFTER_PERSIST, PERSIST, SEND, STOP, TIMER, Effect
 from zray.core.nodes import HEALTH_TIMER, VIEW_TIMER, Node, NodeManager, NodeState
 from zray.core.placement import PlacementGroupManager
-from zray.core.policy import DEFAULT, Policy, Rng, readable
+from zray.core.policy import Policy, Rng, readable
 from zray.core.restart import EXPECTED_TIMER, Restart
 from zray.core.views import NodeView
 
@@ -84,7 +85,7 @@ class Gcs:
         self.out: list[Effect] = []
         self.members = NodeManager(config, self.out, home)
         self.placement = PlacementGroupManager(config, self.out, self._views, self._group_changed)
-        self.actors = ActorManager(config, self.out, self._choose_node)
+        self.actors = ActorManager(config, self.out, self._choose_node, self.placement.actor_ended)
         self.restart = Restart(config, self.out, self.members, self.actors, self.placement)
         saved = saved or {}
         self.restart.load(saved)
@@ -128,20 +129,25 @@ class Gcs:
         if node is None:
             return
         if running:
-            node.available = running["available"]
+            self.members.heard(now, peer, node_id, running["available"])
             for job_id in running["jobs"]:
                 job = self.jobs.get(job_id)
                 if job is not None and job["state"] != "RUNNING":
                     self.out.append((SEND, peer, JobFinished(job_id, job["driver"])))
             self.restart.node_returned(now, node, running)
         self.restart.look(now)
+        self.placement.nodes_changed(now)
+        self.actors.node_joined(now)
 
     def on_join_cluster(self, now: float, peer: bytes, request_id: int) -> None:
         answer = {"config": self._config.as_dict(), "cluster_id": self._cluster_id}
         self.out.append((SEND, peer, Reply(request_id, True, answer)))
 
-    def on_heartbeat(self, now: float, peer: bytes, node_id: bytes, available: dict[str, int]) -> None:
+    def on_heartbeat(
+        self, now: float, peer: bytes, node_id: bytes, available: dict[str, int], bundles: tuple[Any, ...] = ()
+    ) -> None:
         self.members.heard(now, peer, node_id, available)
+        self.placement.bundles_counted(node_id, bundles)
         self.placement.nodes_changed(now)
 
     def on_leave_cluster(self, now: float, peer: bytes, node_id: bytes, reason: str) -> None:
@@ -155,6 +161,9 @@ class Gcs:
 
     def on_list_nodes(self, now: float, peer: bytes, request_id: int) -> None:
         self.out.append((SEND, peer, Reply(request_id, True, self._described())))
+
+    def on_explain_node(self, now: float, peer: bytes, request_id: int, agent: bytes) -> None:
+        self.out.append((SEND, peer, Reply(request_id, True, self.members.explain(now, agent))))
 
     def leave(self, reason: str) -> None:
         """The control ends in good order, and with it the cluster."""
@@ -172,7 +181,7 @@ class Gcs:
         self.actors.node_ended(now, node.agent, f"its node {node.id.hex()[:8]} on {node.hostname} is dead: {reason}")
         for job in self.jobs.values():
             if agent_of(job["driver"]) == node.agent:
-                self._finish(job["job_id"], "DIED")
+                self._finish(now, job["job_id"], "DIED")
 
     # -- jobs -----------------------------------------------------------------------------------------------------
 
@@ -215,15 +224,15 @@ class Gcs:
         self.out.append((AFTER_PERSIST, peer, Reply(request_id, True, answer)))
 
     def on_finish_job(self, now: float, peer: bytes, request_id: int, job_id: bytes) -> None:
-        self._finish(job_id, "FINISHED")
+        self._finish(now, job_id, "FINISHED")
         self.out.append((AFTER_PERSIST, peer, Reply(request_id, True, None)))
 
     def on_process_died(self, now: float, peer: bytes, process: bytes, reason: str) -> None:
         """A driver or worker is gone."""
         for job in self.jobs.values():
             if job["driver"] == process:
-                self._finish(job["job_id"], "DIED")
-        self.actors.process_ended(process)
+                self._finish(now, job["job_id"], "DIED")
+        self.actors.process_ended(now, process)
         self.placement.process_ended(process)
 
     def on_owner_returned(self, now: float, peer: bytes) -> None:
@@ -261,7 +270,7 @@ class Gcs:
 
     def on_timer(self, now: float, key: tuple[Any, ...]) -> None:
         if key[0] == VIEW_TIMER:
-            self.members.publish()
+            self.members.publish(now)
             return
         if key[0] == EXPECTED_TIMER:
             for process in self.restart.missing():
@@ -322,58 +331,41 @@ class Gcs:
         self.out.append((PERSIST, "save_answer", (self._next_answer % ANSWERS_MAX, peer, request_id, existed)))
         self._next_answer += 1
 
-    def _finish(self, job_id: bytes, state: str) -> None:
+    def _finish(self, now: float, job_id: bytes, state: str) -> None:
         job = self.jobs.get(job_id)
         if job is None or job["state"] != "RUNNING":
             return
         job["state"] = state
         self.out.append((PERSIST, "finish_job", (state, job_id)))
-        self.actors.job_finished(job_id)
-        self.placement.job_finished(0.0, job_id)
+        self.actors.job_finished(now, job_id)
+        self.placement.job_finished(now, job_id)
         for node in self.members.alive():
             self.out.append((SEND, node.agent, JobFinished(job_id, job["driver"])))
         if self._embedded:
             self.out.append((STOP, f"job {job_id.hex()}: {state}"))
 
-    def _choose_node(self, demand: dict[str, int], strategy: tuple[Any, ...]) -> bytes | None:
-        """The agent of a node for an actor: of those that are equally good, the one with the fewest actors."""
+    def _choose_node(self, demand: dict[str, int], strategy: tuple[Any, ...]) -> Place:
+        """A place for an actor."""
         if not self.restart.settled:
-            return None
+            return Place(b"", WAITING, "not all nodes have come back to the control")
         views = self._views()
+        group = None
         if readable(strategy) and strategy[0] == "bundle":
-            groups = {strategy[1]: self.placement.view(strategy[1])}
-            decision = self._policy.choose(views, b"", ResourceSet(demand), strategy, groups=groups)
-            return decision.node.agent if decision.node is not None else None
-        return self._choose_among(views, demand, strategy)
+            group = (strategy[1], self.placement.view(strategy[1]), self.actors.members(strategy[1]))
+        elif readable(strategy) and strategy[0] == "affinity":  # that a node is dead is another thing than that it is unknown
+            asked = self.members.nodes.get(strategy[1])
+            if asked is not None:
+                views[asked.id] = _view(asked)
+        return choose_place(
+            self._policy, views, ResourceSet(demand), strategy, self.actors.count_by_agent(), group
+        )
 
     def _group_changed(self, now: float, group_id: bytes) -> None:
         """Actors that wait for a place in this group may have it now."""
         self.actors.group_changed(now, group_id)
 
     def _views(self) -> dict[bytes, NodeView]:
-        return {
-            node.id: NodeView(
-                node.id,
-                node.agent,
-                node.endpoint,
-                ResourceSet(node.total),
-                ResourceSet({name: max(0, units) for name, units in node.available.items()}),
-                node.labels,
-                hostname=node.hostname,
-            )
-            for node in self.members.alive()
-            if node.registered
-        }
-
-    def _choose_among(self, views: dict[bytes, NodeView], demand: dict[str, int], strategy: tuple[Any, ...]) -> bytes | None:
-        wanted = ResourceSet(demand)
-        if strategy == DEFAULT or not readable(strategy):
-            counts = self.actors.count_by_agent()
-            room = [view for view in views.values() if view.available.covers(wanted)]
-            room = room or [view for view in views.values() if view.total.covers(wanted)] or list(views.values())
-            return min(room, key=lambda view: counts.get(view.agent, 0)).agent if room else None
-        decision = self._policy.choose(views, b"", wanted, strategy)
-        return decision.node.agent if decision.node is not None else next((v.agent for v in views.values()), None)
+        return {node.id: _view(node) for node in self.members.alive() if node.registered}
 
     def check(self) -> None:
         """Assert the invariants of its leaf; the tables have none."""
@@ -399,3 +391,17 @@ def _job(row: dict[str, Any]) -> dict[str, Any]:
     if details:
         job["endpoint"], job["namespace"], job["environment"] = pickle.loads(details)
     return job
+
+
+def _view(node: Node) -> NodeView:
+    """A node as policies see it."""
+    return NodeView(
+        node.id,
+        node.agent,
+        node.endpoint,
+        ResourceSet(node.total),
+        ResourceSet({name: max(0, units) for name, units in node.available.items()}),
+        node.labels,
+        node.state is not NodeState.DEAD,
+        hostname=node.hostname,
+    )

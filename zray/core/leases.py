@@ -3,10 +3,10 @@
 Theory of operation
 -------------------
 A *lease* is the right to push tasks to one worker, granted by a node agent for one scheduling key (the resources of the
-task, and which node it wants). The local agent is asked first, and may send this process on to another that has room. Ready
-tasks queue per key; ``pump`` spreads the queue evenly over the leases of the key and asks for more leases while there are more
-tasks than leases. An idle lease goes back after ``lease_idle_ms``, or as soon as its agent wants
-it for others.
+task, which node it wants, and which other node has most of its arguments if they are large). The local agent is asked first, and
+may send this process on to another that has room. Ready tasks queue per key; ``pump`` spreads the queue evenly over the
+leases of the key and asks for more leases while there are more tasks than leases. An idle lease goes back after
+``lease_idle_ms``, or as soon as its agent wants it for others.
 
 *Sharing.* An agent calls leases back when others wait. An idle lease goes at once; a busy one is used until its slice
 (``lease_slice_ms`` from the grant) is over and then goes as soon as it is empty, so that the price of changing hands is paid
@@ -30,6 +30,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zray.base.config import Config
+from zray.base.ids import agent_id
 from zray.base.resources import ResourceSet
 from zray.base.wire import (
     PUSH,
@@ -43,6 +44,8 @@ from zray.core.tasks import Task
 from zray.exceptions import InvariantError
 
 IDLE_TIMER = "leases.idle"
+Locality = tuple[tuple[bytes, int], ...]  # how many bytes lie on which nodes, the most first
+_GO_TO_ARGUMENTS = ("default", "labels")  # strategies that say nothing against it
 
 
 class Lease:
@@ -67,11 +70,12 @@ class Lease:
 class LeaseQueue:
     """The tasks of one scheduling key, and the leases that serve them."""
 
-    __slots__ = ("dirty", "give_up_at", "infeasible", "leases", "requests", "resources", "strategy", "tasks")
+    __slots__ = ("dirty", "give_up_at", "infeasible", "leases", "locality", "requests", "resources", "strategy", "tasks")
 
     def __init__(self, resources: ResourceSet, strategy: tuple[Any, ...]) -> None:
         self.resources = resources
         self.strategy = strategy
+        self.locality: Locality = ()  # of the arguments of the last task
         self.tasks: deque[Task] = deque()
         self.leases: dict[int, Lease] = {}
         self.requests: dict[int, tuple[bytes, int]] = {}  # id -> the agent that was asked, and after how many others
@@ -123,18 +127,22 @@ class NormalTaskSubmitter:
         self._requests: dict[int, LeaseQueue] = {}
         self._dirty: list[LeaseQueue] = []
         self._timer_set = False
-        self.queues: dict[tuple[ResourceSet, tuple[Any, ...]], LeaseQueue] = {}
+        self.queues: dict[tuple[Any, ...], LeaseQueue] = {}  # by resources, strategy and the node of large arguments
         self.leases: dict[int, Lease] = {}
         self.run_us: dict[bytes, float] = {}  # measured run time by function
 
     # -- tasks ----------------------------------------------------------------------------------------------------
 
-    def submit(self, task: Task) -> None:
-        """A task is ready to run."""
-        key = task.template.key
+    def submit(self, task: Task, locality: Locality = ()) -> None:
+        """A task is ready to run; ``locality``: of its arguments, where that is a reason to go there."""
+        key: tuple[Any, ...] = task.template.key
+        if locality and key[1][0] in _GO_TO_ARGUMENTS:
+            key = (*key, locality[0][0])
         queue = self.queues.get(key)
         if queue is None:
-            queue = self.queues[key] = LeaseQueue(*key)
+            queue = self.queues[key] = LeaseQueue(key[0], key[1])
+        if len(key) > 2:
+            queue.locality = locality
         queue.tasks.append(task)
         if not queue.dirty:
             queue.dirty = True
@@ -214,6 +222,9 @@ class NormalTaskSubmitter:
             self._out.append((SEND, agent, ReturnLease(lease_id)))
             return
         lease = Lease(lease_id, agent, worker, queue, now + self._config.lease_slice_ms / 1000)
+        if queue.locality and agent != agent_id(queue.locality[0][0]):
+            lease.closing = True  # there was no room where the arguments are: the next task tries again
+            lease.until = now
         self.leases[lease_id] = queue.leases[lease_id] = lease
         self._out.append((DIAL, worker, endpoint))
         self._out.append((SEND, worker, OpenLease(lease_id, self.job_id, dict(queue.resources), gpu_ids)))
@@ -260,14 +271,15 @@ class NormalTaskSubmitter:
         self._touch(lease.queue)
         tasks = list(lease.inflight.values())
         for task in tasks:
-            task.tried = True
+            task.tried_on(lease.worker)
             task.suspect |= len(tasks) > 1
         return tasks
 
     def requeue(self, tasks: list[Task]) -> None:
         """Tasks whose worker died go to the front again."""
         for task in reversed(tasks):
-            queue = self.queues[task.template.key]
+            key = task.template.key  # wherever its arguments lay: they may be gone with the worker
+            queue = self.queues.setdefault(key, LeaseQueue(*key))
             queue.tasks.appendleft(task)
             self._touch(queue)
 
@@ -369,7 +381,9 @@ class NormalTaskSubmitter:
         depth = queue.tasks[0].depth if queue.tasks else 0
         retriable = not queue.tasks or queue.tasks[0].template.max_retries != 0
         resources = dict(queue.resources)
-        request = RequestLease(request_id, self.job_id, resources, depth, retriable, queue.strategy, hops)
+        request = RequestLease(
+            request_id, self.job_id, resources, depth, retriable, queue.strategy, hops, queue.locality
+        )
         self._out.append((SEND, agent, request))
 
     def _settle(self, now: float, queue: LeaseQueue) -> None:

@@ -4,7 +4,9 @@ Theory of operation
 -------------------
 A node registers once, and then says what is free on it whenever that changes, and at least every ``health_check_ms``. What is
 new goes to all other agents together, once per ``heartbeat_ms``, so that each can send work where there is room; nobody asks the
-control for that.
+control for that. Who came and who ended is told at once; of what is free, so much is told each time that all agents together hear
+of ``LOADS_PER_S`` changes in a second, what waits for longest first: in a cluster of a thousand nodes, each of which changes all
+the time, views are a few seconds old, and the control has time for other things.
 
 A node that has been silent for ``node_suspect_s`` is *suspected* and asked for a sign of life; when it has been silent for
 ``node_death_s`` it is dead: everybody is told, and nothing that it says later is believed. If it comes back, because only the
@@ -28,11 +30,12 @@ from typing import Any
 from zray.base.config import Config
 from zray.base.resources import UNIT
 from zray.base.wire import CONTROL
-from zray.base.wire_nodes import ClusterView, NodeRefused, ProbeNode
+from zray.base.wire_nodes import ClusterLoads, ClusterView, NodeRefused, ProbeNode
 from zray.core.effects import PERSIST, SEND, TIMER, WARN, Effect
 from zray.core.lifecycle import Lifecycle
 from zray.exceptions import InvariantError
 
+LOADS_PER_S = 200_000
 VIEW_TIMER = "nodes.view"
 HEALTH_TIMER = "nodes.health"
 
@@ -76,6 +79,7 @@ class Node:
         "state",
         "store_bytes",
         "store_name",
+        "told",
         "total",
     )
 
@@ -92,6 +96,7 @@ class Node:
         self.pid = 0
         self.total: dict[str, int] = {}
         self.available: dict[str, int] = {}
+        self.told: dict[str, int] | None = None  # what the others believe to be free
         self.labels: dict[str, str] = {}
         self.store_name = ""
         self.store_bytes = 0
@@ -135,14 +140,15 @@ class NodeManager:
         home: the agent that lives in the control's own process, and can not be silent.
     """
 
-    __slots__ = ("_changed", "_config", "_out", "_ticked_at", "_ticking", "_view_set", "home", "nodes")
+    __slots__ = ("_changed", "_config", "_loaded", "_out", "_ticked_at", "_ticking", "_view_set", "home", "nodes")
 
     def __init__(self, config: Config, out: list[Effect], home: bytes = b"") -> None:
         self._config = config
         self._out = out
         self.home = home
         self.nodes: dict[bytes, Node] = {}
-        self._changed: dict[bytes, None] = {}
+        self._changed: dict[bytes, None] = {}  # nodes that came or ended
+        self._loaded: dict[bytes, None] = {}  # nodes where something else is free, the oldest news first
         self._view_set = False
         self._ticking = False
         self._ticked_at = 0.0
@@ -189,7 +195,7 @@ class NodeManager:
         self.nodes[node_id] = node
         if others:
             self._out.append((SEND, peer, ClusterView(others)))
-        self._note(now, node)
+        self._note(now, node, self._changed)
         self._out.append((PERSIST, "save_node", _saved(node)))
         if peer != self.home:
             self._tick_on(now)
@@ -224,7 +230,7 @@ class NodeManager:
             node.state = NODE_LIFECYCLE.next(node.state, "heard")
         if node.available != available:
             node.available = available
-            self._note(now, node)
+            self._note(now, node, self._loaded)
 
     def lost(self, now: float, agent: bytes) -> None:
         """The connection of an agent has ended: as that of a process that ended, unless it was silent before."""
@@ -237,7 +243,15 @@ class NodeManager:
         node.state = NODE_LIFECYCLE.next(node.state, "ended")
         self._out.append((PERSIST, "save_node", _saved(node)))
         self._out.append((WARN, f"node {node.id.hex()[:8]} on {node.hostname} is dead: {reason}"))
-        self._note(now, node)
+        self._note(now, node, self._changed)
+
+    def explain(self, now: float, agent: bytes) -> str:
+        """How a node is, in words."""
+        node = next((node for node in self.nodes.values() if node.agent == agent), None)
+        if node is None:
+            return "its node is unknown to the control"
+        heard = "" if agent == self.home else f", heard {now - node.heard_at:.1f} s ago"
+        return f"node {node.id.hex()[:8]} on {node.hostname} is {node.state.name}{heard}"
 
     def alive(self) -> list[Node]:
         return [node for node in self.nodes.values() if node.state is not NodeState.DEAD]
@@ -249,9 +263,12 @@ class NodeManager:
         held_up = now - self._ticked_at - interval_s
         self._ticked_at = now
         late = []
-        others = [node for node in self.alive() if node.agent != self.home]
-        for node in others:
-            self._out.append((SEND, node.agent, ClusterView([])))  # the control lives too
+        others = []
+        for node in self.alive():
+            self._out.append((SEND, node.agent, ClusterView([])))  # the control lives, and there is no other news
+            if node.agent == self.home:
+                continue
+            others.append(node)
             if held_up > interval_s:  # it was this process that did not listen
                 node.heard_at = min(now, node.heard_at + held_up)
                 node.lost_at += held_up
@@ -271,15 +288,23 @@ class NodeManager:
             self._out.append((TIMER, now + interval_s, (HEALTH_TIMER,)))
         return late
 
-    def publish(self) -> None:
+    def publish(self, now: float) -> None:
         """Tell all agents what has changed."""
         self._view_set = False
         changed, self._changed = self._changed, {}
+        alive = self.alive()
         rows = [self.nodes[node_id].row() for node_id in changed]
-        for node in self.alive():
+        for node_id in changed:
+            self.nodes[node_id].told = self.nodes[node_id].available
+        for node in alive if rows else ():
             news = [row for row in rows if row[0] != node.id]
             if news:
                 self._out.append((SEND, node.agent, ClusterView(news)))
+        loads = ClusterLoads(self._loads(int(LOADS_PER_S * self._config.heartbeat_ms / 1000 / max(1, len(alive)))))
+        for node in alive if loads.rows else ():
+            self._out.append((SEND, node.agent, loads))
+        if self._loaded:
+            self._plan(now)
 
     def _refuse(self, peer: bytes) -> None:
         reason = "the cluster had not heard of this node for too long and gave it up"
@@ -291,10 +316,24 @@ class NodeManager:
             self._ticked_at = now
             self._out.append((TIMER, now + self._config.health_check_ms / 1000, (HEALTH_TIMER,)))
 
-    def _note(self, now: float, node: Node) -> None:
-        if len(self.nodes) < 2:
-            return  # there is nobody to tell
-        self._changed[node.id] = None
+    def _loads(self, most: int) -> list[tuple[bytes, dict[str, int]]]:
+        """What is free on some of the nodes where that has changed."""
+        rows: list[tuple[bytes, dict[str, int]]] = []
+        while self._loaded and len(rows) < max(1, most):
+            node_id = next(iter(self._loaded))
+            del self._loaded[node_id]
+            node = self.nodes[node_id]
+            if node.available != node.told and node.state is not NodeState.DEAD:
+                node.told = node.available
+                rows.append((node_id, node.available))
+        return rows
+
+    def _note(self, now: float, node: Node, news: dict[bytes, None]) -> None:
+        if len(self.nodes) > 1:  # else there is nobody to tell
+            news[node.id] = None
+            self._plan(now)
+
+    def _plan(self, now: float) -> None:
         if not self._view_set:
             self._view_set = True
             self._out.append((TIMER, now + self._config.heartbeat_ms / 1000, (VIEW_TIMER,)))
@@ -304,7 +343,7 @@ class NodeManager:
         agents = [node.agent for node in self.alive()]
         if len(agents) != len(set(agents)):
             raise InvariantError("two living nodes have the same agent")
-        if self._changed and not self._view_set:
+        if (self._changed or self._loaded) and not self._view_set:
             raise InvariantError("nodes changed and nobody will be told")
 
     def statistics(self) -> dict[str, int]:

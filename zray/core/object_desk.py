@@ -9,6 +9,7 @@ from __future__ import annotations
 from zray.base.config import Config
 from zray.base.ids import agent_id
 from zray.base.wire import CollectGarbage, Reply
+from zray.core.death_watch import DeathWatch
 from zray.core.effects import SEND, Effect
 from zray.core.store import ARGUMENT, GET, ObjectStore
 from zray.core.transfer import ObjectTransfer
@@ -21,7 +22,7 @@ class ObjectDesk:
 
     _collected: float
     _config: Config
-    _dead: dict[bytes, str]
+    deaths: DeathWatch
     _node_id: bytes
     clients: dict[bytes, str]
     out: list[Effect]
@@ -35,19 +36,19 @@ class ObjectDesk:
     def on_create_object(
         self, now: float, peer: bytes, request_id: int, object_id: bytes, size_bytes: int, call_site: str = ""
     ) -> None:
-        if peer not in self._dead and request_id >= 0:
+        if not self.deaths.is_dead(peer) and request_id >= 0:
             self.store.create(now, peer, request_id, object_id, size_bytes, call_site)
 
     def on_list_objects(self, now: float, peer: bytes, request_id: int) -> None:
         self.out.append((SEND, peer, Reply(request_id, True, self.store.rows())))
 
     def on_seal_object(self, now: float, peer: bytes, object_id: bytes, owner: bytes, checksum: int = 0) -> None:
-        if peer not in self._dead:  # another may be writing the same object by now
+        if not self.deaths.is_dead(peer):  # another may be writing the same object by now
             self._meet(owner)
             self.store.seal(object_id, owner, checksum)
 
     def on_abort_object(self, now: float, peer: bytes, object_id: bytes, reason: str = "") -> None:
-        if peer not in self._dead:
+        if not self.deaths.is_dead(peer):
             self.store.abort(object_id, reason, now)
 
     def on_pin_object(
@@ -59,12 +60,13 @@ class ObjectDesk:
         urgent: bool = True,
         node_id: bytes = b"",
         size_bytes: int = 0,
+        owner: bytes = b"",
     ) -> None:
-        if peer not in self._dead:
+        if not self.deaths.is_dead(peer):
             primary = agent_id(node_id) if node_id and node_id != self._node_id else b""
             priority = GET if urgent else ARGUMENT
             self.transfer.pin(
-                now, peer, request_id, object_id, size=size_bytes, primary=primary, priority=priority
+                now, peer, request_id, object_id, size=size_bytes, primary=primary, owner=owner, priority=priority
             )
 
     def collect(self, now: float) -> None:
@@ -73,6 +75,9 @@ class ObjectDesk:
             self._collected = now
             for client in self.clients:
                 self.out.append((SEND, client, CollectGarbage("the object store is full")))
+
+    def on_object_damaged(self, now: float, peer: bytes, object_id: bytes) -> None:
+        self.store.on_damaged(object_id)
 
     def on_unpin_objects(self, now: float, peer: bytes, object_ids: list[bytes]) -> None:
         self.store.unpin(peer, object_ids)

@@ -39,16 +39,13 @@ from zray.core.actor_owner import ActorOwner
 from zray.core.directory import ObjectDirectory
 from zray.core.effects import DIAL, HANG_UP, SEND, TIMER, WARN, Effect
 from zray.core.entries import contained_in, error_entry, lost, owner_died, worker_crashed
-from zray.core.leases import IDLE_TIMER, LeaseQueue, NormalTaskSubmitter
+from zray.core.leases import IDLE_TIMER, LeaseQueue, Locality, NormalTaskSubmitter
 from zray.core.lineage import Lineage
 from zray.core.recovery import ObjectRecovery
 from zray.core.references import ReferenceCounter
 from zray.core.tasks import Task, TaskManager
 from zray.core.waiters import Waiter, Waiters
-from zray.exceptions import (
-    InvariantError,
-    TaskUnschedulableError,
-)
+from zray.exceptions import InvariantError, TaskUnschedulableError
 
 INFEASIBLE_TIMER = "owner.infeasible"
 
@@ -243,7 +240,7 @@ class Owner(ActorOwner, ObjectRecovery):
             entry = entries[0] if entries else None
             if entry is not None and entry[0] == ERROR and len(entry) > 2 and self.tasks.may_retry(task):
                 pending[task_id] = task
-                task.tried = True
+                task.tried_on(peer)
                 (self.leases.submit if task.template.actor is None else self.calls.submit_again)(task)
                 continue
             if task.template.budget is not None:
@@ -259,7 +256,7 @@ class Owner(ActorOwner, ObjectRecovery):
             if entries and entries[-1][0] == STORED:
                 self._remember(task)
             if task.tried or (len(entries) > 1 and entries[0][0] == ERROR):
-                self._sweep(task.returns, peer)
+                self._sweep(task.returns, (*task.tried, agent_of(peer)))
         if peer == self._me:  # an actor has called itself
             for entry in (entry for item in items for entry in item[1]):
                 self.references.come_home(contained_in(entry))
@@ -311,7 +308,6 @@ class Owner(ActorOwner, ObjectRecovery):
         self, now: float, peer: bytes, lease_id: int, reason: str, out_of_memory: bool = False
     ) -> None:
         """The worker of a lease died: what it had is run again or fails."""
-        lease = self.leases.leases.get(lease_id)
         tasks = self.leases.on_lost(lease_id)
         budget = self._config.oom_retries_max if out_of_memory else None
         again = []
@@ -319,14 +315,14 @@ class Owner(ActorOwner, ObjectRecovery):
             if task.id in self.tasks.pending and (len(tasks) > 1 or self.tasks.may_run_again(task, budget)):
                 again.append(task)
                 continue
-            self._sweep(task.returns, lease.worker if lease is not None else b"")
+            self._sweep(task.returns, task.tried)
             self._fail(now, task, worker_crashed(task, reason, out_of_memory=out_of_memory))
         self.leases.requeue(again)
 
     def on_worker_died(self, now: float, peer: bytes, worker_id: bytes, reason: str) -> None:
         """A process that owned or borrowed objects, or ran tasks, is gone."""
         self._watched.pop(worker_id, None)
-        self._sweep(self._unswept.pop(worker_id, ()), worker_id)
+        self._sweep(self._unswept.pop(worker_id, ()), (agent_of(worker_id),))
         if worker_id in self._agents:
             del self._agents[worker_id]
             for lease_id in self.leases.on_agent_lost(worker_id):
@@ -411,21 +407,24 @@ class Owner(ActorOwner, ObjectRecovery):
 
     def _ready(self, now: float, task: Task) -> None:
         """All arguments are there; one that is an error is the result."""
+        far = False
         for _, ref in task.slots:
             entry = self._known(ref.binary())
-            if entry[0] == ERROR:
+            if entry[0] == STORED and entry[2] != self._node_id:
+                far = True
+            elif entry[0] == ERROR:
                 self._fail(now, task, entry[:2])
                 self.calls.on_arguments_ready(task)  # those behind it need not wait any more
                 return
         if task.template.actor is not None and task.template.ordered and not task.template.creates:
             self.calls.on_arguments_ready(task)
         else:
-            self._submit_ready(task)
+            self._submit_ready(task, self.directory.locality(task.slots, self.memory, self._node_id) if far else ())
 
-    def _submit_ready(self, task: Task) -> None:
+    def _submit_ready(self, task: Task, locality: Locality) -> None:
         actor = task.template.actor
         if actor is None:
-            self.leases.submit(task)
+            self.leases.submit(task, locality)
         elif not task.template.creates:
             self.calls.submit(task)
         else:
@@ -445,7 +444,7 @@ class Owner(ActorOwner, ObjectRecovery):
     def _fail_call(self, now: float, task: Task, entry: Entry, worker: bytes) -> None:
         """The actor is gone, or soon will be, and may leave results of an attempt in the store."""
         if task.tried:
-            self._sweep(task.returns, worker)
+            self._sweep(task.returns, task.tried)
         if worker in self._watched:
             self._unswept.setdefault(worker, []).extend(task.returns)
         self._fail(now, task, entry)
@@ -465,8 +464,8 @@ class Owner(ActorOwner, ObjectRecovery):
                 self._answer_lost(peer, object_id)
             self._discard(object_id, entry)
             return
-        if self.lost and self.lost.pop(object_id, None) is not None:
-            references.uncontain(object_id)
+        if self.lost and object_id in self.lost:
+            self._replaced(object_id, entry)
         if len(entry) > 2:
             contained = contained_in(entry)
             if contained:
@@ -524,12 +523,14 @@ class Owner(ActorOwner, ObjectRecovery):
         if entry[0] == STORED and object_id[:16] not in self.tasks.pending and (known is None or known[0] != STORED):
             self._free_at(entry[2], [object_id])
 
-    def _sweep(self, returns: Iterable[bytes], worker: bytes) -> None:
-        """A task failed: an earlier attempt, or this one half way through its results, may have left some in the store."""
-        agent = agent_of(worker)
-        left = [o for o in returns if self.memory.get(o, (ERROR,))[0] != STORED]  # another attempt may have made it
-        if left:
-            self.out.append((SEND, self._agent, FreeObjects(left, agent if agent in self._agents else b"")))
+    def _sweep(self, returns: Iterable[bytes], agents: Iterable[bytes]) -> None:
+        """Attempts on these nodes, or this one half way through its results, may have left some where nobody knows of them."""
+        for agent in dict.fromkeys(agents):
+            known = {object_id: self.memory.get(object_id, (ERROR,)) for object_id in returns}
+            # Where the value is said to lie, another attempt has made it.
+            left = [o for o, entry in known.items() if entry[0] != STORED or agent_id(entry[2]) != agent]
+            if left:
+                self.out.append((SEND, self._agent, FreeObjects(left, b"" if agent == self._agent else agent)))
 
     def _free_at(self, node_id: bytes, object_ids: list[bytes]) -> None:
         agent = b"" if node_id == self._node_id else agent_id(node_id)
@@ -564,7 +565,8 @@ class Owner(ActorOwner, ObjectRecovery):
                 self.directory.forget(object_id)
             if self.lineage.origins:
                 self.lineage.on_freed(object_id)
-            self.lost.pop(object_id, None)
+            if self.lost.pop(object_id, None) is not None:
+                self.directory.forget(object_id)
         for node_id, object_ids in stored.items():
             self._free_at(node_id, object_ids)
 

@@ -30,11 +30,11 @@ from zray.base.ids import agent_id
 from zray.base.resources import ResourceSet
 from zray.base.wire import Reply
 from zray.base.wire_actors import Notice
-from zray.base.wire_placement import CommitBundles, PlacementGroupUpdated, PrepareBundles, ReturnBundles
+from zray.base.wire_placement import BundlesCounted, CommitBundles, PlacementGroupUpdated, PrepareBundles, ReturnBundles
 from zray.core.effects import AFTER_PERSIST, PERSIST, SEND, TIMER, Effect
 from zray.core.lifecycle import Lifecycle
 from zray.core.packing import STRATEGIES, Conditions, Packing, pack_bundles
-from zray.core.views import GroupView, NodeView, Views, is_condition
+from zray.core.views import GroupView, NodeView, Views, are_amounts, is_condition
 from zray.exceptions import InvariantError
 
 RETRY_TIMER = "placement.retry"
@@ -81,6 +81,7 @@ class PlacementGroup:
         "conditions",
         "creator",
         "detached",
+        "free",
         "id",
         "infeasible",
         "infeasible_since",
@@ -121,6 +122,7 @@ class PlacementGroup:
         self.conditions = conditions
         self.state = GroupState.PENDING
         self.nodes: list[bytes] = [b""] * len(bundles)
+        self.free: dict[int, dict[str, int]] = {}  # what is free in each bundle, as its node said last
         self.attempt = 0  # the number of the round
         self.plan: dict[int, bytes] = {}  # bundle -> node, of the round
         self.asked: dict[bytes, list[int]] = {}  # node -> bundles; nothing when there is no round
@@ -140,7 +142,8 @@ class PlacementGroup:
 
     def view(self) -> GroupView:
         """What policies must know of it."""
-        return GroupView(self.state.name, self.bundles, tuple(self.nodes), self.reason)
+        free = {index: ResourceSet(units) for index, units in self.free.items()}
+        return GroupView(self.state.name, self.bundles, tuple(self.nodes), self.reason, free)
 
     def title(self) -> str:
         """The group in the words of an error."""
@@ -158,7 +161,20 @@ class PlacementGroupManager:
         told: called with the time and the id of a group whose places have changed, or that is gone.
     """
 
-    __slots__ = ("_agents", "_config", "_dead", "_out", "_over", "_told", "_views", "_waits", "frozen", "groups", "names")
+    __slots__ = (
+        "_agents",
+        "_config",
+        "_dead",
+        "_out",
+        "_over",
+        "_told",
+        "_unplaced",
+        "_views",
+        "_waits",
+        "frozen",
+        "groups",
+        "names",
+    )
 
     def __init__(
         self,
@@ -175,6 +191,7 @@ class PlacementGroupManager:
         self._dead: dict[bytes, None] = {}  # the removed that are remembered, the oldest first
         self._over: dict[bytes, None] = {}  # jobs and actors that ended: what they have sent may arrive later
         self._waits: dict[bytes, dict[bytes, None]] = {}  # process -> groups it waits for
+        self._unplaced: dict[bytes, PlacementGroup] = {}  # those that look for places
         self.frozen = False  # not all nodes are known: nobody looks for places
         self.groups: dict[bytes, PlacementGroup] = {}
         self.names: dict[tuple[str, str], PlacementGroup] = {}  # (namespace, name) of those that are not removed
@@ -214,7 +231,7 @@ class PlacementGroupManager:
         group.detached = detached
         group.job_over = job_id in self._over
         group.actor_over = not actor_id or actor_id in self._over
-        self.groups[group_id] = group
+        self.groups[group_id] = self._unplaced[group_id] = group
         if name:
             self.names[namespace, name] = group
         held = "; ".join(repr(bundle) for bundle in group.bundles)
@@ -263,8 +280,9 @@ class PlacementGroupManager:
         group = self.groups.get(group_id)
         if group is not None and group.state is not GroupState.REMOVED:
             group.subscribers[peer] = None
-        view = self.view(group_id)
-        self._out.append((SEND, peer, _update(group_id, view)))
+        self._out.append((SEND, peer, _update(group_id, self.view(group_id))))
+        if group is not None and group.free:
+            self._out.append((SEND, peer, BundlesCounted(group_id, group.free)))
 
     # -- what nodes say -------------------------------------------------------------------------------------------
 
@@ -283,6 +301,18 @@ class PlacementGroupManager:
         group.prepared[node_id] = group.asked.pop(node_id)
         if not group.asked:
             self._commit(now, group)
+
+    def bundles_counted(self, node_id: bytes, rows: Iterable[tuple[Any, ...]]) -> None:
+        """A node says what is free in its bundles: those who have requests for their groups want to know."""
+        changed: dict[bytes, dict[int, dict[str, int]]] = {}
+        for group_id, index, free in filter(_is_count, rows):
+            group = self.groups.get(group_id)
+            if group is not None and group.nodes[index : index + 1] == [node_id] and group.free.get(index) != free:
+                group.free[index] = free
+                changed.setdefault(group_id, {})[index] = free
+        for group_id, news in changed.items():
+            for agent in self.groups[group_id].subscribers:
+                self._out.append((SEND, agent, BundlesCounted(group_id, news)))
 
     def node_ended(self, now: float, node_id: bytes, agent: bytes) -> None:
         """A node is dead, with its agent and the bundles that were there."""
@@ -312,9 +342,8 @@ class PlacementGroupManager:
     def nodes_changed(self, now: float) -> None:
         """There are new nodes, or something is free that was not."""
         failed: dict[tuple[Any, ...], Packing] = {}
-        for group in list(self.groups.values()):
-            if group.state in (GroupState.PENDING, GroupState.RESCHEDULING):
-                self._try(now, group, failed)
+        for group in list(self._unplaced.values()):
+            self._try(now, group, failed)
 
     def break_off(self, now: float, node_id: bytes, reason: str) -> None:
         """A node may not have heard what it was asked for, or not have been heard: those rounds begin anew."""
@@ -467,6 +496,7 @@ class PlacementGroupManager:
         group.tries = 0
         group.reason = ""
         group.move("placed")
+        self._unplaced.pop(group.id, None)
         self._changed(now, group)
         for node in nodes:
             self._out.append((AFTER_PERSIST, self._agents[node], CommitBundles(group.id, group.attempt)))
@@ -493,8 +523,10 @@ class PlacementGroupManager:
             text = f"{group.title()} was removed: {reason}"
             self._out.append((SEND, self._agents[node], ReturnBundles(group.id, indexes, text)))
         group.nodes = [b""] * len(group.bundles)
+        group.free = {}
         group.reason = reason
         group.move("removed")
+        self._unplaced.pop(group.id, None)
         if group.name:
             del self.names[group.namespace, group.name]
         self._answer(group, False, self._gone(group.id))
@@ -515,9 +547,8 @@ class PlacementGroupManager:
         group.waiters = {}
 
     def _waits_no_more(self, peer: bytes, group: PlacementGroup) -> None:
-        waits = self._waits.get(peer, {})
-        waits.pop(group.id, None)
-        if not waits:
+        self._waits.get(peer, {}).pop(group.id, None)
+        if not self._waits.get(peer):
             self._waits.pop(peer, None)
 
     def _gone(self, group_id: bytes) -> str:
@@ -552,7 +583,8 @@ class PlacementGroupManager:
     def _check(self, group: PlacementGroup) -> None:
         removed = group.state is GroupState.REMOVED
         unsettled = group.asked or group.prepared or group.waiters or group.subscribers or any(group.nodes)
-        if removed != (group.id in self._dead) or (removed and unsettled):
+        looks = group.state in (GroupState.PENDING, GroupState.RESCHEDULING)
+        if removed != (group.id in self._dead) or looks != (group.id in self._unplaced) or (removed and unsettled):
             raise InvariantError(f"{group.title()} is {group.state.name}, not as listed")
         if (group.state is GroupState.CREATED) != all(group.nodes):
             raise InvariantError(f"{group.title()} is {group.state.name} with {group.nodes}")
@@ -560,19 +592,23 @@ class PlacementGroupManager:
             in_round = sorted(_flat([*group.asked.values(), *group.prepared.values()]))
             if in_round != sorted(group.plan) or not group.asked or any(group.nodes[index] for index in in_round):
                 raise InvariantError(f"the round of {group.title()} does not add up")
-        elif group.state in (GroupState.PENDING, GroupState.RESCHEDULING) and not (group.retry_set or self.frozen):
+        elif looks and not (group.retry_set or self.frozen):
             raise InvariantError(f"{group.title()} is {group.state.name} and nobody looks for places")
         for peer, _ in group.waiters:
             if group.id not in self._waits.get(peer, {}):
                 raise InvariantError(f"{peer.hex()} waits for {group.title()} and is not listed")
 
     def statistics(self) -> dict[str, int]:
-        pending = sum(1 for g in self.groups.values() if g.state in (GroupState.PENDING, GroupState.RESCHEDULING))
         return {
             "placement_groups": len(self.groups) - len(self._dead),
-            "placement_groups_pending": pending,
+            "placement_groups_pending": len(self._unplaced),
             "placement_groups_removed": len(self._dead),
         }
+
+
+def _is_count(row: tuple[Any, ...]) -> bool:
+    """Whether what a peer said of a bundle can be read."""
+    return isinstance(row[0], bytes) and type(row[1]) is int and row[1] >= 0 and are_amounts(row[2])
 
 
 def _flat(lists: Iterable[list[int]]) -> list[int]:

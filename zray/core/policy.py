@@ -33,6 +33,7 @@ from typing import Any, NamedTuple, Protocol
 
 from zray.base.resources import ResourceSet
 from zray.core.views import (
+    LOCALITY_BYTES_MIN,
     REMOVED,
     Condition,
     GroupView,
@@ -47,14 +48,27 @@ from zray.core.views import (
     shortage,
 )
 
-__all__ = ["DEFAULT", "Decision", "GroupView", "NodeView", "Policy", "Rng", "Strategy", "Verdict", "Waiting", "debit", "readable"]
+__all__ = [
+    "DEFAULT",
+    "LOCALITY_BYTES_MIN",
+    "Decision",
+    "GroupView",
+    "NodeView",
+    "Policy",
+    "Rng",
+    "Strategy",
+    "Verdict",
+    "Waiting",
+    "debit",
+    "read_locality",
+    "readable",
+]
 
 Strategy = tuple[Any, ...]
 
 DEFAULT: Strategy = ("default",)
 SPREAD_THRESHOLD = 0.5  # a node that is less busy counts as idle
 TOP_K_FRACTION = 0.2  # of the nodes, from which one is chosen at random
-LOCALITY_BYTES_MIN = 1 << 20  # less of the arguments is not worth a hop
 _KINDS: dict[str, tuple[type, ...]] = {
     "default": (),
     "spread": (),
@@ -106,15 +120,15 @@ def conditions_of(strategy: Strategy) -> tuple[Condition, ...]:
 
 def debit(view: NodeView, demand: ResourceSet, strategy: Strategy, groups: Mapping[bytes, GroupView]) -> None:
     """``NodeView.debit`` for any strategy: what goes into a bundle is taken from there."""
-    if strategy[0] != "bundle":
+    group = groups.get(strategy[1]) if strategy[0] == "bundle" else None
+    if group is None:
         view.debit(demand)
         return
-    free = _free_bundle(view, demand, strategy, groups)
+    free = _free_bundle(view, demand, group, strategy[2])
     if free is None:
         view.queued += 1
-        return
-    others = view.bundles.get(strategy[1], {})
-    view.bundles = {**view.bundles, strategy[1]: {**others, free[0]: free[1].minus(demand)}}
+    else:
+        group.free[free[0]] = free[1].minus(demand)
 
 
 class Policy:
@@ -125,11 +139,12 @@ class Policy:
         hops_max: how often a request is sent on.
     """
 
-    __slots__ = ("_hops_max", "_rng", "_turn")
+    __slots__ = ("_hops_max", "_rng", "_turn", "packs")
 
     def __init__(self, rng: Rng, hops_max: int = 4) -> None:
         self._rng = rng
         self._hops_max = hops_max
+        self.packs = True  # of nodes that are equally good, the first are preferred, so that others stay empty
         self._turn = -1  # of SPREAD; the agents start at different nodes
 
     def choose(
@@ -194,6 +209,9 @@ class Policy:
         """
         known = views
         views = {node_id: replace(view) for node_id, view in known.items()}
+        waiting = list(waiting)
+        wanted = {request.strategy[1]: None for request in waiting if request.strategy[0] == "bundle"}
+        groups = {i: replace(group, free=dict(group.free)) for i, group in (groups or {}).items() if i in wanted}
         here = views.get(local)
         moves = []
         failed: dict[tuple[ResourceSet, Strategy], None] = {}
@@ -201,11 +219,11 @@ class Policy:
             demand, strategy = request.demand, request.strategy
             if (demand, strategy) in failed:
                 continue
-            node = self._room_for(views, here, request, groups or {})
+            node = self._room_for(views, here, request, groups)
             if node is None:
                 failed[demand, strategy] = None
                 continue
-            debit(node, demand, strategy, groups or {})
+            debit(node, demand, strategy, groups)
             if node is not here:  # else it will be granted here
                 moves.append((request, known[node.node_id], f"room appeared on node {node.title()}"))
         return moves
@@ -255,6 +273,9 @@ class Policy:
         if here is not None and here in room and score(here) <= score(ranked[0]):
             return here, "it is as good as the best"
         top = ranked[: max(1, int(nodes * TOP_K_FRACTION))]
+        if not self.packs:
+            best = (score(ranked[0]), ranked[0].queued)
+            top = [view for view in ranked if (score(view), view.queued) == best]
         chosen = top[self._rng.randrange(len(top))]
         if here is None or here not in room:
             return chosen, "it has room that suits better"
@@ -299,7 +320,7 @@ class Policy:
         if here not in nodes and hops >= self._hops_max:
             return Decision(Verdict.WAIT, None, f"placement group {strategy[1].hex()} is moving")
         surely = waits and here in nodes  # what waits in one bundle goes to another only if that is known to have room
-        room = [view for view in nodes if _free_bundle(view, demand, strategy, groups, surely=surely) is not None]
+        room = [view for view in nodes if _free_bundle(view, demand, group, strategy[2], surely=surely) is not None]
         if here is not None and (here in room or (here in nodes and (not room or hops >= self._hops_max))):
             verdict = Verdict.RUN if here in room else Verdict.QUEUE
             return Decision(verdict, here, "" if here in room else "its bundle has no room now")
@@ -368,24 +389,21 @@ def _bundles_that_could_hold(group: GroupView, demand: ResourceSet, strategy: St
 
 
 def _free_bundle(
-    view: NodeView,
-    demand: ResourceSet,
-    strategy: Strategy,
-    groups: Mapping[bytes, GroupView],
-    *,
-    surely: bool = False,
+    view: NodeView, demand: ResourceSet, group: GroupView, wanted: int, *, surely: bool = False
 ) -> tuple[int, ResourceSet] | None:
-    """The first bundle of a node with room for a request, and its room; ``surely``: only one that its view mentions."""
-    group = groups.get(strategy[1])
-    if group is None:
-        return None
-    known = view.bundles.get(strategy[1], {})
-    for index in range(len(group.bundles)) if strategy[2] == -1 else (strategy[2],):
-        free = known.get(index, group.bundles[index])
-        counts = index in known or not surely
+    """The first bundle of a node with room for a request, and its room; ``surely``: only one of which its room is known."""
+    for index in range(len(group.bundles)) if wanted == -1 else (wanted,):
+        free = group.free.get(index, group.bundles[index])
+        counts = index in group.free or not surely
         if counts and group.nodes[index] == view.node_id and free.covers(demand):
             return index, free
     return None
+
+
+def read_locality(rows: tuple[Any, ...]) -> dict[bytes, int]:
+    """What a peer said of where the arguments lie, ``(node, bytes)`` each; what can not be read is left out."""
+    fields = [row for row in rows if type(row) is tuple and len(row) == 2]
+    return {node: size for node, size in fields if isinstance(node, bytes) and type(size) is int}
 
 
 def readable(strategy: Any) -> bool:

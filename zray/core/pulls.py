@@ -288,8 +288,8 @@ class PullManager:
         self._forget(pull)
         for peer, request_id in pull.readers:
             self._store.pin(peer, request_id, object_id, now=now)  # they have it before anybody can take the room
+        self._leave(pull, complete=True)  # before the store may say that it keeps no copy
         self._store.seal(object_id, pull.owner, checksum, pull.primary)
-        self._leave(pull, complete=True)
         self._admit(now)
 
     def on_fetch_failed(self, now: float, object_id: bytes, received: int, kind: str, reason: str) -> None:

@@ -217,7 +217,6 @@ class ObjectRecovery:
                 self._free_at(lost.entry[2], [object_id])
                 self._found(now, object_id, lost.entry, node)
             else:
-                self._free_at(lost.entry[2], [object_id])  # the node may live, and have what can not be read
                 place = self.directory.spilled.pop(object_id, None)
                 if place is None:
                     self._rest(now, object_id, lost)
@@ -274,6 +273,14 @@ class ObjectRecovery:
             self.meet(agent_id(node_id))
         self._serve(now, object_id, (STORED, entry[1], node_id, contained_in(entry)))
 
+    def _replaced(self, object_id: bytes, entry: Entry) -> None:
+        """A lost object has a new value, or an error for one."""
+        known = self.lost.pop(object_id).entry
+        self.references.uncontain(object_id)
+        owned = object_id not in self.references.owners
+        if known is not None and owned and (entry[0] != STORED or entry[2] != known[2]):
+            self._free_at(known[2], [object_id])  # the node may live, and it was the way there that was broken
+
     def _rest(self, now: float, object_id: bytes, lost: LostObject) -> None:
         """There is no copy: only the task that made it could make it again."""
         lost.move("nowhere")
@@ -305,7 +312,6 @@ class ObjectRecovery:
             origin.returns,
             origin.depth,
         )
-        task.tried = True
         if task.template.budget is not None:
             task.template.budget.take()
         missing = self.tasks.submit(task, self.memory.__contains__)

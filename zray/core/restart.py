@@ -94,7 +94,7 @@ class Restart:
             group.attempt = max(group.attempt, int(now * 1000) << 20)  # above those whose answers may still come
         for job_id in dict.fromkeys([*[actor.job_id for actor in living], *[group.job_id for group in groups]]):
             if job_id not in running:  # its end was written down, and perhaps not all that follows from it
-                self._actors.job_finished(job_id)
+                self._actors.job_finished(now, job_id)
                 self._placement.job_finished(now, job_id)
         if self.settled:
             self._go_on(now)

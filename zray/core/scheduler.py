@@ -2,11 +2,12 @@
 
 Theory of operation
 -------------------
-Requests queue by depth, the deepest first, then by age: a child goes before its parents' siblings, so that trees of
-tasks finish branch by branch instead of starting all branches at once. A request whose resources are free takes them; one
-that does not fit is passed over for the moment. A request that could never fit on this node is refused at once, with
-the reason. A worker that blocks in ``get`` lends its CPU out (not its other resources) and takes it back at once when it
-wakes, even below zero: nothing is granted until the balance is restored.
+The job with the fewest leases is served first, so that jobs share a node evenly, however much each asks for. The requests of
+one job queue by depth, the deepest first, then by age: a child goes before its parents' siblings, so that trees of tasks
+finish branch by branch instead of starting all branches at once. A request whose resources are free takes them; one that does
+not fit is passed over for the moment. A request that could never fit on this node is refused at once, with the reason. A
+worker that blocks in ``get`` lends its CPU out (not its other resources) and takes it back at once when it wakes, even below
+zero: nothing is granted until the balance is restored.
 
 While requests wait, leases held by others are called back (``reclaim``): their owners return them when what they pushed is
 done. This is what shares a node fairly between owners that could keep it busy for ever.
@@ -14,9 +15,11 @@ done. This is what shares a node fairly between owners that could keep it busy f
 
 from __future__ import annotations
 
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from zray.base.resources import UNIT, NodeResources, ResourceSet
+from zray.base.resources import UNIT, NodeResources, ResourceSet, from_units
 from zray.base.wire_actors import PlaceActor
 from zray.core.bundles import Bundle, BundleState, NodeBundles
 from zray.core.gpus import GpuSlots
@@ -57,6 +60,38 @@ class GrantedLease:
         self.reclaiming = False
 
 
+class _Turns:
+    """The order in which requests are looked at: each time one of the job with the fewest leases, the deepest and oldest."""
+
+    __slots__ = ("_held", "_waiting")
+
+    def __init__(self, queue: Iterable[Request], leases: Iterable[GrantedLease]) -> None:
+        self._waiting: dict[bytes, deque[Request]] = {}
+        for request in sorted(queue, key=lambda r: (-r.depth, r.sequence)):
+            self._waiting.setdefault(request.job_id, deque()).append(request)
+        self._held: Counter[bytes] = Counter()
+        if len(self._waiting) > 1:
+            using = (lease.request for lease in leases if not lease.blocked and lease.request.actor is None)
+            self._held.update(request.job_id for request in using)
+
+    def next(self) -> Request | None:
+        """The next request, if there is one."""
+        waiting = self._waiting
+        if not waiting:
+            return None
+        job = next(iter(waiting))
+        if len(waiting) > 1:
+            job = min(waiting, key=lambda each: (self._held[each], waiting[each][0].sequence))
+        request = waiting[job].popleft()
+        if not waiting[job]:
+            del waiting[job]
+        return request
+
+    def served(self, request: Request) -> None:
+        """It has its resources."""
+        self._held[request.job_id] += 1
+
+
 class LeaseScheduler:
     """The leases of one node.
 
@@ -76,6 +111,21 @@ class LeaseScheduler:
         self.by_worker: dict[bytes, GrantedLease] = {}
         self._next_lease = first_lease + 1
         self._sequence = 0
+
+    def explain(self, owner: bytes, request_id: int) -> str:
+        """Why a request is not granted."""
+        request = self.queue.get((owner, request_id))
+        if request is None:
+            granted = [lease for lease in self.leases.values() if (lease.request.owner, lease.request.id) == (owner, request_id)]
+            return "it is granted, and a worker starts" if granted else "an answer to its request is on its way"
+        rank = (-request.depth, request.sequence)
+        before = sum((-other.depth, other.sequence) < rank for other in self.queue.values())
+        free = {name: max(0, self.resources.available.get(name, 0)) for name in request.demand}
+        return (
+            f"it is queued there{f' behind {before} others' if before else ''}: it asks for {_amounts(request.demand)}, where "
+            f"{_amounts(free)} is free; {len(self.leases)} leases are held, "
+            f"{sum(lease.blocked for lease in self.leases.values())} of them by tasks that wait for others"
+        )
 
     def request(
         self,
@@ -137,7 +187,8 @@ class LeaseScheduler:
             return []
         granted = []
         failed: dict[tuple[ResourceSet, tuple[Any, ...]], None] = {}
-        for request in sorted(self.queue.values(), key=lambda r: (-r.depth, r.sequence)):
+        turns = _Turns(self.queue.values(), self.leases.values())
+        while (request := turns.next()) is not None:
             pool = request.strategy[1:3] if request.strategy[0] == "bundle" else ()
             if (request.demand, pool) in failed:
                 continue
@@ -146,6 +197,7 @@ class LeaseScheduler:
                 failed[request.demand, pool] = None
                 continue
             del self.queue[request.owner, request.id]
+            turns.served(request)
             bundle, gpu_ids = taken
             lease = GrantedLease(self._next_lease, request, gpu_ids, bundle)
             self._next_lease += 1
@@ -221,6 +273,8 @@ class LeaseScheduler:
             for lease in self.leases.values()
             if lease.worker is not None and not lease.reclaiming and not lease.blocked and lease.request.actor is None
         ]
+        held = Counter(lease.request.job_id for lease in self.leases.values())
+        candidates.sort(key=lambda lease: -held[lease.request.job_id])  # first of those that have most
         pending = sum(1 for lease in self.leases.values() if lease.reclaiming and not lease.blocked)
         for request in list(self.queue.values())[pending:]:
             for lease in candidates:
@@ -277,3 +331,7 @@ class LeaseScheduler:
 def _group(request: Request) -> Any:
     """The placement group that a request is for: what others have in other pools is of no use for it."""
     return request.strategy[1] if request.strategy[0] == "bundle" else None
+
+
+def _amounts(amounts: Mapping[str, int]) -> str:
+    return ", ".join(f"{from_units(units):g} {name}" for name, units in amounts.items()) or "nothing"

@@ -29,6 +29,7 @@ from zray.base.config import Config
 from zray.base.wire import ObjectsSpilled, Reply
 from zray.base.wire_transfer import CopiesDropped
 from zray.core.arena import Arena
+from zray.core.demand import Demand
 from zray.core.effects import ANSWER, COLLECT, RESTORE, SEND, SPILL, TIMER, Effect
 from zray.core.spilling import SPILL_TIMER, Copy, SpillFiles
 from zray.core.stored_object import ObjectState, StoredObject
@@ -38,24 +39,6 @@ CREATE_TIMER = "store.create"
 PULLS, PUSHES = b"pulls", b"pushes"
 GET, CREATE, ARGUMENT = 0, 1, 2  # priorities of demands
 _BATCHES_MAX = 2  # spill files written at the same time
-
-
-class _Demand:
-    """Somebody waits for room: for a new object, or (``request_id`` -1) for one to come back from disk."""
-
-    __slots__ = ("call_site", "deadline", "object_id", "peer", "priority", "request_id", "seen", "size")
-
-    def __init__(
-        self, priority: int, peer: bytes, request_id: int, object_id: bytes, size: int, deadline: float
-    ) -> None:
-        self.priority = priority
-        self.peer = peer
-        self.request_id = request_id
-        self.object_id = object_id
-        self.size = size
-        self.deadline = deadline
-        self.seen = 0  # how far the disk had come when the deadline was set
-        self.call_site = ""
 
 
 class ObjectStore:
@@ -105,7 +88,7 @@ class ObjectStore:
         self._config = config
         self._dead = dead
         self._out = out
-        self._demands: list[_Demand] = []
+        self._demands: list[Demand] = []
         self._spillable: dict[bytes, None] = {}  # in memory, unread, without a copy; the coldest first
         self._droppable: dict[bytes, None] = {}  # in memory, unread, with a copy; the coldest first
         self._droppable_bytes = 0
@@ -126,23 +109,26 @@ class ObjectStore:
         priority: int = CREATE,
     ) -> None:
         """A client wants room; the reply is (offset, warm), (path, False), or "exists" when the object is here already."""
+        deadline = now + self._config.store_full_grace_s
+        demand = Demand(priority, peer, request_id, object_id, size, deadline, call_site)
         known = self.objects.get(object_id)
-        if known is not None and known.sealed and not known.freed:
-            if peer != PULLS and object_id in self.copies:
-                self._out.append((SEND, self.copies[object_id], CopiesDropped([object_id])))
-                self.adopt(object_id, known.owner)  # a task has made here what was only a copy
-            self._reply(peer, request_id, "exists")
-        elif known is not None or (size > self.arena.capacity and not self.files.has_local()):
+        if known is not None:
+            self._answer_second(demand, known)
+        elif size > self.arena.capacity and not self.files.has_local():
             self._refuse(peer, request_id, size)
         else:
-            self._demand(now, priority, peer, request_id, object_id, size, call_site)
+            self._demand(demand)
 
     def withdraw(self, object_id: bytes) -> bool:
         """PULLS does not want room for this object any more; False: it has been answered."""
-        before = len(self._demands)
-        self._demands = [d for d in self._demands if d.peer != PULLS or d.object_id != object_id]
-        self._advance()
-        return len(self._demands) < before
+        stored = self.objects.get(object_id)
+        for waiting in (self._demands, stored.makers if stored is not None else []):
+            for demand in waiting:
+                if demand.peer == PULLS and demand.object_id == object_id:
+                    waiting.remove(demand)
+                    self._advance()
+                    return True
+        return False
 
     def seal(self, object_id: bytes, owner: bytes, checksum: int = 0, primary: bytes = b"") -> None:
         """All bytes are written; ``checksum`` is of those written to a file. ``primary``: the agent that has the primary copy."""
@@ -158,6 +144,9 @@ class ObjectStore:
         else:
             stored.move("sealed")
         self._serve_readers(object_id, stored)
+        makers, stored.makers = stored.makers, []
+        for demand in makers:
+            self._answer_second(demand, stored)
         if stored.freed or self._dead(owner):
             self.free([object_id])
         else:
@@ -189,7 +178,8 @@ class ObjectStore:
                 known = [d for d in self._demands if d.object_id == object_id and d.request_id < 0]
                 if not any(d.priority <= priority for d in known):
                     self._demands = [d for d in self._demands if d not in known]
-                    self._demand(now, priority, b"", -1, object_id, stored.size, "")
+                    deadline = now + self._config.store_full_grace_s
+                    self._demand(Demand(priority, b"", -1, object_id, stored.size, deadline))
 
     def lend(self, now: float, request_id: int, object_id: bytes) -> None:
         """PUSHES wants to send the object to another node: a file of this machine will do as well as memory."""
@@ -225,6 +215,7 @@ class ObjectStore:
         """A process is gone: its pins, what it was writing, and what it owned."""
         for stored in self.objects.values():
             stored.readers = [reader for reader in stored.readers if reader[0] != peer]
+            stored.makers = [demand for demand in stored.makers if demand.peer != peer]
         self._demands = [
             d for d in self._demands if (d.peer != peer if d.request_id >= 0 else self.objects[d.object_id].readers)
         ]
@@ -293,8 +284,15 @@ class ObjectStore:
         readers, stored.readers = stored.readers, []
         for peer, request_id in readers:
             self._reply(peer, request_id, ("lost", reason), ok=False)
-        self._settle(object_id, stored)
-        self._advance()
+        self.on_damaged(object_id)
+
+    def on_damaged(self, object_id: bytes) -> None:
+        """It can not be read here. Its owner hears that from those who tried, and may have it made anew."""
+        stored = self.objects.get(object_id)
+        if stored is not None and stored.state is ObjectState.ON_DISK:
+            stored.freed = True
+            self._settle(object_id, stored)
+            self._advance()
 
     def on_timer(self, now: float, key: tuple[object, ...] = (CREATE_TIMER,)) -> None:
         """Refuse those that waited for too long; try a directory again."""
@@ -314,20 +312,19 @@ class ObjectStore:
 
     # -- room -----------------------------------------------------------------------------------------------------
 
-    def _demand(
-        self, now: float, priority: int, peer: bytes, request_id: int, object_id: bytes, size: int, call_site: str
-    ) -> None:
-        demand = _Demand(priority, peer, request_id, object_id, size, now + self._config.store_full_grace_s)
-        demand.call_site = call_site
-        demand.seen = self._moved
-        index = len(self._demands)
-        while index and self._demands[index - 1].priority > priority:
-            index -= 1
-        self._demands.insert(index, demand)
+    def _demand(self, demand: Demand) -> None:
+        self._enqueue(demand)
         self._advance()
         if demand in self._demands:
             self._out.append((TIMER, demand.deadline, (CREATE_TIMER,)))
             self._out.append((COLLECT,))
+
+    def _enqueue(self, demand: Demand) -> None:
+        demand.seen = self._moved
+        index = len(self._demands)
+        while index and self._demands[index - 1].priority > demand.priority:
+            index -= 1
+        self._demands.insert(index, demand)
 
     def _advance(self) -> None:
         """Serve demands in order; start to spill for the first that can not be served, or above the threshold."""
@@ -357,11 +354,11 @@ class ObjectStore:
             place = self.arena.allocate(size)
         return place
 
-    def _grant(self, demand: _Demand, place: tuple[int, bool]) -> None:
+    def _grant(self, demand: Demand, place: tuple[int, bool]) -> None:
         if demand.request_id >= 0:
             if demand.object_id in self.objects:  # another was asked for the same, and was first
                 self.arena.free(place[0], warm=place[1])
-                self._answer_second(demand)
+                self._answer_second(demand, self.objects[demand.object_id])
                 return
             stored = self.objects[demand.object_id] = StoredObject(place[0], demand.size, demand.peer)
             stored.call_site = demand.call_site
@@ -376,7 +373,7 @@ class ObjectStore:
             (RESTORE, demand.object_id, copy.path, copy.position, stored.size, copy.checksum, stored.offset)
         )
 
-    def _grant_on_disk(self, demand: _Demand) -> bool:
+    def _grant_on_disk(self, demand: Demand) -> bool:
         """No room in memory can be made: the object is used in its file, if that is on this machine."""
         if demand.request_id < 0:
             stored = self.objects[demand.object_id]
@@ -385,7 +382,7 @@ class ObjectStore:
             self._serve_readers(demand.object_id, stored)
             return True
         if demand.object_id in self.objects:
-            self._answer_second(demand)
+            self._answer_second(demand, self.objects[demand.object_id])
             return True
         directory = self.files.local()
         if directory is None:
@@ -401,13 +398,17 @@ class ObjectStore:
         self._reply(demand.peer, demand.request_id, (path, False))
         return True
 
-    def _answer_second(self, demand: _Demand) -> None:
-        """Two asked for room for the same object, and the other got it."""
-        stored = self.objects[demand.object_id]
-        if stored.sealed and not stored.freed:
-            self._reply(demand.peer, demand.request_id, "exists")
-        else:
-            self._refuse(demand.peer, demand.request_id, demand.size)
+    def _answer_second(self, demand: Demand, stored: StoredObject) -> None:
+        """Two make the same object, or one makes it while it is brought here: the second takes what the first has written."""
+        if not stored.sealed:
+            stored.makers.append(demand)
+            return
+        if demand.peer != PULLS:
+            stored.freed = False  # it is needed after all
+            if demand.object_id in self.copies:
+                self._out.append((SEND, self.copies[demand.object_id], CopiesDropped([demand.object_id])))
+                self.adopt(demand.object_id, stored.owner)
+        self._reply(demand.peer, demand.request_id, "exists")
 
     def _spill(self, wanted: int) -> bool:
         """Start to write cold objects to disk until ``wanted`` bytes are on their way; whether any was started."""
@@ -515,6 +516,9 @@ class ObjectStore:
             self._out.append((SEND, primary, CopiesDropped([object_id])))
         for peer, request_id in stored.readers:
             self._miss(peer, request_id, object_id)
+        for demand in stored.makers:  # what the first one wrote will never be complete
+            self._enqueue(demand)
+            self._out.append((TIMER, demand.deadline, (CREATE_TIMER,)))
 
     def _reply(self, peer: bytes, request_id: int, value: object, *, ok: bool = True) -> None:
         if peer in (PULLS, PUSHES):
@@ -526,7 +530,7 @@ class ObjectStore:
         text = f"object {object_id.hex()} is not in this node's store"
         self._reply(peer, request_id, ("lost", text), ok=False)
 
-    def _give_up(self, demand: _Demand) -> None:
+    def _give_up(self, demand: Demand) -> None:
         if demand.request_id >= 0:
             self._refuse(demand.peer, demand.request_id, demand.size)
             return
@@ -570,6 +574,8 @@ class ObjectStore:
                 raise InvariantError(f"object {name} is free and still here")
             if stored.readers and stored.state in (ObjectState.IN_MEMORY, ObjectState.SPILLING):
                 raise InvariantError(f"object {name} can be read and is still waited for")
+            if stored.makers and stored.sealed:
+                raise InvariantError(f"object {name} is complete, and some wait to make it")
             if stored.copy is not None:
                 copies[stored.copy.path] = copies.get(stored.copy.path, 0) + 1
             if object_id in self.copies and (stored.state is ObjectState.SPILLING or object_id in self._spillable):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
+from zray.core.demand import Demand
 from zray.core.lifecycle import Lifecycle
 from zray.core.spilling import Copy
 
@@ -38,7 +39,7 @@ OBJECT_LIFECYCLE = Lifecycle(
 class StoredObject:
     """One object of the store."""
 
-    __slots__ = ("call_site", "copy", "creator", "freed", "offset", "owner", "pins", "readers", "size", "state")
+    __slots__ = ("call_site", "copy", "creator", "freed", "makers", "offset", "owner", "pins", "readers", "size", "state")
 
     def __init__(self, offset: int, size: int, creator: bytes) -> None:
         self.offset = offset  # in the arena; -1 when it is not there
@@ -51,6 +52,7 @@ class StoredObject:
         self.copy: Copy | None = None
         self.pins: dict[bytes, int] = {}
         self.readers: list[tuple[bytes, int]] = []  # pins that wait until it is complete, or back in memory
+        self.makers: list[Demand] = []  # others that want to make it, and wait until it is complete
 
     @property
     def sealed(self) -> bool:

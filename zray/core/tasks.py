@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from zray.base.ids import agent_of
 from zray.base.resources import ResourceSet
 from zray.exceptions import InvariantError
 
@@ -125,8 +126,14 @@ class Task:
         self.missing = 0
         self.retries_left = template.max_retries
         self.suspect = False
-        self.tried = False  # an earlier attempt may have left results in the store
+        self.tried: tuple[bytes, ...] = ()  # agents of the nodes where earlier attempts may have left results
         self.oom_retries = 0  # how often it was ended for want of memory
+
+    def tried_on(self, worker: bytes) -> None:
+        """An attempt is over that was not the last one."""
+        agent = agent_of(worker)
+        if agent not in self.tried:
+            self.tried = (*self.tried, agent)
 
 
 class TaskManager:

@@ -112,7 +112,8 @@ class ObjectTransfer:
             priority: ``GET``, ``WAIT`` or ``ARGUMENT``.
         """
         coming = object_id in self.pulls.pulls
-        if coming or (object_id not in self._store.objects and primary not in (b"", self._me)):
+        stored = self._store.objects.get(object_id)
+        if coming or ((stored is None or not stored.sealed) and primary not in (b"", self._me)):
             self.pulls.pull(now, object_id, size, primary, owner, (peer, request_id), priority)
             self._plan(now)
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from zray.base.resources import ResourceSet, from_units
 
@@ -16,17 +16,14 @@ Condition = tuple[str, str, tuple[str, ...]]  # (key, operator, values)
 Views = Mapping[bytes, "NodeView"]
 
 IN, NOT_IN, EXISTS, DOES_NOT_EXIST = OPERATORS = ("in", "not_in", "exists", "does_not_exist")
+LOCALITY_BYTES_MIN = 1 << 20  # less of the arguments of a task is not worth a hop
 REMOVED = "REMOVED"  # the state of a placement group that is gone for good
 _ALWAYS_CRITICAL = ("CPU", "memory")
 
 
 @dataclass(slots=True, eq=False)
 class NodeView:
-    """What is known of a node.
-
-    ``bundles``: what is free in the bundles that are committed there, by placement group and index. One that is not mentioned
-    counts as all free for a request that is new, and as full for one that waits in another bundle.
-    """
+    """What is known of a node."""
 
     node_id: bytes
     agent: bytes
@@ -37,7 +34,6 @@ class NodeView:
     alive: bool = True
     queued: int = 0
     hostname: str = ""
-    bundles: dict[bytes, dict[int, ResourceSet]] = field(default_factory=dict)
 
     def debit(self, demand: ResourceSet) -> None:
         """A request was sent there: what it asks for is not free, or it waits there, until the next view says how it is."""
@@ -51,13 +47,20 @@ class NodeView:
         return f"{self.node_id.hex()[:8]} on host {self.hostname}" if self.hostname else self.node_id.hex()[:8]
 
 
-class GroupView(NamedTuple):
-    """What is known of a placement group: the state of its lifecycle, what its bundles hold, and their nodes (or b"")."""
+@dataclass(slots=True)
+class GroupView:
+    """What is known of a placement group: the state of its lifecycle, what its bundles hold, and their nodes (or b"").
+
+    ``free``: what is free in each bundle, without what was sent there since that was ``told``. One that is not mentioned counts
+    as all free for a request that is new, and as full for one that waits in another bundle.
+    """
 
     state: str
     bundles: tuple[ResourceSet, ...]
     nodes: tuple[bytes, ...]
     reason: str = ""
+    free: dict[int, ResourceSet] = field(default_factory=dict)
+    told: dict[int, ResourceSet] = field(default_factory=dict)
 
 
 def busy(view: NodeView, demand: ResourceSet) -> float:
@@ -104,6 +107,14 @@ def _condition_in_words(key: str, operator: str, values: Sequence[str]) -> str:
         return f"{key} is there" if operator == EXISTS else f"{key} is not there"
     listed = repr(values[0]) if len(values) == 1 else "one of " + ", ".join(map(repr, values))
     return f"{key} is {listed}" if operator == IN else f"{key} is not {listed}"
+
+
+# -- what peers send ----------------------------------------------------------------------------------------------
+
+
+def are_amounts(units: Any) -> bool:
+    """Whether what a peer sent are amounts of resources."""
+    return isinstance(units, dict) and all(isinstance(n, str) and type(a) is int and a >= 0 for n, a in units.items())
 
 
 # -- what no node can run -----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ is in WAL mode, so an operator can read it with ``sqlite3`` while the cluster ru
 
 from __future__ import annotations
 
+import os
 import queue
 import sqlite3
 import threading
@@ -167,6 +168,7 @@ class Database:
 
     def _run(self) -> None:
         try:
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite would have others read it
             connection = sqlite3.connect(self._path, isolation_level=None)
             try:
                 connection.execute("PRAGMA journal_mode = WAL")

@@ -7,6 +7,9 @@ libzmq: the ROUTER never hears of them.
 
 libzmq tells what becomes of connections through *monitors*, sockets of their own. It writes to them from its own thread, with
 a lock held, and would wait there for room; so they have no limit, and a monitor is switched off before its reader is closed.
+
+Handshakes cost time, and each one that is not over yet costs a descriptor and memory. So if in one second many more
+connections come than get through, the door is shut for the rest of it.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from zray.io.loop import Loop
 
 if TYPE_CHECKING:
     from zray.io.cluster_key import ClusterKey
+    from zray.io.door import Door
 
 log = logging.getLogger("zray")
 
@@ -42,11 +46,17 @@ _ZAP_DOMAIN = b"zray"
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 _NOBLOCK = int(zmq.NOBLOCK)
-_LOG_INTERVAL_S = 1.0
+_LOG_INTERVAL_S = 10.0
 _HEARTBEAT_MS = 5000
 _SILENCE_MS_MAX = 15_000  # a connection that did not answer heartbeats for so long is cut
-_HANDSHAKE_MS_MAX = 10_000
-_CONNECT_MS_MAX = 5000
+_HANDSHAKE_MS_MAX = 5000
+_STRANGERS_PER_S_MAX = 100  # connections that came and did not get through, or not yet
+_UNANSWERED_MS_MAX = 2000  # what was sent is not confirmed for so long: make a new connection, sooner than TCP would try again
+_CONNECT_MS_MAX = 1000  # ... in attempts that are short,
+_RECONNECT_MS_MAX = 500  # and follow each other closely
+BACKLOG = 256  # how many the kernel has let in already when the door is shut
+DOOR_TIMER = "door.open"
+_LISTENING = int(zmq.EVENT_LISTENING)
 _CONNECTED = int(zmq.EVENT_CONNECTED)
 _RETRIED = int(zmq.EVENT_CONNECT_RETRIED)
 _ACCEPTED = int(zmq.EVENT_ACCEPTED)
@@ -81,7 +91,13 @@ def bound_handshakes(socket: zmq.Socket[bytes]) -> None:
     socket.set(zmq.HEARTBEAT_TIMEOUT, _SILENCE_MS_MAX)
     socket.set(zmq.HEARTBEAT_TTL, _SILENCE_MS_MAX)
     socket.set(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS_MAX)
+
+
+def connect_soon(socket: zmq.Socket[bytes]) -> None:
+    """Set how a tcp socket that will connect makes a connection again. Before it is connected."""
+    socket.set(zmq.TCP_MAXRT, _UNANSWERED_MS_MAX)
     socket.set(zmq.CONNECT_TIMEOUT, _CONNECT_MS_MAX)
+    socket.set(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS_MAX)
 
 
 def show_key(socket: zmq.Socket[bytes], key: ClusterKey) -> None:
@@ -148,12 +164,18 @@ class Doorkeeper:
         router: not bound yet.
         key: who has it may come in; without one everybody may.
         counts: where failures are counted.
+
+    Whoever has the loop hands timers whose key is ``(DOOR_TIMER,)`` to ``on_timer``.
     """
 
     def __init__(
         self, loop: Loop, context: zmq.Context[Any], router: zmq.Socket[bytes], key: ClusterKey | None, counts: dict[str, int]
     ) -> None:
         self._counts = counts
+        self._loop = loop
+        self._door: Door | None = None
+        self._strange = 0  # connections of this second that have not got through
+        self._second_ends = -math.inf
         self._admitted = b""
         self._strangers: deque[str] = deque(maxlen=100)  # addresses of those whose key is not ours, until their failure is told
         self._accepted: dict[int, int] = {}  # descriptors of connections, with the number of successes before
@@ -176,14 +198,22 @@ class Doorkeeper:
             router.set(zmq.CURVE_SECRETKEY, key.server_secret.encode())
             router.set(zmq.ZAP_DOMAIN, _ZAP_DOMAIN)
             router.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody comes in while nobody answers
-        events = _ACCEPTED | _SUCCEEDED | _FAILURES | _DISCONNECTED
+        events = _LISTENING | _ACCEPTED | _SUCCEEDED | _FAILURES | _DISCONNECTED
         self._readers.append(_Monitor(loop, context, router, events, self._on_event))
+
+    def on_timer(self, now: float) -> None:
+        """The second is over in which too many strangers came."""
+        if self._door is not None:
+            self._door.open()
 
     def close(self) -> None:
         """Stop listening; what asks from now on is refused by libzmq."""
         for reader in self._readers:
             reader.close()
         self._readers.clear()
+        if self._door is not None:
+            self._door.close()
+            self._door = None
 
     def _on_asked(self, frames: list[bytes]) -> None:
         """One question of ZAP: version, number, domain, address, routing id, mechanism, and the public key."""
@@ -196,10 +226,16 @@ class Doorkeeper:
         self._zap.send_multipart([b"1.0", number, answer, text, b"", b""])
 
     def _on_event(self, event: int, value: int) -> None:
-        if event == _ACCEPTED:
+        if event == _LISTENING:
+            from zray.io.door import Door  # a cluster of one machine does without it
+
+            self._door = Door(value)
+        elif event == _ACCEPTED:
             self._accepted[value] = self._succeeded
+            self._on_knocked()
         elif event == _SUCCEEDED:
             self._succeeded += 1
+            self._strange -= 1
         elif event == _DISCONNECTED:
             # What does not even speak the protocol is cut off without a word: told from the peers that leave only by there
             # having been no success since it came.
@@ -215,6 +251,16 @@ class Doorkeeper:
                 self._on_failed("it has no key, or the key of another cluster")
             else:
                 self._on_failed("it took too long" if value == errno.EAGAIN else "it hung up")
+
+    def _on_knocked(self) -> None:
+        now = time.monotonic()
+        if now >= self._second_ends:
+            self._second_ends = now + 1.0
+            self._strange = 0
+        self._strange += 1
+        if self._strange > _STRANGERS_PER_S_MAX and self._door is not None and not self._door.is_shut and self._door.shut():
+            self._counts["door shut"] = self._counts.get("door shut", 0) + 1
+            self._loop.add_timer(self._second_ends, (DOOR_TIMER,))
 
     def _on_failed(self, why: str) -> None:
         self._counts["failed handshakes"] = self._counts.get("failed handshakes", 0) + 1

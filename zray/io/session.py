@@ -85,7 +85,7 @@ class Session:
 
     def note_directories(self, paths: list[str]) -> None:
         """Remember directories elsewhere that belong to this session and must go with it."""
-        with open(os.path.join(self.path, _DIRECTORIES), "w") as file:
+        with open(os.path.join(self.path, _DIRECTORIES), "w", encoding="utf-8", opener=_private) as file:
             file.write("\n".join(paths))
 
     def describe(self, node: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from zray.io.endpoint import advertised, tcp_place
-from zray.io.handshake import DialWatch, Doorkeeper, bound_handshakes, show_key
+from zray.io.handshake import BACKLOG, DOOR_TIMER, DialWatch, Doorkeeper, bound_handshakes, connect_soon, show_key
 from zray.io.loop import Loop
 from zray.io.storage import Arena
 
@@ -43,9 +43,11 @@ _REQUEST = struct.Struct(">20sQQI")  # object, ticket, position, bytes
 _ANSWER = struct.Struct(">20sQQIB")  # the same, and what follows
 _BYTES, _CLOSED, _BROKEN = 0, 1, 2  # ... a chunk; nothing, since the ticket is not valid; the reason why it can not be read
 _CHUNK_BYTES_MAX = 4 << 20
+_REQUESTS_BYTES_MAX = 1 << 16  # that the kernel takes before they are read
 _GREETING_BYTES_MAX = 4096  # what libzmq itself says first is longer than a request
 _BATCH_MAX = 16  # chunks that one socket sends or takes before the others have their turn
 _SOCKETS_MAX = 8192  # a link takes three
+_WAITING_MAX = 10_000  # requests of one node for what is not here yet; it bounds them itself
 _IDLE_S = 10.0  # a link that nothing comes over is closed after this
 _PIECE_BYTES = 1 << 20  # of a checksum
 _CHECK_TIMER, _LAZY_S = "transfer.check", 0.005
@@ -67,11 +69,13 @@ class _Source:
 class _Served:
     """An object that may be read."""
 
-    __slots__ = ("object_id", "path", "position", "size", "view")
+    __slots__ = ("here", "object_id", "path", "position", "size", "view", "waiting")
 
-    def __init__(self, object_id: bytes, size: int) -> None:
+    def __init__(self, object_id: bytes, size: int, here: int) -> None:
         self.object_id = object_id
         self.size = size
+        self.here = here  # bytes from the start that can be read: all, unless it is still being brought
+        self.waiting: deque[tuple[bytes, int, int]] = deque()  # who asked for others: receiver, position, bytes
         self.view: memoryview | None = None  # of the arena
         self.path = ""  # or where it lies on disk
         self.position = 0
@@ -168,6 +172,7 @@ class TransferService:
         self._window_bytes = max(window_bytes, self._chunk_bytes)
         self._stall_s = stall_s
         self._served: dict[int, _Served] = {}
+        self._relayed: dict[bytes, dict[int, _Served]] = {}  # of those, what is still being brought here, by object and ticket
         self._fetches: dict[bytes, _Fetch] = {}
         self._links: dict[str, _Link] = {}
         self._closed = False
@@ -182,7 +187,8 @@ class TransferService:
         self._context.set(zmq.MAX_SOCKETS, _SOCKETS_MAX)
         self._router = self._open(zmq.ROUTER, _GREETING_BYTES_MAX)
         self._router.set(zmq.ROUTER_MANDATORY, 1)
-        self._router.set(zmq.BACKLOG, 1024)
+        self._router.set(zmq.BACKLOG, BACKLOG)
+        self._router.set(zmq.RCVBUF, _REQUESTS_BYTES_MAX)
         self._doorkeeper = Doorkeeper(self._loop, self._context, self._router, key, self.counts)
         self._thread = threading.Thread(target=self._run, name="zray-transfer", daemon=True)
         try:
@@ -196,9 +202,16 @@ class TransferService:
 
     # -- for the loop of the node ---------------------------------------------------------------------------------
 
-    def serve(self, ticket: int, object_id: bytes, place: tuple[Any, ...]) -> None:
-        """Let who has the ticket read the object: at (offset, size), or in a file at (path, position, size, checksum)."""
-        self._loop.post((self._serve, ticket, object_id, place))
+    def serve(self, ticket: int, object_id: bytes, place: tuple[Any, ...], whole: bool = True) -> None:
+        """Let who has the ticket read the object: at (offset, size), or in a file at (path, position, size, checksum).
+
+        If it is not ``whole``, it is being brought here, or was and will be again, and is passed on as it comes.
+        """
+        self._loop.post((self._serve, ticket, object_id, place, whole))
+
+    def serve_rest(self, ticket: int) -> None:
+        """The whole object is here now."""
+        self._loop.post((self._serve_rest, ticket))
 
     def unserve(self, ticket: int) -> None:
         """No longer; ``on_unserved`` is called when nothing looks there any more."""
@@ -257,6 +270,9 @@ class TransferService:
 
     def _on_timer(self, now: float, key: Any) -> None:
         """Look for links that are silent, or of no use."""
+        if key[0] == DOOR_TIMER:
+            self._doorkeeper.on_timer(now)
+            return
         for link in list(self._links.values()):
             if link.outstanding and now > link.heard_at + self._stall_s:
                 self._break(link, f"{link.endpoint} sent nothing for {self._stall_s:g} s")
@@ -288,17 +304,47 @@ class TransferService:
 
     # -- sending --------------------------------------------------------------------------------------------------
 
-    def _serve(self, ticket: int, object_id: bytes, place: tuple[Any, ...]) -> None:
+    def _serve(self, ticket: int, object_id: bytes, place: tuple[Any, ...], whole: bool) -> None:
         if len(place) == 2:
-            served = _Served(object_id, place[1])
+            fetch = self._fetches.get(object_id)
+            served = _Served(object_id, place[1], place[1] if whole else _sound(fetch))
             served.view = self._arena.view(place[0], place[1], lambda: self._tell(self._on_unserved, ticket))
         else:
-            served = _Served(object_id, place[2])
+            served = _Served(object_id, place[2], place[2])
             served.path, served.position = place[:2]
         self._served[ticket] = served
+        if not whole:
+            self._relayed.setdefault(object_id, {})[ticket] = served
+
+    def _serve_rest(self, ticket: int) -> None:
+        served = self._served.get(ticket)
+        if served is not None:
+            self._forget_relay(ticket, served)
+            served.here = served.size
+            self._answer_waiting(ticket, served)
+
+    def _forget_relay(self, ticket: int, served: _Served) -> None:
+        relayed = self._relayed.get(served.object_id, {})
+        relayed.pop(ticket, None)
+        if not relayed:
+            self._relayed.pop(served.object_id, None)
+
+    def _pass_on(self, fetch: _Fetch) -> None:
+        """More of an object has come."""
+        for ticket, served in self._relayed.get(fetch.object_id, {}).items():
+            served.here = _sound(fetch)
+            self._answer_waiting(ticket, served)
+
+    def _answer_waiting(self, ticket: int, served: _Served) -> None:
+        while served.waiting and served.waiting[0][1] + served.waiting[0][2] <= served.here:
+            receiver, position, count = served.waiting.popleft()
+            self._answer(receiver, served.object_id, ticket, position, count)
 
     def _unserve(self, ticket: int) -> None:
         served = self._served.pop(ticket)
+        self._forget_relay(ticket, served)
+        for receiver, position, count in served.waiting:
+            self._answer(receiver, served.object_id, ticket, position, count)  # that it is over
         if served.view is None:
             self._tell(self._on_unserved, ticket)
 
@@ -324,6 +370,12 @@ class TransferService:
             status = _CLOSED
         elif count > _CHUNK_BYTES_MAX or position + count > served.size:
             self._count("malformed requests")
+            return
+        elif position + count > served.here:
+            if len(served.waiting) < _WAITING_MAX:
+                served.waiting.append((receiver, position, count))
+            else:
+                self._count("malformed requests")
             return
         elif served.view is not None:
             data = served.view[position : position + count]
@@ -373,6 +425,7 @@ class TransferService:
         if received == size:
             self._finish(fetch)
             return
+        self._pass_on(fetch)
         try:
             link = self._links.get(endpoint) or self._dial(endpoint)
         except zmq.ZMQError as error:
@@ -386,6 +439,7 @@ class TransferService:
 
     def _dial(self, endpoint: str) -> _Link:
         socket = self._open(zmq.DEALER, _CHUNK_BYTES_MAX + _GREETING_BYTES_MAX)
+        connect_soon(socket)
         if self._key is not None:
             show_key(socket, self._key)
         link = _Link(endpoint, socket, time.monotonic())
@@ -457,6 +511,8 @@ class TransferService:
                 self._finish(fetch)
             elif fetch.checked >= 0:
                 self._check(fetch)
+            if self._relayed:
+                self._pass_on(fetch)
 
     def _check(self, fetch: _Fetch) -> None:
         """Take what is here into the checksum, while it is in the processor's cache."""
@@ -524,6 +580,11 @@ def _read(path: str, position: int, count: int) -> bytes:
     if len(data) < count:
         raise OSError("the file was cut short")
     return data
+
+
+def _sound(fetch: _Fetch | None) -> int:
+    """How much of what is being brought can be passed on: nothing, as long as its checksum may turn out to be wrong."""
+    return fetch.received if fetch is not None and fetch.expected < 0 and not fetch.owned else 0
 
 
 def _raise(error: BaseException) -> None:

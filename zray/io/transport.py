@@ -19,7 +19,7 @@ socket. So sockets that were used are *touched*, and ``pending`` looks at their 
 from __future__ import annotations
 
 import itertools
-import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -28,16 +28,16 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from zray.base.wire import PROTOCOL_VERSION, Hello, Refuse, encode, pack
-from zray.io.conversation import HEADER_BYTES, NEVER, Conversation
+from zray.io.conversation import NEVER, Conversation
 from zray.io.endpoint import advertised, choose, directory_of, places, tcp_place
 from zray.io.greeting import PYTHON, decode_hello, encode_hello, unfit
-from zray.io.handshake import DialWatch, Doorkeeper, bound_handshakes, show_key
+from zray.io.handshake import BACKLOG, DialWatch, Doorkeeper, bound_handshakes, connect_soon, show_key
+from zray.io.link import Channel, Link
 from zray.io.loop import Loop
 
 if TYPE_CHECKING:
     from zray.io.cluster_key import ClusterKey
 
-log = logging.getLogger("zray")
 # As plain integers: pyzmq's enums cost a microsecond each time they are combined.
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
@@ -46,58 +46,18 @@ _SNDMORE = int(zmq.SNDMORE)
 # A context keeps twelve bytes for each socket it may ever have, touched at once: a worker, of which there may be thousands, gets
 # by with fewer than a driver or the head.
 _SOCKETS_MAX = {"worker": 8192}
+_PART_BYTES_MAX = 1 << 18  # of what goes over tcp at once: strangers may have as much memory each, before they prove themselves
+_RECEIVED_BYTES_MAX = 1 << 18  # that the kernel takes from anybody before they are read: to throw them away takes time too
+_PART_BYTES_MORE = 1024  # what CURVE adds to it
 _BATCH_MAX = 100  # frames read from one socket before the others have their turn
 _WHO = b"?"  # no pickle starts so, and no frame of a conversation
-_ANEW = b"!"
+_ANEW = b"!%d"
 _NUMBERED = 0  # the first byte of the frames of a conversation
-_UNANSWERED_MS_MAX = 2000  # what was sent is not confirmed for so long: make a new connection, sooner than TCP would try again
-_CONNECT_MS_MAX = 1000  # ... in attempts that are short,
-_RECONNECT_MS_MAX = 500  # and follow each other closely
 _AWAY_S = 60.0  # a peer that dialled and whose connection is gone for so long is forgotten
 _LINKS_MIN = 64  # nobody is looked for among fewer
+_ASK_AGAIN_S = 1.0
 _ASKED_MAX = 1000  # connections that we remember to have asked for an introduction
 _CONNECTIONS_MAX = 4  # of one peer that are heard: it closes one before it makes another, unless they broke
-
-
-class Link:
-    """One peer and how to reach it."""
-
-    __slots__ = ("again", "away_since", "channel", "connected", "outbox", "peer", "role", "routing_id", "talk")
-
-    def __init__(
-        self, peer: bytes, role: str, channel: _Channel, routing_id: bytes | None, talk: Conversation | None = None
-    ) -> None:
-        self.peer = peer
-        self.role = role
-        self.channel = channel
-        self.routing_id = routing_id  # for a peer that connected to our ROUTER
-        self.outbox: list[tuple[Any, ...]] = []
-        self.talk = talk  # over tcp
-        self.connected = True  # as far as we know; what is said meanwhile is kept
-        self.away_since = 0.0  # for a peer that connected to our ROUTER and is not connected any more
-        self.again: list[bytes] = []  # what was said in a conversation that had to be begun anew
-
-
-class _Channel:
-    """One socket, as a source of the loop."""
-
-    __slots__ = ("accepted", "asked", "link", "remote", "socket", "touched", "transport", "watch")
-
-    def __init__(self, transport: Transport, socket: zmq.Socket[bytes], remote: bool) -> None:
-        self.transport = transport
-        self.socket = socket
-        self.remote = remote  # over tcp
-        self.link: Link | None = None  # of a DEALER
-        self.watch: DialWatch | None = None  # of a DEALER
-        self.accepted: dict[bytes, Link] = {}  # of a ROUTER: by routing ids, which only it understands
-        self.asked: dict[bytes, None] = {}  # of a ROUTER: routing ids that were answered WHO
-        self.touched = False
-
-    def fileno(self) -> int:
-        return int(self.socket.fileno())
-
-    def on_readable(self) -> None:
-        self.transport.drain(self)
 
 
 class Transport:
@@ -112,7 +72,7 @@ class Transport:
         decode: how to read frames of accepted peers.
         on_batch: called with the peer's id and a list of messages.
         on_hello: called with a valid Hello.
-        message_bytes_max: larger frames end the connection they come from.
+        message_bytes_max: larger frames end the connection they come from. Over tcp frames come in parts, which are small.
         tcp: the host or address to bind for other machines, the port (0: any), and the host or address to tell them; None to
             bind none. Names that others connect to stand for addresses of IPv4.
         key: what proves on tcp that a process belongs to the cluster; None admits everybody.
@@ -156,8 +116,8 @@ class Transport:
         self._key = key
         self.links: dict[bytes, Link] = {}
         self._accepted: dict[bytes, list[Link]] = {}  # connections of peers that connected to us, the newest last
-        self._channels: dict[_Channel, None] = {}
-        self._touched: list[_Channel] = []
+        self._channels: dict[Channel, None] = {}
+        self._touched: list[Channel] = []
         self._dirty: list[Link] = []
         self._lost: list[bytes] = []
         self._numbers = itertools.count(1)  # of conversations
@@ -282,7 +242,7 @@ class Transport:
             return True
         return found
 
-    def drain(self, channel: _Channel) -> bool:
+    def drain(self, channel: Channel) -> bool:
         """Read what a socket has; whether there was anything."""
         socket = channel.socket
         get = socket.get
@@ -293,15 +253,22 @@ class Transport:
             frames = socket.recv_multipart(_NOBLOCK)
             found = True
             if channel.link is not None:
-                self._on_frame(channel.link, frames[0])
+                self._on_frame(channel.link, frames[0] if len(frames) == 1 else b"".join(frames))
             elif len(frames) == 2:
                 self._on_routed(channel, frames[0], frames[1])
+            elif channel.remote and len(frames) > 2:
+                self._on_routed(channel, frames[0], b"".join(frames[1:]))
             else:
                 self._count("malformed")
             if channel not in self._channels:
                 return True
         self._touch(channel)
         return True
+
+    def on_timer(self, now: float, key: Any) -> None:
+        """A timer whose key is of the door (see ``zray.io.handshake``)."""
+        if self._doorkeeper is not None:
+            self._doorkeeper.on_timer(now)
 
     def close(self, linger_ms: int = 0) -> None:
         """Close every socket; what was sent has ``linger_ms`` to leave."""
@@ -314,10 +281,11 @@ class Transport:
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _bind(self, place: str, remote: bool = False) -> zmq.Socket[bytes]:
+    def _bind(self, place: str, remote: bool = False) -> Any:
         channel = self._open(zmq.ROUTER, remote, place)
         channel.socket.set(zmq.ROUTER_MANDATORY, 1)
         if remote:
+            channel.socket.set(zmq.RCVBUF, _RECEIVED_BYTES_MAX)
             self._doorkeeper = Doorkeeper(self._loop, self._context, channel.socket, self._key, self.counts)
         try:
             channel.socket.bind(place)
@@ -332,14 +300,14 @@ class Transport:
         place = socket.get_string(zmq.LAST_ENDPOINT)
         return tcp_place(told, place.rstrip("\0").rpartition(":")[2])
 
-    def _open(self, kind: int, remote: bool, place: str) -> _Channel:
+    def _open(self, kind: int, remote: bool, place: str) -> Channel:
         socket: zmq.Socket[bytes] = self._context.socket(kind)
         socket.set(zmq.LINGER, 0)
         socket.set(zmq.SNDHWM, 0)
         socket.set(zmq.RCVHWM, 0)
-        socket.set(zmq.MAXMSGSIZE, self._message_bytes_max)
+        socket.set(zmq.MAXMSGSIZE, _PART_BYTES_MAX + _PART_BYTES_MORE if remote else self._message_bytes_max)
         socket.set(zmq.RECONNECT_IVL_MAX, 5000)
-        socket.set(zmq.BACKLOG, 4096)
+        socket.set(zmq.BACKLOG, BACKLOG if remote else 4096)
         if remote:
             # With it libzmq looks names up as those of IPv6 alone, if they have such an address.
             socket.set(zmq.IPV6, int("[" in place or "*:" in place))
@@ -349,25 +317,23 @@ class Transport:
                 # is not there yet.
                 socket.set(zmq.IMMEDIATE, 1)
                 socket.set(zmq.PROBE_ROUTER, 1)
-                socket.set(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS_MAX)
-                socket.set(zmq.TCP_MAXRT, _UNANSWERED_MS_MAX)
-                socket.set(zmq.CONNECT_TIMEOUT, _CONNECT_MS_MAX)
-            if kind == zmq.DEALER and self._key is not None:
-                show_key(socket, self._key)
-        channel = _Channel(self, socket, remote)
+                connect_soon(socket)
+                if self._key is not None:
+                    show_key(socket, self._key)
+        channel = Channel(self, socket, remote)
         self._channels[channel] = None
         self._loop.add_source(channel)
         self._touch(channel)
         return channel
 
-    def _close(self, channel: _Channel, linger_ms: int = 0) -> None:
+    def _close(self, channel: Channel, linger_ms: int = 0) -> None:
         if self._channels.pop(channel, 0) is None:
             if channel.watch is not None:
                 channel.watch.close()
             self._loop.remove_source(channel)
             channel.socket.close(linger_ms)
 
-    def _touch(self, channel: _Channel) -> None:
+    def _touch(self, channel: Channel) -> None:
         if not channel.touched:
             channel.touched = True
             self._touched.append(channel)
@@ -375,11 +341,11 @@ class Transport:
     def _put(self, link: Link, frame: bytes) -> None:
         channel = link.channel
         try:
-            if link.routing_id is None:
-                channel.socket.send(frame, _NOBLOCK)
-            else:
+            if link.routing_id is not None:
                 channel.socket.send(link.routing_id, _NOBLOCK | _SNDMORE)
-                channel.socket.send(frame, _NOBLOCK)
+            if channel.remote and len(frame) > _PART_BYTES_MAX:
+                frame = _send_all_but_the_last_part(channel.socket, frame)
+            channel.socket.send(frame, _NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
@@ -393,10 +359,6 @@ class Transport:
 
     def _say(self, link: Link, talk: Conversation, content: bytes) -> None:
         """Say something to a peer that may be disconnected: then it is said later."""
-        if 0 < self._message_bytes_max < len(content) + HEADER_BYTES:  # it would break every connection
-            self._count("too large")
-            log.error("a message of %d bytes is too large to be sent (ZRAY_MESSAGE_BYTES_MAX)", len(content))
-            return
         frame = talk.say(content)
         if link.connected:
             self._put(link, frame)
@@ -415,7 +377,7 @@ class Transport:
             link.away_since = time.monotonic()
             self._lost.append(link.peer)  # told when the sending is over: it may be in the middle of it
 
-    def _on_routed(self, channel: _Channel, routing_id: bytes, frame: bytes) -> None:
+    def _on_routed(self, channel: Channel, routing_id: bytes, frame: bytes) -> None:
         link = channel.accepted.get(routing_id)
         if link is not None:
             self._on_frame(link, frame)
@@ -434,10 +396,13 @@ class Transport:
             if content is None:
                 return
             frame = content
+        self._on_content(link, frame)
+
+    def _on_content(self, link: Link, content: bytes) -> None:
         try:
-            batch = self._decode(frame)
+            batch = self._decode(content)
         except Exception:  # a broken pickle can raise anything
-            self._count("introduced twice" if decode_hello(frame) else "undecodable")
+            self._count("introduced twice" if decode_hello(content) else "undecodable")
             return
         if type(batch) is not list:
             self._count("malformed")
@@ -448,34 +413,31 @@ class Transport:
         """What is said about a conversation."""
         if link.routing_id is not None:
             hello = decode_hello(frame)
-            if hello is not None and not unfit(hello, self._cluster, link.channel.remote) and hello.sender == link.peer:
-                self._go_on(link, talk, hello)
-            else:
+            if hello is None or hello.sender != link.peer:
                 self._count("undecodable")
+            elif hello.conversation == talk.number:
+                self._go_on(link, talk, hello)
+            else:  # it has begun anew
+                routing_id = link.routing_id
+                self._forget(link)
+                link.routing_id, link.connected, link.away_since = b"", False, time.monotonic()
+                self._greet(link.channel, routing_id, frame)
         elif frame == _WHO:
             self._introduce(link)
             self._say_again(link, talk)
-        elif frame == _ANEW:
+        elif frame == _ANEW % talk.number:  # and not the answer to an earlier introduction
             self._begin_anew(link, talk)
-        else:
-            self._on_refusal(link, frame)
+        elif not frame.startswith(_ANEW[:1]):
+            link.connected = False
+            self._on_content(link, frame)  # a refusal
 
-    def _on_refusal(self, link: Link, frame: bytes) -> None:
-        link.connected = False
-        try:
-            batch = self._decode(frame)
-        except Exception:
-            self._count("undecodable")
-            return
-        self._on_batch(link.peer, batch if type(batch) is list else [])
-
-    def _greet(self, channel: _Channel, routing_id: bytes, frame: bytes) -> None:
+    def _greet(self, channel: Channel, routing_id: bytes, frame: bytes) -> None:
         """The first frame of a connection: a Hello that fits, or nothing."""
         hello = decode_hello(frame)
         if hello is None:
             if frame or not channel.remote:  # libzmq says nothing, in a frame, when a tcp connection is made
                 self._count("before hello")
-            if channel.remote and routing_id not in channel.asked:
+            if channel.remote and time.monotonic() > channel.asked.get(routing_id, 0.0) + _ASK_AGAIN_S:
                 self._put(Link(b"", "", channel, routing_id), _WHO)
                 self._note_asked(channel, routing_id)
             return
@@ -484,7 +446,7 @@ class Transport:
         if reason:
             self._count("refused")
             self._put(link, encode([pack(Refuse(reason))]))
-            self._note_asked(channel, routing_id)  # to ask would only have it say the same again
+            self._note_asked(channel, routing_id, math.inf)  # to ask would only have it say the same again
             return
         channel.asked.pop(routing_id, None)
         if channel.remote and not self._join(link, hello):
@@ -492,10 +454,10 @@ class Transport:
         self._accept(link)
         self._on_hello(hello)
 
-    def _note_asked(self, channel: _Channel, routing_id: bytes) -> None:
+    def _note_asked(self, channel: Channel, routing_id: bytes, until: float = 0.0) -> None:
         if len(channel.asked) >= _ASKED_MAX:
             channel.asked.clear()
-        channel.asked[routing_id] = None
+        channel.asked[routing_id] = until or time.monotonic()
 
     def _join(self, link: Link, hello: Hello) -> bool:
         """A peer has connected over tcp. Whether it is a new one: it may go on with what it said before."""
@@ -508,7 +470,7 @@ class Transport:
                 self._go_on(known, known.talk, hello)
                 return False
         if hello.heard != NEVER:
-            self._put(link, _ANEW)
+            self._put(link, _ANEW % hello.conversation)
             return False
         link.talk = Conversation(hello.conversation)
         self._put(link, link.talk.word())
@@ -588,3 +550,16 @@ class Transport:
 
     def _count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
+
+
+def _send_all_but_the_last_part(socket: zmq.Socket[bytes], frame: bytes) -> bytes:
+    whole = memoryview(frame)
+    last = (len(frame) - 1) // _PART_BYTES_MAX * _PART_BYTES_MAX
+    for start in range(0, last, _PART_BYTES_MAX):
+        try:
+            socket.send(whole[start : start + _PART_BYTES_MAX], _NOBLOCK | _SNDMORE)
+        except zmq.Again:
+            if start:  # libzmq drops all up to a last part, whatever comes next
+                socket.send(b"", _NOBLOCK)
+            raise
+    return frame[last:]

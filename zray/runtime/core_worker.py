@@ -38,6 +38,7 @@ from zray.exceptions import (
 )
 from zray.object_ref import ObjectRef
 from zray.runtime.client import Client, Request, finish, resolve
+from zray.runtime.explainer import Explainer
 from zray.runtime.process import log
 from zray.runtime.store_client import StoreClient
 
@@ -95,12 +96,14 @@ class CoreWorker(Client):
         self.namespace = ""
         self.env_vars: dict[str, str] = {}
         self.depth = 0
+        self.placement_group: tuple[bytes, bool] | None = None  # of the running task or actor, and whether it captures
         self.event_loop_thread = 0  # of an asynchronous actor
         self.blocking: Callable[[bool], None] | None = None  # told when the main thread starts and ends to wait
         self.task_ids = TaskIDs(me)
         self.release: Callable[[bytes], None] = self.loop.post  # what an ObjectRef calls when it dies
         self.exported: dict[bytes, None] = {}
         self.checked: tuple[Any, ...] = ()  # marks the list that the last wait left over
+        self.explainer = Explainer(self)
         self.owner: Owner
         self.resync: Resync
         self.store: StoreClient
@@ -129,6 +132,8 @@ class CoreWorker(Client):
         self.on_timers("owner", self.owner.on_timer)
         self.on_timers("calls", self.owner.on_timer)
         self.on_effect(e.ADOPT_FILE, self._adopt_file)
+        self.add_handlers(self.explainer, "owner")
+        self.on_timers("explain", self.explainer.on_timer)
         self.loop.on_inbox = self.on_inbox
 
     # -- the loop's calls -----------------------------------------------------------------------------------------
@@ -429,6 +434,7 @@ class CoreWorker(Client):
         values: list[Any] = []
         stored: list[tuple[int, bytes]] = []
         entries: list[Entry] = []
+        owners: list[bytes] = []
         for index, ref in enumerate(refs):
             entry = memory.get(ref._id)
             if entry is None:
@@ -438,12 +444,13 @@ class CoreWorker(Client):
             elif entry[0] == STORED:
                 stored.append((index, ref._id))
                 entries.append(entry)
+                owners.append(ref.owner[0])
                 values.append(None)
             else:
                 raise _user_error(entry)
         if stored:
             try:
-                read = self.store.read([object_id for _, object_id in stored], entries)
+                read = self.store.read([object_id for _, object_id in stored], entries, owners)
             except ObjectLostError as error:
                 if self.broken is not None:
                     raise

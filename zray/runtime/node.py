@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +31,23 @@ _LATE_TIMER = "node.late"
 _LAST_WORDS_S = 0.05
 _FORK_REST_S = 1.0  # a machine that has no room for a process is asked again after this
 _SMALL_STORE = 75 << 20
+_DESCRIPTORS_MAX = 1 << 16
 
 
 def memory_bytes() -> int:
     """The memory of this machine. (psutil says the same and takes as long to import as all of the node's own modules.)"""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def raise_descriptor_limit() -> None:
+    """Have this process open as many files as it is allowed to: each process of the node, and each that knocks, is one or two.
+
+    Those forked before keep their limit, since programs that use ``select`` need it low.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS_MAX)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def default_store_bytes(config: Config) -> int:
@@ -95,6 +108,7 @@ class Node:
             session.path, cluster, config, node, session.endpoint("w"), log_to_driver, host, key
         )
         self.zygote = Zygote(lambda worker_id: run_worker(settings, worker_id), session.remove, self._on_zygote)
+        raise_descriptor_limit()
         self._pids: dict[bytes, int] = {}
         self._watches: dict[bytes, PidWatch] = {}
         self._resources = resources

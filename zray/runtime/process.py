@@ -89,6 +89,7 @@ class Process:
         self._brains: list[Any] = []
         self._handlers: dict[int, Callable[..., None]] = {}
         self._timer_targets: dict[str, Callable[[float, Any], None]] = {}
+        self.on_timers("door", self.transport.on_timer)
         self._local: dict[bytes, None] = {}
         self._verbs: dict[int, Callable[..., None]] = {
             e.SEND: self.send,

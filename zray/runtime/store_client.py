@@ -7,7 +7,7 @@ process; the agent hears when the last of them is gone.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from zray.base import serialization, wire
@@ -80,12 +80,15 @@ class StoreClient:
                 worker.tell(worker.agent, wire.SealObject(object_id, owner, checksum))
                 return size
 
-    def read(self, object_ids: list[bytes], entries: list[Entry], *, urgent: bool = True) -> list[Any]:
+    def read(
+        self, object_ids: Sequence[bytes], entries: Sequence[Entry], owners: Sequence[bytes], *, urgent: bool = True
+    ) -> list[Any]:
         """Values of objects, as views of where they lie.
 
         Args:
             object_ids: which.
             entries: what their owners know of each: its size, and its node.
+            owners: the process that owns each.
             urgent: whether somebody waits in ``get``; the arguments of tasks come second.
 
         Raises:
@@ -93,7 +96,7 @@ class StoreClient:
             ObjectStoreFullError: one of them lies in a storage elsewhere, and there is no room for it here.
         """
         loop = self._worker.loop
-        wanted = dict(zip(object_ids, entries, strict=True))
+        wanted = dict(zip(object_ids, zip(entries, owners, strict=True), strict=True))
         waiter = Waiter(len(wanted))
         refusals: dict[bytes, Any] = {}
         loop.post((self._pin, waiter, wanted, urgent, refusals))
@@ -134,20 +137,23 @@ class StoreClient:
             return map_file(path, position, size, checksum, unused)
         except (OSError, ValueError) as error:
             text = f"object {object_id.hex()} was moved to disk and can not be read back: {error}"
+            self._worker.tell(self._worker.agent, wire.ObjectDamaged(object_id))
             raise ObjectLostError(text, object_id.hex()) from error
 
     def _unused(self, object_id: bytes) -> Callable[[], None]:
         return lambda: self._worker.loop.post((self._unpin, object_id))
 
-    def _pin(self, waiter: Waiter, wanted: dict[bytes, Entry], urgent: bool, refusals: dict[bytes, Any]) -> None:
+    def _pin(
+        self, waiter: Waiter, wanted: dict[bytes, tuple[Entry, bytes]], urgent: bool, refusals: dict[bytes, Any]
+    ) -> None:
         """In the loop: pin what is not pinned here yet; each view counts once."""
-        for object_id, (_, size, node_id, _) in wanted.items():
+        for object_id, ((_, size, node_id, _), owner) in wanted.items():
             if object_id in self._places:
                 self._views[object_id] += 1
                 self._worker.count_down(waiter)
             else:
                 pinned = self._pinned(waiter, object_id, refusals)
-                self._worker.ask_then(pinned, wire.PinObject, object_id, urgent, node_id, size)
+                self._worker.ask_then(pinned, wire.PinObject, object_id, urgent, node_id, size, owner)
 
     def _pinned(
         self, waiter: Waiter, object_id: bytes, refusals: dict[bytes, Any]

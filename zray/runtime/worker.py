@@ -40,6 +40,7 @@ from zray.object_ref import ObjectRef
 from zray.runtime import failures
 from zray.runtime.actor import Actor, ActorExit
 from zray.runtime.core_worker import CoreWorker
+from zray.runtime.explainer import whereabouts
 
 if TYPE_CHECKING:
     from zray.io.cluster_key import ClusterKey
@@ -145,6 +146,10 @@ class TaskExecutor(CoreWorker):
 
     def on_list_events(self, now: float, peer: bytes, request_id: int) -> None:
         self.send(peer, wire.Reply(request_id, True, list(self._events)))
+
+    def on_explain_task(self, now: float, peer: bytes, request_id: int, task_id: bytes) -> None:
+        waiting = [spec[0] for _, _, spec in self._queue if isinstance(spec, tuple)]
+        self.send(peer, wire.Reply(request_id, True, whereabouts(self, task_id, waiting, now - (self._running_since or now))))
 
     def on_push(self, now: float, peer: bytes, lease_id: int, specs: list[Any]) -> None:
         self._queue.extend([(peer, lease_id, spec) for spec in specs])
@@ -308,8 +313,9 @@ class TaskExecutor(CoreWorker):
             self._enter(lease_id)
         self.task_id = task_id
         self.task_name = name
-        if depth:  # calls of an actor have none: it stays as deep as it was created
+        if depth:  # calls of an actor have none: it stays as deep as it was created, and where
             self.depth = depth
+            self.placement_group = None if extra is None else extra.get("placement_group")
         self._adopted.refs = None
         function = self._functions.get(function_id)
         started = self._running_since = time.monotonic()
@@ -347,14 +353,15 @@ class TaskExecutor(CoreWorker):
         if payload is not None:
             args, kwargs = serialization.deserialize(payload)
             args = list(args)
-        stored = [(where, object_id, entry) for where, object_id, _, entry in slots if entry[0] == STORED]
+        stored = [slot for slot in slots if slot[3][0] == STORED]
         values: dict[Any, Any] = {}
         if stored:
+            places, object_ids, owners, entries = zip(*stored, strict=True)
             try:
-                read = self.store.read([row[1] for row in stored], [row[2] for row in stored], urgent=False)
+                read = self.store.read(object_ids, entries, [owner[0] for owner in owners], urgent=False)
             except ObjectLostError:  # their owners may know better by now, or can have them made again
-                read = self.get([self.borrow(object_id, owner) for _, object_id, owner, entry in slots if entry[0] == STORED])
-            values = dict(zip([row[0] for row in stored], read, strict=True))
+                read = self.get([self.borrow(*whose) for whose in zip(object_ids, owners, strict=True)])
+            values = dict(zip(places, read, strict=True))
         for where, object_id, owner, entry in slots:
             if entry[0] == ERROR:  # it was lost after it had been there
                 self.get([self.borrow(object_id, owner)])
@@ -504,6 +511,7 @@ class TaskExecutor(CoreWorker):
             return
         task_id, class_id, payload, slots, _, depth, name, extra = spec
         self.task_id, self.task_name, self.depth = task_id, name, depth
+        self.placement_group = extra.get("placement_group")
         started = self._running_since = time.monotonic()
         self._adopted.refs = None
         entry: Entry = _NOTHING

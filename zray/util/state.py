@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from zray.state import list_actors, list_objects, list_workers
+from zray.state import explain, list_actors, list_objects, list_workers
 
-__all__ = ["list_actors", "list_objects", "list_workers"]
+__all__ = ["explain", "list_actors", "list_objects", "list_workers"]

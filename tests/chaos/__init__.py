@@ -1,0 +1,1 @@
+"""Real processes that are killed and stopped at random, and work whose answer is known."""
