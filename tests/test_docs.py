@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import os
 import re
 import runpy
@@ -17,6 +18,7 @@ import zray
 from zray.base.wire import SCHEMA
 from zray.core.workers import WORKER_LIFECYCLE
 from zray.io import db
+from zray.ops import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -108,6 +110,46 @@ def test_what_is_said_to_be_there_or_missing_is() -> None:
         assert hasattr(zray, name), f"zray has no {name}"
     for name in re.findall(r"^- `ray\.(\w+)\(\.\.\.\)`", missing, re.MULTILINE):
         assert not hasattr(zray, name), f"zray has {name} now: docs/migrating.md should say so"
+
+
+def commands() -> list[tuple[str, str, str]]:
+    """What the documents say of the console commands: page, command and the rest of the line, continued lines included."""
+    found = []
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        for name, rest in re.findall(r"\b(zray-head|zray-node)\b((?: [^\n`;&|#]*)?)", text):
+            found.append((page.name, name, rest))
+    return found
+
+
+def test_options_of_the_commands_that_are_named_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    known = {}
+    for name, command in (("zray-head", cli.head), ("zray-node", cli.node)):
+        with pytest.raises(SystemExit):
+            command(["--help"])
+        known[name] = set(re.findall(r"(--[a-z-]+)", capsys.readouterr().out))
+    used = {(name, option) for _, name, rest in commands() for option in re.findall(r"(--[a-z-]+)", rest)}
+    assert {option for _, option in used} >= {"--host", "--port", "--address", "--key-file", "--detach", "--session-dir"}
+    assert not [(name, option) for name, option in used if option not in known[name]]
+
+
+def test_shell_blocks_are_shell() -> None:
+    for page in PAGES:
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
+            checked = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, check=False)
+            assert checked.returncode == 0, f"{page.name}: {checked.stderr}"
+
+
+def test_units_of_systemd_start_commands_that_exist() -> None:
+    blocks = re.findall(r"```ini\n(.*?)```", (DOCS / "deploy.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    for block, name in zip(blocks, ("zray-head", "zray-node"), strict=True):
+        unit = configparser.ConfigParser()
+        unit.optionxform = str  # type: ignore[assignment, method-assign]
+        unit.read_string(block)
+        command = unit["Service"]["ExecStart"].split()
+        assert command[0].endswith(f"/{name}") and command[command.index("--session-dir") + 1] == "/run/zray"
+        assert {"User", "KillMode", "Restart"} <= set(unit["Service"])
 
 
 def test_python_blocks_are_python() -> None:

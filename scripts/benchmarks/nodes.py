@@ -2,13 +2,14 @@
 
 import contextlib
 import multiprocessing
-import os
 import socket
 import statistics
 import time
+from concurrent import futures
 
 import numpy
 import psutil
+
 from benchmarks import footprint
 
 SIZE = 100_000_000
@@ -16,6 +17,7 @@ STORE = 512 << 20
 RECEIVERS = 4
 BLOCK = 1 << 20
 AGENTS = 100
+STARTS = 4  # at the same time
 IDLE_S = 10.0
 
 
@@ -84,8 +86,9 @@ def many_agents(engine, seconds):
     try:
         with Cluster(head_node_args={"num_cpus": 0, "object_store_memory": 16 << 20}, connect=True) as cluster:
             started = time.perf_counter()
-            for _ in range(AGENTS):
-                cluster.add_node(num_cpus=0, object_store_memory=16 << 20, wait=False, started=False)
+            with futures.ThreadPoolExecutor(STARTS) as pool:
+                for _ in range(AGENTS):
+                    pool.submit(cluster.add_node, num_cpus=0, object_store_memory=16 << 20, wait=False)
             cluster.wait_for_nodes(120.0)
             joined = time.perf_counter() - started
             time.sleep(1.0)

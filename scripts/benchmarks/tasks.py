@@ -11,6 +11,11 @@ def nop():
     return b"ok"
 
 
+def where(engine):
+    """The node this runs on."""
+    return __import__(engine).get_runtime_context().get_node_id()
+
+
 def nap(seconds):
     import time
 

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 import zray as ray
+from zray import object_ref
+from zray.base.wire import CONTROL, ControlStatistics
 from zray.cluster_utils import Cluster, ClusterNode
 from zray.io.cluster_key import ClusterKey
 
@@ -162,6 +164,28 @@ def test_many_tasks_all_run_once(three: Cluster) -> None:
         return n * n
 
     assert ray.get([square.remote(n) for n in range(2000)]) == [n * n for n in range(2000)]
+
+
+def heard() -> dict[str, int]:
+    """What the control was asked or told so far, by kind; without what nodes say by themselves as time goes by."""
+    worker = object_ref.connected
+    numbers = worker.call(CONTROL, ControlStatistics)  # type: ignore[union-attr]
+    by_themselves = ("heard_Heartbeat", "heard_ProcessDied", "heard_ControlStatistics")
+    return {kind: count for kind, count in numbers.items() if kind.startswith("heard_") and kind not in by_themselves}
+
+
+def test_tasks_on_all_nodes_do_not_touch_the_control(three: Cluster) -> None:
+    @ray.remote(scheduling_strategy="SPREAD")
+    def place(n: int) -> str:
+        return str(ray.get_runtime_context().get_node_id())
+
+    def nodes() -> set[str]:
+        return set(ray.get([place.remote(n) for n in range(300)]))
+
+    eventually(lambda: nodes() == set(names(three)), "tasks on all nodes")
+    before = heard()
+    assert nodes() == set(names(three)) and before["heard_FetchFunction"] >= 3
+    assert heard() == before
 
 
 @pytest.mark.parametrize("name", ["head", "east", "west"])

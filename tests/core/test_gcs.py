@@ -151,3 +151,10 @@ def test_nodes_are_listed_with_what_they_said_last() -> None:
     bench.hears("heartbeat", b"unknown", {"CPU": 5}, peer=AGENT)
     [(_, reply)] = sent(bench.hears("list_nodes", 1), Reply)
     assert [(n["node_id"], n["available"], n["total"]) for n in reply.value] == [(NODE, {"CPU": 5}, {"CPU": 20_000})]
+
+
+def test_the_numbers_of_the_control_tell_what_it_has_heard() -> None:
+    bench = Bench()
+    bench.gcs.heard["RegisterJob"] = 3
+    [(_, reply)] = sent(bench.hears("control_statistics", 5), Reply)
+    assert reply.request_id == 5 and reply.ok and reply.value["heard_RegisterJob"] == 3 and reply.value["jobs"] == 0

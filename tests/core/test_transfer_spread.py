@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from zray.base.wire_transfer import CopyElsewhere, CopyWaits, OpenCopy, RequestCopy
+from zray.core.arena import PAGE
 
 from .reading import process
-from .transfer_bench import Net
+from .transfer_bench import OWNER, Net
 
 A, B = (bytes([n]) * 20 for n in (1, 2))
 
@@ -27,6 +32,88 @@ def test_a_broadcast_is_a_tree() -> None:
     assert len(served) >= 25, "most do not get it from the primary"
     assert len({to for _, to in served}) >= 10
     assert p.transfer.statistics()["copies_elsewhere"] == 40 and p.transfer.pushes.tickets == {}
+
+
+def relayed(pages: int, *names: str, **limits: Any) -> tuple[Net, list[int]]:
+    """A broadcast of a large object, and the requests of its readers."""
+    net = Net(*names, transfer_chunk_bytes=PAGE, **limits)
+    p = net.node(names[0])
+    p.make(A, pages)
+    return net, [net.node(name).pin(A, p, pages) for name in names[1:]]
+
+
+def test_a_large_object_flows_through_a_chain() -> None:
+    net, requests = relayed(16, "p", "a", "b", "c", "d")
+    nodes = [net.node(name) for name in "abcd"]
+    rounds = 0
+    while not all(node.ok(request) for node, request in zip(nodes, requests, strict=True)):
+        rounds += 1
+        for _ in range(len(net.tasks)):  # everybody does one thing: takes a chunk, or hears a word
+            net.step(0)
+    assert [len(net.sent(kind)) for kind in (CopyElsewhere, OpenCopy)] == [3, 3], "one reads from the primary"
+    assert rounds < 2 * 16 + 8, "four do not take four times as long"
+    assert net.chunks == 4 * 16
+    net.run()
+    assert net.node("p").transfer.statistics()["copies_elsewhere"] == 4
+    assert all(node.served == {} and node.partial == {} for node in nodes)
+
+
+def test_a_small_object_is_not_passed_on_before_it_is_whole() -> None:
+    net, requests = relayed(3, "p", "a", "b")
+    net.run()
+    assert net.node("b").ok(requests[1]) and net.sent(OpenCopy) == []
+
+
+@pytest.mark.parametrize("steps", range(0, 120, 3))
+@pytest.mark.parametrize("end", ["dies", "leaves", "is cut off"])
+def test_one_of_the_chain_fails_at_any_moment_and_the_others_get_it_whole(steps: int, end: str) -> None:
+    net, requests = relayed(12, "p", "a", "b", "c", transfer_attempts_max=2)
+    for _ in range(steps):
+        if net.tasks:
+            net.step(0)
+    a = net.node("a")
+    if end == "dies":
+        net.kill("a")
+    elif end == "leaves":
+        a.does("drop_client", process("reader"))
+    else:
+        net.cut.add(frozenset((a.agent, net.node("p").agent)))
+    net.wait(300)
+    assert net.node("b").ok(requests[1]) and net.node("c").ok(requests[2])
+    for name in "pbc":
+        assert net.node(name).served == {} and net.node(name).fetches == {}
+    if end == "leaves" and steps < 20:
+        assert A not in a.store.objects and a.store.arena.used_bytes == 0, "nobody wants it there"
+
+
+def test_nobody_reads_from_who_reads_from_himself() -> None:
+    """The first of a chain has lost its source. Those behind it go to the primary, and then it can read from them."""
+    net, requests = relayed(16, "p", "a", "b", "c", transfer_attempts_max=1)
+    while not all(A in net.node(name).fetches for name in "abc"):
+        net.step(0)
+    net.cut.add(frozenset((net.node("a").agent, net.node("p").agent)))
+    net.wait(300)
+    assert all(net.node(name).ok(request) for name, request in zip("abc", requests, strict=True))
+    assert net.chunks < 3 * 16 + 3, "what has come is not brought twice"
+
+
+def test_what_is_passed_on_while_it_comes_keeps_its_room_until_it_is_read() -> None:
+    net, requests = relayed(16, "p", "a", "b")
+    a, b = net.node("a"), net.node("b")
+    while A not in b.fetches or not a.partial:
+        net.step(0)
+    a.does("drop_client", process("reader"))
+    while not any(task[1] == "unserved" for task in net.tasks):
+        net.step(0)
+    assert a.store.objects[A].pins and a.store.arena.used_bytes == 16 * PAGE
+    a.store.create(net.now, process("writer"), net.request(), A, 16 * PAGE)  # and who makes it now waits for that
+    a.settle()
+    net.run()
+    assert a.store.objects[A].creator == process("writer")
+    a.store.seal(A, OWNER)
+    a.settle()
+    net.run()
+    assert b.ok(requests[1])
 
 
 def test_those_who_wait_for_their_turn_are_told_so_and_do_not_give_up() -> None:

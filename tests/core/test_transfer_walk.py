@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zray.core.arena import PAGE
+from zray.core.transfer import GET
 
 from .reading import process
 from .transfer_bench import OWNER, Net
@@ -18,16 +19,22 @@ EVENTS = ["make", "make", "again", "pin", "pin", "pin", "pin", "unpin", "free", 
 walks = st.lists(
     st.tuples(st.sampled_from(EVENTS), st.integers(0, 3), st.integers(0, 5), st.integers(0, 40)), max_size=60
 )
+# Fewer things happen, to more who read the same.
+CHAIN = ["make", "again", "broadcast", "broadcast", "broadcast", "unpin", "free", "leave", "lose", "cut", "mend", "die", "time"]
+chains = st.lists(
+    st.tuples(st.sampled_from(CHAIN), st.integers(0, 3), st.integers(0, 5), st.integers(0, 40)), max_size=25
+)
 
 
 class Walk:
     """A random life of four nodes, and what is known of it from outside."""
 
-    def __init__(self, directories: tuple[str, ...]) -> None:
+    def __init__(self, directories: tuple[str, ...], **limits: Any) -> None:
+        chosen: dict[str, Any] = {"pages": 6, "pull_bytes_max": 3 * PAGE, "pulls_max": 2, **limits}
         self.net = Net(
-            *NAMES, pages=6, directories=directories, copy_receivers_max=1, pull_bytes_max=3 * PAGE, pulls_max=2,
-            transfer_attempts_max=2, store_full_grace_s=3.0,
-        )  # fmt: skip
+            *NAMES, directories=directories, copy_receivers_max=1, transfer_attempts_max=2, store_full_grace_s=3.0, **chosen
+        )
+        self.size = 4 if chosen["pages"] == 6 else 10  # pages of the largest object
         self.home: dict[bytes, Any] = {}  # objects that exist, and their primary's node
         self.pages: dict[bytes, int] = {}
         self.asked: list[tuple[Any, int, bytes, bytes]] = []  # node, request, object, reader
@@ -57,7 +64,7 @@ class Walk:
         elif what == "make":
             self.made += 1
             new = self.made.to_bytes(20, "big")
-            self.pages[new] = 1 + amount % 4
+            self.pages[new] = 1 + amount % self.size
             node.store.create(net.now, OWNER, net.request(), new, self.pages[new] * PAGE)
             node.settle()
             if new in node.store.objects:
@@ -77,6 +84,10 @@ class Walk:
             home = self.home[object_id]
             request = node.pin(object_id, home, self.pages[object_id], peer=reader, priority=amount % 3)
             self.asked.append((node, request, object_id, reader))
+        elif what == "broadcast":
+            for other in net.nodes.values():
+                if other.alive and other is not self.home[object_id]:
+                    self.does_with("pin", other, object_id, process(f"{other}-0"), GET)
         elif what == "unpin":
             node.unpin(object_id, reader)
         elif what == "again":  # a task that was tried twice makes here what lies elsewhere
@@ -92,7 +103,7 @@ class Walk:
     def steps(self, amount: int) -> None:
         """Some of what is under way goes on, in any order; the messages between two nodes stay in order."""
         net = self.net
-        for _ in range(amount % 12):
+        for _ in range(amount % 24):
             if net.tasks:
                 index = (amount * 7919) % len(net.tasks)
                 node, what, value = net.tasks[index]
@@ -111,7 +122,18 @@ class Walk:
 def test_walk_every_reader_is_answered_and_everything_is_given_back(
     events: list[tuple[str, int, int, int]], directories: tuple[str, ...]
 ) -> None:
-    walk = Walk(directories)
+    live(Walk(directories), events)
+
+
+@given(chains)
+@settings(max_examples=250, deadline=None)
+def test_walk_of_objects_that_are_passed_on_while_they_come(events: list[tuple[str, int, int, int]]) -> None:
+    walk = Walk((), pages=24, pull_bytes_max=100 * PAGE, pulls_max=10, transfer_chunk_bytes=PAGE // 2)
+    live(walk, [("make", 0, 0, 9), ("broadcast", 0, 0, 20), *events])
+
+
+def live(walk: Walk, events: list[tuple[str, int, int, int]]) -> None:
+    """Let it all happen, and then come to an end."""
     net = walk.net
     for event in events:
         walk.does(*event)

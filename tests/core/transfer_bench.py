@@ -36,6 +36,7 @@ class SimNode:
         self.transfer.pushes.endpoint = f"tcp://{name}"
         self.alive = True
         self.served: dict[int, tuple[bytes, Any]] = {}
+        self.partial: dict[int, list[tuple[SimNode, bytes]]] = {}  # tickets of what is being brought: who waits for more
         self.fetches: dict[bytes, list[Any]] = {}  # [endpoint, ticket, size, received, place]
         self.cancelled: dict[bytes, None] = {}
         self.answers: dict[int, tuple[bytes, bool, Any]] = {}  # to clients, by request
@@ -66,11 +67,18 @@ class SimNode:
         elif verb == e.TIMER:
             self.net.add_timer(self, *fields)
         elif verb == e.SERVE:
-            ticket, object_id, place = fields
+            ticket, object_id, place, whole = fields
             assert ticket not in self.served
             self.served[ticket] = (object_id, place)
+            if not whole:
+                self.partial[ticket] = []
+        elif verb == e.SERVE_REST:
+            self.go_on(fields[0])
+            self.partial.pop(fields[0], None)
         elif verb == e.UNSERVE:
             del self.served[fields[0]]
+            self.go_on(fields[0])
+            self.partial.pop(fields[0], None)
             self.net.tasks.append((self, "unserved", fields[0]))
         elif verb == e.FETCH:
             object_id, endpoint, ticket, size, received, place, _ = fields
@@ -79,6 +87,7 @@ class SimNode:
             self.net.tasks.append((self, "chunk", object_id))
         elif verb == e.CANCEL_FETCH:
             self.cancelled[fields[0]] = None
+            self.net.go_on()
         elif verb == e.SPILL:
             self.spills.append(fields)
             self.net.tasks.append((self, "spilled", None))
@@ -96,6 +105,18 @@ class SimNode:
         elif isinstance(message, Reply):
             assert message.request_id not in self.answers, "a request is answered once"
             self.answers[message.request_id] = (peer, message.ok, message.value)
+
+    def go_on(self, ticket: int) -> None:
+        """Whoever waits for more of an object looks again."""
+        for node, object_id in self.partial.get(ticket, ()):
+            self.net.tasks.append((node, "chunk", object_id))
+        self.partial[ticket] = []
+
+    def here(self, ticket: int, object_id: bytes, size: int) -> int:
+        """How much of an object can be sent."""
+        if ticket not in self.partial:
+            return size
+        return int(self.fetches[object_id][3]) if object_id in self.fetches else 0
 
     # -- what tests do ----------------------------------------------------------------------------------------------
 
@@ -171,9 +192,16 @@ class Net:
             limit -= 1
             self.step(0)
 
+    def go_on(self) -> None:
+        """Those who wait for what a node does not have yet look whether it comes."""
+        for node in self.nodes.values():
+            for ticket in list(node.partial):
+                node.go_on(ticket)
+
     def wait(self, seconds: float) -> None:
         """Let time pass."""
         until = self.now + seconds
+        self.go_on()
         self.run()
         while self.timers and self.timers[0][0] <= until:
             self.fire()
@@ -238,12 +266,18 @@ class Net:
             del node.fetches[object_id]
             node.does("on_fetch_failed", object_id, received, reason, f"{reason} of {source}")
             return
+        if not reason and source.here(ticket, object_id, size) < min(size, received + CHUNK):
+            source.partial[ticket].append((node, object_id))
+            return
         where = source.served[ticket][1]
         there = source.store.objects[object_id]
         in_file = there.copy is not None and where[0] == there.copy.path
         assert where[0] == there.offset or in_file, "it is read from where it is not"
         self.chunks += 1
         fetch[3] = received = min(size, received + CHUNK)
+        for other, (served, _) in list(node.served.items()):
+            if served == object_id and other in node.partial:
+                node.go_on(other)
         if received == size:
             del node.fetches[object_id]
             node.cancelled.pop(object_id, None)
@@ -256,6 +290,7 @@ class Net:
         """A node is gone, and the others hear of it."""
         node = self.node(name)
         node.alive = False
+        self.go_on()
         self.tasks = [task for task in self.tasks if task[0] is not node]
         for other in self.nodes.values():
             if other.alive:

@@ -169,6 +169,13 @@ class ListNodes(NamedTuple):
     request_id: int
 
 
+@message(47, "owner", "control")
+class ControlStatistics(NamedTuple):
+    """The reply: the control's numbers by name, with how many messages of each kind it has heard (``heard_<kind>``)."""
+
+    request_id: int
+
+
 @message(20, "agent", "control")
 class RegisterNode(NamedTuple):
     """A node joins the cluster."""

@@ -32,7 +32,7 @@ class ClusterView(NamedTuple):
     rows: list[Any]
 
 
-@message(106, "control", "agent", rows=2)
+@message(107, "control", "agent", rows=2)
 class ClusterLoads(NamedTuple):
     """What is free on nodes that are known: ``(node_id, available)`` each; the receiver's own node may be among them."""
 

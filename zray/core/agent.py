@@ -30,7 +30,6 @@ from zray.base.wire import (
     Reply,
 )
 from zray.base.wire_nodes import LeaseRedirected
-from zray.core.actor_desk import ActorDesk
 from zray.core.bundles import Bundle, NodeBundles
 from zray.core.chance import First
 from zray.core.control_desk import ControlDesk

@@ -23,7 +23,10 @@ DELETE_FILE = 15  # (DELETE_FILE, path)
 COLLECT = 16  # (COLLECT,): have every process of this node collect its garbage
 MEASURE = 17  # (MEASURE,): look at the memory of this machine and its workers, and call on_memory_measured
 ANSWER = 18  # (ANSWER, client, request_id, ok, value): the store answers a machine of the same agent: call its on_answer
-SERVE = 19  # (SERVE, ticket, object_id, place): let another node read the object, which lies in the arena or in a file
+# (SERVE, ticket, object_id, place, whole): let another node read the object, which lies in the arena or in a file. If it is not
+# whole, because it is still being brought here, what is not here yet is sent when it has come.
+SERVE = 19
+SERVE_REST = 23  # (SERVE_REST, ticket): the whole is here now
 UNSERVE = 20  # (UNSERVE, ticket): no longer; call on_unserved(ticket) when nothing looks at that place any more
 FETCH = 21  # (FETCH, object_id, endpoint, ticket, size, received, place, checksum): bring the rest of an object from another node
 CANCEL_FETCH = 22  # (CANCEL_FETCH, object_id): stop that; each FETCH ends in on_fetched or on_fetch_failed nevertheless

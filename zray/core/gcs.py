@@ -59,6 +59,7 @@ class Gcs:
         "_wanted",
         "actors",
         "functions",
+        "heard",
         "jobs",
         "kv",
         "members",
@@ -99,6 +100,7 @@ class Gcs:
         answers = saved.get("answers", [])
         self._answers: dict[tuple[bytes, int], bool] = {(r["asker"], r["request_id"]): bool(r["existed"]) for r in answers}
         self._next_answer = len(answers)
+        self.heard: dict[str, int] = {}  # messages by kind; the body counts them
         self._next_job = max((int.from_bytes(job, "big") for job in self.jobs), default=0) + 1
 
     def start(self, now: float) -> None:
@@ -164,6 +166,10 @@ class Gcs:
 
     def on_explain_node(self, now: float, peer: bytes, request_id: int, agent: bytes) -> None:
         self.out.append((SEND, peer, Reply(request_id, True, self.members.explain(now, agent))))
+
+    def on_control_statistics(self, now: float, peer: bytes, request_id: int) -> None:
+        heard = {f"heard_{kind}": count for kind, count in self.heard.items()}
+        self.out.append((SEND, peer, Reply(request_id, True, {**self.statistics(), **heard})))
 
     def leave(self, reason: str) -> None:
         """The control ends in good order, and with it the cluster."""

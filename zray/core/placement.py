@@ -22,7 +22,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from enum import Enum
 from typing import Any
 
 from zray.base.config import Config
@@ -32,123 +31,13 @@ from zray.base.wire import Reply
 from zray.base.wire_actors import Notice
 from zray.base.wire_placement import BundlesCounted, CommitBundles, PlacementGroupUpdated, PrepareBundles, ReturnBundles
 from zray.core.effects import AFTER_PERSIST, PERSIST, SEND, TIMER, Effect
-from zray.core.lifecycle import Lifecycle
-from zray.core.packing import STRATEGIES, Conditions, Packing, pack_bundles
+from zray.core.packing import STRATEGIES, Packing, pack_bundles
+from zray.core.placement_group import GroupState, PlacementGroup
 from zray.core.views import GroupView, NodeView, Views, are_amounts, is_condition
 from zray.exceptions import InvariantError
 
 RETRY_TIMER = "placement.retry"
 WAIT_TIMER = "placement.wait"
-
-
-class GroupState(Enum):
-    PENDING = 1
-    CREATED = 2
-    RESCHEDULING = 3
-    REMOVED = 4
-
-
-GROUP_LIFECYCLE = Lifecycle(
-    "placement group",
-    {
-        GroupState.PENDING: "Its bundles have no places yet: there is no room, or the nodes are being asked.",
-        GroupState.CREATED: "All its bundles have their places.",
-        GroupState.RESCHEDULING: "A node died: the bundles that were there need new places.",
-        GroupState.REMOVED: "It is gone, with what ran in it; the reason is known.",
-    },
-    {
-        GroupState.PENDING: {"placed": GroupState.CREATED, "removed": GroupState.REMOVED},
-        GroupState.CREATED: {"lost": GroupState.RESCHEDULING, "removed": GroupState.REMOVED},
-        GroupState.RESCHEDULING: {
-            "placed": GroupState.CREATED,
-            "lost": GroupState.RESCHEDULING,
-            "removed": GroupState.REMOVED,
-        },
-        GroupState.REMOVED: {},
-    },
-)
-
-
-class PlacementGroup:
-    """What the control knows of one placement group."""
-
-    __slots__ = (
-        "actor_id",
-        "actor_over",
-        "asked",
-        "attempt",
-        "bundles",
-        "conditions",
-        "creator",
-        "detached",
-        "free",
-        "id",
-        "infeasible",
-        "infeasible_since",
-        "job_id",
-        "job_over",
-        "name",
-        "namespace",
-        "nodes",
-        "plan",
-        "prepared",
-        "reason",
-        "retry_set",
-        "state",
-        "strategy",
-        "subscribers",
-        "tries",
-        "waiters",
-    )
-
-    def __init__(
-        self,
-        id: bytes,
-        job_id: bytes,
-        creator: bytes,
-        strategy: str,
-        bundles: tuple[ResourceSet, ...],
-        conditions: tuple[Conditions, ...],
-    ) -> None:
-        self.id = id
-        self.job_id = job_id
-        self.creator = creator
-        self.actor_id = b""
-        self.name = ""
-        self.namespace = ""
-        self.detached = False
-        self.strategy = strategy
-        self.bundles = bundles
-        self.conditions = conditions
-        self.state = GroupState.PENDING
-        self.nodes: list[bytes] = [b""] * len(bundles)
-        self.free: dict[int, dict[str, int]] = {}  # what is free in each bundle, as its node said last
-        self.attempt = 0  # the number of the round
-        self.plan: dict[int, bytes] = {}  # bundle -> node, of the round
-        self.asked: dict[bytes, list[int]] = {}  # node -> bundles; nothing when there is no round
-        self.prepared: dict[bytes, list[int]] = {}
-        self.tries = 0  # in vain, in a row
-        self.retry_set = False
-        self.infeasible = ""  # why no nodes can hold it, while that is so
-        self.infeasible_since = 0.0
-        self.reason = ""  # why it waits, or was removed
-        self.waiters: dict[tuple[bytes, int], None] = {}  # (process, request)
-        self.subscribers: dict[bytes, None] = {}  # agents
-        self.job_over = False
-        self.actor_over = False
-
-    def move(self, event: str) -> None:
-        self.state = GROUP_LIFECYCLE.next(self.state, event)
-
-    def view(self) -> GroupView:
-        """What policies must know of it."""
-        free = {index: ResourceSet(units) for index, units in self.free.items()}
-        return GroupView(self.state.name, self.bundles, tuple(self.nodes), self.reason, free)
-
-    def title(self) -> str:
-        """The group in the words of an error."""
-        name = f" {self.name!r}" if self.name else ""
-        return f"placement group{name} ({self.id.hex()})"
 
 
 class PlacementGroupManager:
@@ -167,6 +56,7 @@ class PlacementGroupManager:
         "_dead",
         "_out",
         "_over",
+        "_rounds",
         "_told",
         "_unplaced",
         "_views",
@@ -190,6 +80,7 @@ class PlacementGroupManager:
         self._agents: dict[bytes, bytes] = {}  # of the nodes that were ever asked
         self._dead: dict[bytes, None] = {}  # the removed that are remembered, the oldest first
         self._over: dict[bytes, None] = {}  # jobs and actors that ended: what they have sent may arrive later
+        self._rounds: dict[bytes, PlacementGroup] = {}  # whose nodes are being asked
         self._waits: dict[bytes, dict[bytes, None]] = {}  # process -> groups it waits for
         self._unplaced: dict[bytes, PlacementGroup] = {}  # those that look for places
         self.frozen = False  # not all nodes are known: nobody looks for places
@@ -334,8 +225,10 @@ class PlacementGroupManager:
         """Some of its bundles are gone, and need new places."""
         for index in indexes:
             group.nodes[index] = b""
+            group.free.pop(index, None)
         group.reason = reason
         group.move("lost")
+        self._unplaced[group.id] = group
         self._changed(now, group)
         self._try(now, group)
 
@@ -347,7 +240,7 @@ class PlacementGroupManager:
 
     def break_off(self, now: float, node_id: bytes, reason: str) -> None:
         """A node may not have heard what it was asked for, or not have been heard: those rounds begin anew."""
-        for group in self.groups.values():
+        for group in list(self._rounds.values()):
             if node_id in group.asked or node_id in group.prepared:
                 self._give_up(group, reason)
                 self._later(now, group)
@@ -358,7 +251,10 @@ class PlacementGroupManager:
         self._agents.update({node: agent_id(node) for node in group.nodes if node})
         if group.state is GroupState.REMOVED:
             self._dead[group.id] = None
-        elif group.name:
+            return
+        if group.state is not GroupState.CREATED:
+            self._unplaced[group.id] = group
+        if group.name:
             self.names[group.namespace, group.name] = group
 
     # -- ends -----------------------------------------------------------------------------------------------------
@@ -440,6 +336,7 @@ class PlacementGroupManager:
         group.plan = {index: node for index, node in enumerate(packing.nodes) if index not in placed}
         for index, node in group.plan.items():
             group.asked.setdefault(node, []).append(index)
+        self._rounds[group.id] = group
         for node, indexes in group.asked.items():
             self._agents[node] = views[node].agent
             rows = [(index, dict(group.bundles[index])) for index in indexes]
@@ -449,7 +346,7 @@ class PlacementGroupManager:
         """The nodes without what other rounds have asked for, which no view shows yet."""
         views = dict(self._views())
         own: dict[bytes, None] = {}
-        for group in self.groups.values():
+        for group in self._rounds.values():
             for node, indexes in (*group.asked.items(), *group.prepared.items()):
                 if node in views and node not in own:
                     own[node] = None
@@ -493,6 +390,7 @@ class PlacementGroupManager:
         for index, node in group.plan.items():
             group.nodes[index] = node
         group.plan = {}
+        del self._rounds[group.id]
         group.tries = 0
         group.reason = ""
         group.move("placed")
@@ -509,6 +407,7 @@ class PlacementGroupManager:
         group.asked = {}
         group.prepared = {}
         group.plan = {}
+        self._rounds.pop(group.id, None)
 
     def _end_if_over(self, now: float, group: PlacementGroup) -> None:
         if group.job_over and group.actor_over and not group.detached:
@@ -589,6 +488,8 @@ class PlacementGroupManager:
         if (group.state is GroupState.CREATED) != all(group.nodes):
             raise InvariantError(f"{group.title()} is {group.state.name} with {group.nodes}")
         if group.asked or group.prepared:
+            if group.id not in self._rounds:
+                raise InvariantError(f"the round of {group.title()} is not listed")
             in_round = sorted(_flat([*group.asked.values(), *group.prepared.values()]))
             if in_round != sorted(group.plan) or not group.asked or any(group.nodes[index] for index in in_round):
                 raise InvariantError(f"the round of {group.title()} does not add up")

@@ -24,6 +24,7 @@ The room is given back only when the body has said that it does not write there 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
@@ -124,6 +125,7 @@ class PullManager:
         config: limits.
         out: where effects go.
         store: where copies go.
+        on_abandoned: called with an object of which it is not known any more whether the rest of it will come.
     """
 
     __slots__ = (
@@ -134,17 +136,21 @@ class PullManager:
         "_dead",
         "_me",
         "_next",
+        "_on_abandoned",
         "_out",
         "_store",
         "_waiting",
         "pulls",
     )
 
-    def __init__(self, me: bytes, config: Config, out: list[Effect], store: ObjectStore) -> None:
+    def __init__(
+        self, me: bytes, config: Config, out: list[Effect], store: ObjectStore, on_abandoned: Callable[[bytes], None]
+    ) -> None:
         self._me = me
         self._config = config
         self._out = out
         self._store = store
+        self._on_abandoned = on_abandoned
         self._dead: dict[bytes, str] = {}  # agents of nodes that died, and why
         self._next = 1
         self._by_number: dict[int, Pull] = {}
@@ -201,6 +207,11 @@ class PullManager:
         """The agent from whose primary a pull is, b"" if there is no pull."""
         pull = self.pulls.get(object_id)
         return pull.primary if pull is not None else b""
+
+    def is_stuck(self, object_id: bytes) -> bool:
+        """Whether an object does not come from where it should have come from."""
+        pull = self.pulls.get(object_id)
+        return pull is not None and pull.state is not PullState.FETCHING and bool(pull.bad)
 
     def is_dead(self, agent: bytes) -> bool:
         """Whether a node has died."""
@@ -414,7 +425,8 @@ class PullManager:
         return None
 
     def _fail_source(self, now: float, pull: Pull, reason: str) -> None:
-        """Nothing comes from this source: ask another."""
+        """Nothing comes from this source: ask another. Those to whom it was passed on had better do so too."""
+        self._on_abandoned(pull.object_id)
         pull.bad.setdefault(pull.source, reason)
         if pull.source != pull.primary and pull.source not in self._dead:
             self._out.append((SEND, pull.source, CopyEnded(pull.object_id, False)))
@@ -457,6 +469,7 @@ class PullManager:
             if not self._store.withdraw(pull.object_id) and stored is not None and stored.creator == PULLS:
                 self._store.abort(pull.object_id)  # the answer that is on its way says that there is room
         elif pull.place is not None:
+            self._on_abandoned(pull.object_id)
             self._store.abort(pull.object_id, why)
             self._leave(pull, complete=False)
 

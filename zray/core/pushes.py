@@ -8,8 +8,9 @@ pin goes, and says when nothing looks at the place any more, since the network m
 
 *Broadcasts.* The agent that has the primary decides who reads from whom. No node serves the same object to more than
 ``copy_receivers_max`` others at once; who comes later waits, and is sent to one that has completed its copy in the meantime.
-So a broadcast becomes a tree, and the number of copies grows as a power does. The primary's agent counts who reads from whom;
-those who read report to it how that ended.
+Who brings a large object serves it already, as far as it has come: so a broadcast becomes a chain through which the bytes flow,
+and takes little longer than one transfer. The primary's agent counts who reads from whom; those who read report to it how that
+ended.
 
 *Frees.* When the primary is freed, all who have a copy, bring one, or wait for one are told.
 
@@ -23,23 +24,26 @@ from typing import Any
 
 from zray.base.config import Config
 from zray.base.wire_transfer import CopyElsewhere, CopyOffered, CopyRefused, CopyWaits, FreeCopies
-from zray.core.effects import SEND, SERVE, UNSERVE, Effect
+from zray.core.effects import SEND, SERVE, SERVE_REST, UNSERVE, Effect
 from zray.core.store import PUSHES, ObjectStore
 from zray.exceptions import InvariantError
 
 _PERIODS = 3  # without a word
+_RELAYS_MAX = 8  # nodes that pass an object on before they have all of it, one behind the other
+_RELAYED_CHUNKS_MIN = 4  # of an object that is passed on so
 
 
 class _Ticket:
     """A node may read an object from here."""
 
-    __slots__ = ("closing", "number", "object_id", "place", "receiver", "renewed_at")
+    __slots__ = ("closing", "number", "object_id", "place", "receiver", "renewed_at", "whole")
 
     def __init__(self, number: int, object_id: bytes, receiver: bytes, now: float) -> None:
         self.number = number
         self.object_id = object_id
         self.receiver = receiver
         self.place: tuple[Any, ...] | None = None  # (offset, size) or (path, position, size, checksum)
+        self.whole = True  # all of the object is here
         self.closing = False  # taken back; the store's or the body's last word is awaited
         self.renewed_at = now
 
@@ -54,6 +58,18 @@ class _Spread:
         self.assigned: dict[bytes, tuple[bytes, float]] = {}  # who reads: from whom, and when that was last said
         self.loads: dict[bytes, int] = {}  # how many read from each
         self.waiting: dict[bytes, list[bytes]] = {}  # who waits, and from whom each can not read
+
+    def relays(self, receiver: bytes) -> list[bytes]:
+        """Who reads, and can pass it on to this one meanwhile: not if it would come from that one itself."""
+        found = []
+        for agent in self.assigned:
+            source, hops = agent, 0
+            while source in self.assigned and source != receiver and hops <= _RELAYS_MAX:
+                source = self.assigned[source][0]
+                hops += 1
+            if source != receiver and hops <= _RELAYS_MAX:
+                found.append(agent)
+        return found
 
     def unassign(self, receiver: bytes) -> bytes:
         """Who read ends; returns from whom that was, b"" if from nobody."""
@@ -124,7 +140,7 @@ class PushManager:
         self._close(object_id, peer)
         stored = self._store.objects.get(object_id)
         if complete and stored is not None and not stored.freed:
-            if object_id not in self._store.copies:
+            if stored.sealed and object_id not in self._store.copies:
                 self._spreads.setdefault(object_id, _Spread()).holders[peer] = None
         elif complete:
             self._out.append((SEND, peer, FreeCopies([object_id])))
@@ -198,8 +214,22 @@ class PushManager:
             self._store.unpin(PUSHES, [ticket.object_id])
         else:
             ticket.place = value
-            self._out.append((SERVE, number, ticket.object_id, value))
+            ticket.whole = self._store.objects[ticket.object_id].sealed
+            self._out.append((SERVE, number, ticket.object_id, value, ticket.whole))
             self._offer(ticket)
+
+    def on_complete(self, object_id: bytes) -> None:
+        """What was passed on while it came is here now."""
+        for ticket in self.tickets.values():
+            if ticket.object_id == object_id and not ticket.whole:
+                ticket.whole = True
+                self._out.append((SERVE_REST, ticket.number))
+
+    def on_abandoned(self, object_id: bytes) -> None:
+        """The rest of what is passed on while it comes may not come."""
+        for ticket in list(self.tickets.values()):
+            if ticket.object_id == object_id and not ticket.whole and not ticket.closing:
+                self._close(object_id, ticket.receiver)
 
     def on_unserved(self, now: float, number: int) -> None:
         """The body looks at the object no more."""
@@ -227,8 +257,12 @@ class PushManager:
 
     def _assign(self, now: float, object_id: bytes, spread: _Spread) -> None:
         """Give those who wait somebody who serves them."""
+        stored = self._store.objects.get(object_id)
+        large = stored is not None and stored.size >= _RELAYED_CHUNKS_MIN * self._config.transfer_chunk_bytes
         for receiver, failed in list(spread.waiting.items()):
             sources = [agent for agent in (*spread.holders, self._me) if agent not in failed]
+            if large:
+                sources += [agent for agent in spread.relays(receiver) if agent not in failed]
             source = min(sources, key=lambda agent: spread.loads.get(agent, 0), default=b"")
             if not source and not spread.assigned:
                 del spread.waiting[receiver]

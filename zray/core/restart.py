@@ -29,7 +29,8 @@ from zray.core.actor import restored as _actor
 from zray.core.actors import ActorManager
 from zray.core.effects import AFTER_PERSIST, SEND, TIMER, Effect
 from zray.core.nodes import Node, NodeManager
-from zray.core.placement import GroupState, PlacementGroup, PlacementGroupManager
+from zray.core.placement import PlacementGroupManager
+from zray.core.placement_group import GroupState, PlacementGroup
 
 EXPECTED_TIMER = "gcs.expected"
 _GONE = "its process ended while the control was away"

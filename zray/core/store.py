@@ -133,7 +133,7 @@ class ObjectStore:
     def seal(self, object_id: bytes, owner: bytes, checksum: int = 0, primary: bytes = b"") -> None:
         """All bytes are written; ``checksum`` is of those written to a file. ``primary``: the agent that has the primary copy."""
         stored = self.objects.get(object_id)
-        if stored is None or stored.sealed:
+        if stored is None or stored.sealed or not stored.creator:
             return
         stored.owner = owner
         if primary:
@@ -159,7 +159,8 @@ class ObjectStore:
         if stored is not None and not stored.sealed:
             if reason and stored.copy is not None:
                 self.files.avoid(now, stored.copy.path, reason)
-            self._remove(object_id, stored)
+            stored.creator, stored.freed = b"", True
+            self._settle(object_id, stored)  # when the nodes that read what is here of it have let go
             self._advance()
 
     def pin(self, peer: bytes, request_id: int, object_id: bytes, *, now: float = 0.0, urgent: bool = True) -> None:
@@ -182,10 +183,9 @@ class ObjectStore:
                     self._demand(Demand(priority, b"", -1, object_id, stored.size, deadline))
 
     def lend(self, now: float, request_id: int, object_id: bytes) -> None:
-        """PUSHES wants to send the object to another node: a file of this machine will do as well as memory."""
+        """PUSHES wants to send the object: a file of this machine will do as well as memory, and what is coming too."""
         stored = self.objects.get(object_id)
-        on_disk = stored is not None and stored.state is ObjectState.ON_DISK
-        if stored is not None and on_disk and stored.copy is not None and "://" not in stored.copy.path:
+        if stored is not None and (stored.in_local_file or (stored.comes_to_memory and stored.creator == PULLS)):
             self._pin(PUSHES, request_id, object_id, stored)
         else:
             self.pin(PUSHES, request_id, object_id, now=now, urgent=False)
@@ -474,7 +474,7 @@ class ObjectStore:
 
     def _settle(self, object_id: bytes, stored: StoredObject) -> None:
         """Something that held an object is gone: remove it if that was the last, else see whether it can be moved now."""
-        busy = stored.state in (ObjectState.WRITING, ObjectState.SPILLING, ObjectState.RESTORING)
+        busy = bool(stored.creator) if not stored.sealed else stored.state in (ObjectState.SPILLING, ObjectState.RESTORING)
         useless = stored.freed or (stored.offset < 0 and object_id in self.copies)  # a file is no faster than the other node is
         if useless and not busy and not stored.pins:
             self._remove(object_id, stored)
@@ -569,7 +569,7 @@ class ObjectStore:
         copies: dict[str, int] = {}
         for object_id, stored in self.objects.items():
             name = object_id.hex()
-            busy = stored.state in (ObjectState.WRITING, ObjectState.SPILLING, ObjectState.RESTORING)
+            busy = stored.state in (ObjectState.SPILLING, ObjectState.RESTORING) or (not stored.sealed and stored.creator)
             if stored.freed and not busy and not stored.pins:
                 raise InvariantError(f"object {name} is free and still here")
             if stored.readers and stored.state in (ObjectState.IN_MEMORY, ObjectState.SPILLING):

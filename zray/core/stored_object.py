@@ -63,5 +63,15 @@ class StoredObject:
         path = self.copy.path if self.copy is not None else ""
         return self.size, self.state.name, self.owner, sum(self.pins.values()), path, self.call_site
 
+    @property
+    def in_local_file(self) -> bool:
+        """Whether it lies in a file of this machine, and only there."""
+        return self.state is ObjectState.ON_DISK and self.copy is not None and "://" not in self.copy.path
+
+    @property
+    def comes_to_memory(self) -> bool:
+        """Whether it is being written into shared memory."""
+        return not self.sealed and self.offset >= 0
+
     def move(self, event: str) -> None:
         self.state = OBJECT_LIFECYCLE.next(self.state, event)

@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zray.base.config import Config
-from zray.base.wire_transfer import CopiesHeld, FreePrimaries, PrimariesFreed
+from zray.base.wire_transfer import CopiesHeld, CopyRefused, FreePrimaries, PrimariesFreed
 from zray.core.copy_search import CopySearch
 from zray.core.effects import SEND, TIMER, Effect
 from zray.core.pulls import REST_TIMER, PullManager
@@ -81,8 +81,8 @@ class ObjectTransfer:
         self._unheard: dict[bytes, int] = {}  # how often they were said again since the last answer
         self._renewals = 0
         self._set = False  # the timer
-        self.pulls = PullManager(me, config, out, store)
         self.pushes = PushManager(me, config, out, store)
+        self.pulls = PullManager(me, config, out, store, self.pushes.on_abandoned)
         self.search = CopySearch(out, store, {} if others is None else others)
 
     # -- this node ------------------------------------------------------------------------------------------------
@@ -158,6 +158,7 @@ class ObjectTransfer:
     def on_fetched(self, now: float, object_id: bytes, checksum: int) -> None:
         """The end of a FETCH: all bytes are here; ``checksum`` is theirs, where the place is a file."""
         self.pulls.on_fetched(now, object_id, checksum)
+        self.pushes.on_complete(object_id)
         self._plan(now)
 
     def on_fetch_failed(self, now: float, object_id: bytes, received: int, kind: str, reason: str) -> None:
@@ -186,7 +187,9 @@ class ObjectTransfer:
         self._plan(now)
 
     def on_open_copy(self, now: float, peer: bytes, object_id: bytes) -> None:
-        if not self.pulls.is_dead(peer):
+        if self.pulls.is_stuck(object_id):
+            self._out.append((SEND, peer, CopyRefused(object_id, "it does not come here any more")))
+        elif not self.pulls.is_dead(peer):
             self.pushes.on_open_copy(now, peer, object_id)
             self._plan(now)
 

@@ -12,8 +12,10 @@ from typing import Any
 
 from zray.base.config import Config
 from zray.base.ids import NodeID
+from zray.base.resources import to_units
 from zray.ops import daemon, network
 
+_STORE_BYTES_MIN = 1 << 20
 _EXAMPLES = {
     "zray-head": """examples:
   zray-head                                   on this machine; prints how others join
@@ -25,6 +27,10 @@ _EXAMPLES = {
   zray-node --address 10.0.0.5:6390 --resources '{"big_disk": 1}' --labels zone=a
   zray-node --stop                            ends the node that runs on this machine
 """,
+}
+_KEY_FILE = {
+    "zray-head": "the file with the cluster's key: made if it is not there, else used again",
+    "zray-node": "the file with the cluster's key, a copy of that of the head",
 }
 
 
@@ -57,15 +63,21 @@ def _parser(name: str, text: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     offers = parser.add_argument_group("what the machine offers")
-    offers.add_argument("--num-cpus", type=float, help="CPUs; by default those this process may use")
-    offers.add_argument("--num-gpus", type=float, default=0.0, help="GPUs")
-    offers.add_argument("--resources", default="{}", metavar="JSON", help="further resources by name")
+    offers.add_argument("--num-cpus", type=float, metavar="N", help="CPUs; by default those this process may use")
+    offers.add_argument("--num-gpus", type=float, default=0.0, metavar="N", help="GPUs; by default none")
+    offers.add_argument("--resources", default="{}", metavar="JSON", help="further resources by name: '{\"big_disk\": 1}'")
     offers.add_argument("--labels", default="", metavar="K=V,...", help="labels that strategies can ask for")
-    offers.add_argument("--object-store-memory", type=int, default=0, metavar="BYTES", help="shared memory for objects")
+    offers.add_argument(
+        "--object-store-memory",
+        type=int,
+        default=0,
+        metavar="BYTES",
+        help="shared memory for objects; by default a share of what the machine has",
+    )
     runs = parser.add_argument_group("how it runs")
-    runs.add_argument("--key-file", default="", help="the file with the cluster's key (also ZRAY_KEY_FILE)")
+    runs.add_argument("--key-file", default="", metavar="FILE", help=_KEY_FILE[name] + " (also ZRAY_KEY_FILE)")
     runs.add_argument("--session-dir", default="", metavar="DIR", help="where its directory is made (also ZRAY_TMPDIR)")
-    runs.add_argument("--log-level", default="INFO", help="DEBUG, INFO, WARNING or ERROR")
+    runs.add_argument("--log-level", default="INFO", metavar="LEVEL", help="DEBUG, INFO, WARNING or ERROR")
     runs.add_argument("--detach", action="store_true", help="run in the background, and return when it is up")
     runs.add_argument("--stop", action="store_true", help="end the instance that runs here, that of --session-dir if given")
     return parser
@@ -80,6 +92,9 @@ def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, serve
         settings = {**_settings(chosen), **check(chosen)}
     except ValueError as error:
         parser.error(str(error))
+    except OSError as error:
+        print(f"{role}: {error.strerror or error}", file=sys.stderr)
+        return 1
     try:
         if chosen.detach:
             return daemon.detach(role, serve, settings)
@@ -106,6 +121,8 @@ def _settings(chosen: argparse.Namespace) -> dict[str, Any]:
         isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 for value in named.values()
     ):
         raise ValueError(f"--resources must be a JSON object of amounts, as '{{\"disk\": 2}}', not {chosen.resources!r}")
+    if "" in named:
+        raise ValueError("--resources must have a name for each amount")
     if {"CPU", "GPU", "memory"} & set(named):
         raise ValueError("--resources must not name CPU, GPU or memory: these have options of their own")
     labels = {}
@@ -113,11 +130,20 @@ def _settings(chosen: argparse.Namespace) -> dict[str, Any]:
         name, sign, value = part.partition("=")
         if not sign or not name:
             raise ValueError(f"--labels must be NAME=VALUE pairs with commas between them, not {chosen.labels!r}")
+        if name in labels:
+            raise ValueError(f"--labels says twice what {name} is: {chosen.labels!r}")
         labels[name] = value
-    for name in ("num_cpus", "num_gpus", "object_store_memory"):
-        if (getattr(chosen, name) or 0) < 0:
-            raise ValueError(f"--{name.replace('_', '-')} must not be negative")
     cpus = float(len(os.sched_getaffinity(0))) if chosen.num_cpus is None else chosen.num_cpus
+    amounts = [("--num-cpus", cpus), ("--num-gpus", chosen.num_gpus), *(("--resources", value) for value in named.values())]
+    for option, amount in amounts:
+        try:
+            to_units(amount)
+        except ValueError as error:
+            raise ValueError(f"{option}: {error}") from None
+    if chosen.num_gpus % 1:
+        raise ValueError(f"--num-gpus must be a whole number, not {chosen.num_gpus:g}: tasks may ask for a part of one")
+    if chosen.object_store_memory and chosen.object_store_memory < _STORE_BYTES_MIN:
+        raise ValueError(f"--object-store-memory must be {_STORE_BYTES_MIN} bytes at least, not {chosen.object_store_memory}")
     return {
         "resources": {"CPU": cpus, "GPU": chosen.num_gpus, **named},
         "labels": labels,
@@ -132,9 +158,17 @@ def _settings(chosen: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _check_host(host: str | None) -> None:
+    if host in ("0.0.0.0", "::", "*"):
+        raise ValueError(f"--host must be the one address of this machine by which the others reach it, not {host!r}")
+    if host:
+        network.check_own(host)
+
+
 def _check_head(chosen: argparse.Namespace) -> dict[str, Any]:
     if not 0 <= chosen.port < 1 << 16:
         raise ValueError(f"--port must be between 0 and 65535, not {chosen.port}")
+    _check_host(chosen.host)
     host = chosen.host or ("127.0.0.1" if chosen.insecure else network.own_address())
     return {"tcp": [host, chosen.port, host], "config": Config.from_environment().as_dict()}
 
@@ -143,5 +177,6 @@ def _check_node(chosen: argparse.Namespace) -> dict[str, Any]:
     if not chosen.address:
         raise ValueError("--address HOST:PORT is needed: zray-head prints it when it starts")
     host, port = network.split(chosen.address)
+    _check_host(chosen.host)
     own = chosen.host or network.address_towards(host, port)
     return {"tcp": [own, 0, own], "address": network.joined(host, port)}

@@ -12,6 +12,7 @@ import select
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
@@ -26,6 +27,7 @@ from zray.runtime.process import log
 Serve = Callable[[dict[str, Any], TextIO], int]
 _START_S = 60.0
 _STOP_S = 30.0
+_READY = "ready\n"
 INSECURE = b"an open cluster-"  # the identity of clusters without a key
 
 
@@ -56,14 +58,11 @@ class _Head:
         self._out = out
         self._ready = ready
         self._again = again
-        key_path = os.path.join(session.path, "cluster.key")
-        if settings["insecure"]:
-            self._key = None
-        elif again:
-            self._key = ClusterKey.load(key_path)
-        else:
-            self._key = ClusterKey.create("")
-            self._key.save(key_path)
+        kept = os.path.join(session.path, "cluster.key")
+        self._key: ClusterKey | None = None
+        if not settings["insecure"]:
+            self._key = _load(kept) if again else _key(settings["key_file"])
+            self._key.save(kept)
         self._cluster = INSECURE if self._key is None else self._key.cluster
         self._settings = {**settings, "cluster": self._cluster.hex()}
         self._address = ""
@@ -110,7 +109,7 @@ def serve_node(settings: dict[str, Any], out: TextIO, ready: Callable[[], None] 
     """Run a node until it is told to end; returns the exit code. If the cluster would have it back it starts anew."""
     address = settings["address"]
     key_file = "" if settings["insecure"] else find(address, settings["key_file"])
-    key = ClusterKey.load(key_file) if key_file else None
+    key = _load(key_file) if key_file else None
     cluster = INSECURE if key is None else key.cluster
     place = f"tcp://{address}"
     answer = agent_process.ask_cluster(place, cluster, key)
@@ -161,9 +160,28 @@ def _run_node(
     return process.node.agent.rejoin
 
 
+def _key(path: str) -> ClusterKey:
+    """The key of a cluster: that of the file, if it is there. Who has a copy needs no other when the head starts anew."""
+    return _load(path) if path and os.path.exists(path) else ClusterKey.create("")
+
+
+def _load(path: str) -> ClusterKey:
+    """The key in a file.
+
+    Raises:
+        OSError: there is none in it, or it can not be read.
+    """
+    try:
+        return ClusterKey.load(path)
+    except ValueError as error:
+        raise OSError(str(error)) from None
+
+
 def _keep(key: ClusterKey | None, address: str, path: str) -> str:
-    """Write the key where those who may join find it."""
-    return dataclasses.replace(key, address=address).save(path) if key is not None else ""
+    """Write the key where those who may join find it, unless it is there."""
+    if key is None or (path and key.address == address and os.path.exists(path)):
+        return path if key is not None else ""
+    return dataclasses.replace(key, address=address).save(path)
 
 
 def _describe(
@@ -201,11 +219,9 @@ def detach(role: str, serve: Serve, settings: dict[str, Any]) -> int:
     pid = os.fork()
     if pid:
         os.close(write)
-        with os.fdopen(read, encoding="utf-8", errors="replace") as pipe:
-            select.select([pipe], [], [], _START_S)
-            text = pipe.read()
-        print(text.removesuffix("ready\n"), end="", file=sys.stderr)
-        if text.endswith("ready\n"):
+        text = _hear(read, pid)
+        print(text.removesuffix(_READY), end="", file=sys.stderr)
+        if text.endswith(_READY):
             return 0
         print(f"{role}: it did not start", file=sys.stderr)
         return 1
@@ -226,11 +242,29 @@ def detach(role: str, serve: Serve, settings: dict[str, Any]) -> int:
             os._exit(code)
 
 
+def _hear(read: int, pid: int) -> str:
+    """What the process in the background says until it is ready, or has ended. Its zygote has the pipe too, and keeps it."""
+    pidfd = os.pidfd_open(pid)
+    heard = b""
+    end = time.monotonic() + _START_S
+    try:
+        while not heard.endswith(_READY.encode()):
+            readable, _, _ = select.select([read, pidfd], [], [], max(0.0, end - time.monotonic()))
+            part = os.read(read, 1 << 16) if read in readable else b""
+            if not part:
+                break
+            heard += part
+    finally:
+        os.close(pidfd)
+        os.close(read)
+    return heard.decode(errors="replace")
+
+
 def serve_detached(serve: Any, settings: dict[str, Any], pipe: TextIO) -> int:
     """Serve, and close the pipe to those who wait for the start when it is up."""
 
     def ready() -> None:
-        pipe.write("ready\n")
+        pipe.write(_READY)
         pipe.close()
 
     return int(serve(settings, pipe, ready))

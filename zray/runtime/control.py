@@ -51,6 +51,7 @@ class Control:
         process.add_brain(gcs, "control")
         process.add_handlers(gcs.actors, "control")
         process.add_handlers(gcs.placement, "control")
+        process.count_messages("control", gcs.heard)
         process.add_local(CONTROL)
         process.on_timers("gcs", gcs.on_timer)
         process.on_timers("actors", gcs.actors.on_timer)

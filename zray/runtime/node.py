@@ -176,7 +176,8 @@ class Node:
             e.ANSWER, lambda client, request_id, ok, value: transfer.on_answer(now(), client, request_id, ok, value)
         )
         if not self._host or self._arena is None:  # who asks nevertheless is no node of this cluster
-            process.on_effect(e.SERVE, lambda ticket, object_id, place: None)
+            process.on_effect(e.SERVE, lambda ticket, object_id, place, whole: None)
+            process.on_effect(e.SERVE_REST, lambda ticket: None)
             process.on_effect(e.UNSERVE, lambda ticket: transfer.on_unserved(now(), ticket))
             process.on_effect(
                 e.FETCH, lambda object_id, *_: transfer.on_fetch_failed(now(), object_id, 0, "lost", "there are no other nodes")
@@ -200,6 +201,7 @@ class Node:
         )
         transfer.pushes.endpoint = self._bytes.endpoint
         process.on_effect(e.SERVE, self._bytes.serve)
+        process.on_effect(e.SERVE_REST, self._bytes.serve_rest)
         process.on_effect(e.UNSERVE, self._bytes.unserve)
         process.on_effect(e.FETCH, self._bytes.fetch)
         process.on_effect(e.CANCEL_FETCH, self._bytes.cancel)

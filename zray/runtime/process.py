@@ -109,6 +109,20 @@ class Process:
             if schema.receiver in receivers and handler is not None:
                 self._handlers[schema.op] = handler
 
+    def count_messages(self, receiver: str, counts: dict[str, int]) -> None:
+        """Count the messages that come for a receiver, by kind."""
+
+        def counting(kind: str, handler: Callable[..., None]) -> Callable[..., None]:
+            def count(*message: Any) -> None:
+                counts[kind] = counts.get(kind, 0) + 1
+                handler(*message)
+
+            return count
+
+        for schema in SCHEMA.values():
+            if schema.receiver == receiver:
+                self._handlers[schema.op] = counting(schema.name, self._handlers[schema.op])
+
     def add_local(self, peer: bytes) -> None:
         """``peer`` is a brain of this very process."""
         self._local[peer] = None
