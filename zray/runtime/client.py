@@ -35,6 +35,7 @@ class Client(Process):
         self.agent = b""  # of the node this process lives on
         self.broken: RayError | None = None  # why nothing can be done any more
         self._requests: dict[int, Request] = {}
+        self._lasting: list[tuple[Any, ...]] = []  # what every control must know
         self._next_request = 1
 
     # -- the loop's calls -----------------------------------------------------------------------------------------
@@ -89,6 +90,11 @@ class Client(Process):
         """Send a message that has no answer."""
         self.loop.post((self.send, peer, message))
 
+    def tell_control(self, message: tuple[Any, ...]) -> None:
+        """Tell the control something that one which is started later must know as well."""
+        self._lasting.append(message)
+        self.tell(CONTROL, message)
+
     def drain(self) -> None:
         """Have the loop take and send all that was posted so far: the last thing before ``close``."""
         waiter = Waiter(1)
@@ -109,8 +115,8 @@ class Client(Process):
         self.send(peer, question)
 
     def open_words(self) -> list[Any]:
-        """What the control was told and may not know: the questions that it has not answered."""
-        return [request.question for request in self._requests.values() if request.question is not None]
+        """What a control that does not know this process must be told: the questions without an answer, and what lasts."""
+        return [*self._lasting, *[request.question for request in self._requests.values() if request.question is not None]]
 
 
 def finish(waiter: Waiter) -> None:

@@ -115,7 +115,6 @@ class TaskExecutor(CoreWorker):
         self._adopted = _Adopted()
         self.becoming: Actor | None = None  # while its constructor runs, and from then on
         self.actor: Actor | None = None
-        self._started: ActorStarted | None = None  # what the control was told of it
         self._order = ActorTaskQueue()
         self.on_effect(e.HANG_UP, self._hang_up)
         self.transport.dial(self.agent, settings.node["endpoint"])
@@ -507,7 +506,7 @@ class TaskExecutor(CoreWorker):
         except Exception as error:  # not from an owner of ours: there is nobody to tell but the control
             text = f"the call of its constructor can not be read: {type(error).__name__}: {error}"
             died = error_entry(ActorDiedError(text, start.actor_id.hex()))
-            self._tell_started(ActorStarted(start.actor_id, start.incarnation, died[1]))
+            self.tell_control(ActorStarted(start.actor_id, start.incarnation, died[1]))
             return
         task_id, class_id, payload, slots, _, depth, name, extra = spec
         self.task_id, self.task_name, self.depth = task_id, name, depth
@@ -532,15 +531,8 @@ class TaskExecutor(CoreWorker):
             self.end_if_forked()
         run_us = int((time.monotonic() - started) * 1e6)
         error_payload = entry[1] if entry[0] == ERROR else b""
-        self._tell_started(ActorStarted(start.actor_id, start.incarnation, error_payload))
+        self.tell_control(ActorStarted(start.actor_id, start.incarnation, error_payload))
         self.finish(owner[0], _NO_LEASE, (task_id, (entry,), run_us, self._adopted.refs or {}))
-
-    def _tell_started(self, word: ActorStarted) -> None:
-        self._started = word
-        self.tell(CONTROL, word)
-
-    def open_words(self) -> list[Any]:
-        return [*super().open_words(), *([self._started] if self._started is not None else [])]
 
     def _meet(self, owner: Address) -> None:
         """In the loop: the process that created the actor will be told how its constructor went."""
