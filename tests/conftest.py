@@ -50,7 +50,10 @@ def _descriptors() -> dict[str, str]:
 
 
 def _threads() -> dict[str, str]:
-    return {str(thread.ident): thread.name for thread in threading.enumerate()}
+    """Without those of tasks and actors in local mode, which come and go until ``shutdown``."""
+    local = getattr(object_ref.connected, "address", (b"", ""))[1] == "local"
+    threads = [thread for thread in threading.enumerate() if not (local and thread.name.startswith("zray-"))]
+    return {str(thread.ident): thread.name for thread in threads}
 
 
 def _children() -> dict[str, str]:

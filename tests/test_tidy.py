@@ -39,6 +39,7 @@ LEVELS: list[list[set[str]]] = [
             "actor",
             "actor_description",
             "arguments",
+            "object_ref_generator",
             "options",
             "placement_group",
             "remote_function",
@@ -233,6 +234,7 @@ def handlers() -> dict[str, list[type]]:
     from zray.core.bundles import NodeBundles
     from zray.core.copy_search import CopySearch
     from zray.core.gcs import Gcs
+    from zray.core.generators import GeneratorOwner
     from zray.core.object_desk import ObjectDesk
     from zray.core.owner import Owner
     from zray.core.placement import PlacementGroupManager
@@ -241,14 +243,15 @@ def handlers() -> dict[str, list[type]]:
     from zray.core.transfer import ObjectTransfer
     from zray.runtime.client import Client
     from zray.runtime.core_worker import CoreWorker
+    from zray.runtime.executor import Executor
     from zray.runtime.explainer import Explainer
     from zray.runtime.worker import TaskExecutor
 
     return {
         "control": [Gcs, ActorManager, PlacementGroupManager],
         "agent": [NodeBundles, NodeAgent, ActorDesk, ObjectDesk, ObjectTransfer, CopySearch],
-        "owner": [Owner, ActorOwner, ObjectRecovery, Resync, CoreWorker, Explainer],
-        "worker": [TaskExecutor],
+        "owner": [Owner, ActorOwner, GeneratorOwner, ObjectRecovery, Resync, CoreWorker, Explainer],
+        "worker": [Executor, TaskExecutor],
         "any": [Client, CoreWorker],
     }
 
@@ -264,6 +267,13 @@ def test_each_message_has_exactly_one_handler(schema: Schema) -> None:
     assert parameters == ["self", "now", "peer", *schema.cls._fields]  # type: ignore[attr-defined]
 
 
+def test_no_two_effects_have_the_same_verb() -> None:
+    from zray.core import effects
+
+    verbs = {name: value for name, value in vars(effects).items() if isinstance(value, int) and name.isupper()}
+    assert len(set(verbs.values())) == len(verbs) > 20
+
+
 # -- public names -----------------------------------------------------------------------------------------------------
 
 
@@ -272,3 +282,10 @@ def test_every_public_name_can_be_loaded() -> None:
         assert getattr(zray, name) is not None
     for info in pkgutil.walk_packages(zray.__path__, "zray."):
         importlib.import_module(info.name)
+
+
+def test_effects_have_numbers_of_their_own() -> None:
+    from zray.core import effects
+
+    numbers = [value for name, value in vars(effects).items() if name.isupper()]
+    assert sorted(set(numbers)) == sorted(numbers)

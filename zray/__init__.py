@@ -28,6 +28,8 @@ _PUBLIC = {
     "get_actor": "zray.actor",
     "kill": "zray.actor",
     "ObjectRef": "zray.object_ref",
+    "ObjectRefGenerator": "zray.object_ref_generator",
+    "DynamicObjectRefGenerator": "zray.object_ref",
     "get_runtime_context": "zray.runtime_context",
     "JobID": "zray.base.ids",
     "NodeID": "zray.base.ids",
@@ -63,7 +65,9 @@ if TYPE_CHECKING:
     from zray.base.ids import ObjectID as ObjectID
     from zray.base.ids import TaskID as TaskID
     from zray.base.ids import WorkerID as WorkerID
+    from zray.object_ref import DynamicObjectRefGenerator as DynamicObjectRefGenerator
     from zray.object_ref import ObjectRef as ObjectRef
+    from zray.object_ref_generator import ObjectRefGenerator as ObjectRefGenerator
     from zray.remote_function import remote as remote
     from zray.runtime_context import get_runtime_context as get_runtime_context
     from zray.timeline import timeline as timeline

@@ -9,7 +9,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar, overload
 
 from zray import api, object_ref, options
 from zray.actor_description import SPECIAL, Description, constructor_of, described, is_async, members_of, methods_of
@@ -20,12 +20,14 @@ from zray.base.resources import ResourceSet
 from zray.base.wire import CONTROL, Address
 from zray.base.wire_actors import GetActor, RegisterActor
 from zray.core.tasks import CallBudget, Task, TaskTemplate
-from zray.exceptions import ActorAlreadyExistsError, ActorDiedError, PendingCallsLimitExceeded, RaySystemError
+from zray.exceptions import ActorAlreadyExistsError, ActorDiedError, PendingCallsLimitExceeded
 from zray.object_ref import ObjectRef
-from zray.runtime.actor import ActorExit
-from zray.runtime.core_worker import CoreWorker
-from zray.runtime.worker import TaskExecutor
+from zray.object_ref_generator import call_generator, returns_of, window_of
+from zray.runtime.actor import Actor, ActorExit
 from zray.strategy import Group, Strategy, placed
+
+if TYPE_CHECKING:
+    from zray.runtime.core_worker import CoreWorker
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -60,6 +62,8 @@ def method(*args: Any, **chosen: Any) -> Any:
     options.check_method_options(chosen)
 
     def decorate(function: F) -> F:
+        generates = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+        options.check_generator_options(function.__qualname__, chosen, generates=generates)
         function.__zray_method__ = chosen  # type: ignore[attr-defined]
         return function
 
@@ -399,7 +403,8 @@ class ActorMethod:
             args: its arguments; ObjectRefs among them are replaced by their values.
 
         Returns:
-            A reference to the result; with ``num_returns`` other than 1 a list of references, or None for 0.
+            A reference to the result; with ``num_returns`` other than 1 a list of references, or None for 0; an
+            ObjectRefGenerator if the method is a generator.
 
         Raises:
             TypeError: the arguments do not fit the method, or can not be pickled.
@@ -436,6 +441,8 @@ class ActorMethod:
             result: ObjectRef[Any] = ObjectRef(object_id, worker.address, worker.release)
             worker.submit(Task(task_id, template, payload, slots, nested, (object_id,), 0))
             return result
+        if template.num_returns < 0:
+            return call_generator(worker, task_id, template, payload, slots, nested, 0)
         ids = tuple(return_id(task_id, index + 1) for index in range(template.num_returns))
         refs = [worker.new_ref(object_id) for object_id in ids]
         worker.submit(Task(task_id, template, payload, slots, nested, ids, 0))
@@ -448,8 +455,7 @@ def _bound(handle: ActorHandle[Any], name: str, chosen: dict[str, Any] | None) -
     found = description.methods.get(name) or SPECIAL[name]
     merged = {**found.options, **(chosen or {})}
     label = merged.get("name") or f"{description.class_name}.{name}"
-    if found.generates or merged.get("num_returns") in ("dynamic", "streaming"):
-        raise NotImplementedError(f"{label}() is a generator: generator methods are not supported yet")
+    options.check_generator_options(label, merged, generates=found.generates)
     extra: dict[str, Any] = {}
     if merged.get("concurrency_group"):
         extra["concurrency_group"] = merged["concurrency_group"]
@@ -457,18 +463,18 @@ def _bound(handle: ActorHandle[Any], name: str, chosen: dict[str, Any] | None) -
         kinds = merged["retry_exceptions"]
         extra["retry_exceptions"] = kinds if isinstance(kinds, bytes) else options.exceptions_payload(kinds)
     retries = merged.get("max_task_retries")
-    returns = merged.get("num_returns")
     template = TaskTemplate(
         name.encode(),
         label,
         _NOTHING_HELD,
-        1 if returns is None else returns,
+        returns_of(merged, generates=found.generates),
         description.max_task_retries if retries is None else retries,
         extra or None,
     )
     template.actor = (bytes(handle._actor_id), handle._zray_handle_id)
     template.ordered = description.ordered
     template.budget = handle._zray_budget
+    template.window = window_of(merged, handle._zray_worker.config)
     kinds_of = tuple(inspect._ParameterKind)
     signature = inspect.Signature(
         [
@@ -562,15 +568,13 @@ def exit_actor() -> NoReturn:
         TypeError: it was called outside of an actor.
     """
     worker = api.connected()
-    if not isinstance(worker, TaskExecutor) or worker.actor is None:
+    executor = worker.executor() if worker is not None else None
+    if executor is None or executor.actor is None:
         raise TypeError("exit_actor() ends the actor that calls it: this is not an actor")
     raise ActorExit
 
 
-def current_handle(worker: TaskExecutor) -> ActorHandle[Any]:
-    """A weak handle of the actor that this process is: it does not keep itself alive."""
-    actor = worker.becoming
-    if actor is None:
-        raise RaySystemError("this process is not an actor")
+def current_handle(worker: CoreWorker, actor: Actor) -> ActorHandle[Any]:
+    """A weak handle of the actor that asks for it: it does not keep itself alive."""
     blob, detached = actor.extra["handle"]
     return ActorHandle(worker, actor.id, actor.extra["handle_id"], actor.owner, blob, None, detached=detached)

@@ -19,6 +19,7 @@ from zray.base.config import Config
 from zray.base.resources import from_units, to_units
 from zray.base.wire import CONTROL, ListNodes
 from zray.object_ref import ObjectRef
+from zray.object_ref_generator import ObjectRefGenerator
 
 if TYPE_CHECKING:
     from zray.runtime.core_worker import CoreWorker
@@ -38,7 +39,7 @@ def runtime() -> CoreWorker:
     if worker is None:
         with _starting:
             if object_ref.connected is None:
-                _start_embedded({})
+                _start_default()
             worker = object_ref.connected
     return worker  # type: ignore[return-value]
 
@@ -104,9 +105,10 @@ def init(
             "local" always starts one; "auto" joins the running cluster of this user, if there is one alone, "HOST:PORT" that
             of this head. A node of it must run on this machine.
         num_cpus: CPUs the node offers; by default those this process may use.
-        num_gpus, resources: GPUs, and further resources by name, that the node offers.
+        num_gpus, resources, labels: GPUs, further resources by name, and labels for strategies, that the node offers.
         object_store_memory: bytes of shared memory for objects; by default 30 % of memory, and never more than /dev/shm has.
         runtime_env: ``{"env_vars": {...}}`` sets environment variables in the workers of this job.
+        local_mode: run everything in this very process, for debugging; ``ZRAY_LOCAL_MODE=1`` does so for any program.
         namespace: isolates names from other jobs; by default one of its own.
         ignore_reinit_error: a second ``init`` is not an error.
         log_to_driver: whether the output of tasks is shown here; if not, it goes to files in the session directory.
@@ -133,12 +135,13 @@ def init(
             if ignore_reinit_error:
                 return _context()
             raise RuntimeError("zray.init() was called before: call zray.shutdown() first, or pass ignore_reinit_error=True")
-        if local_mode:
-            raise NotImplementedError("local_mode is not supported yet: use init() without it")
         address = address if address is not None else os.environ.get("ZRAY_ADDRESS") or None
         given = {"num_cpus": num_cpus, "num_gpus": num_gpus, "resources": resources, "labels": labels}
         given["object_store_memory"] = object_store_memory
         env_vars = _job_env_vars(runtime_env)
+        if local_mode or _local_by_default(address):
+            _start_local(address, given, namespace, env_vars, _system_config)
+            return _context()
         if address not in (None, "local"):
             _join_running(str(address), given, namespace, env_vars, _temp_dir or "")
         else:
@@ -177,6 +180,37 @@ def _join_running(
     object_ref.connected = driver.connect_running(found[0], space, env_vars)
 
 
+def _start_default() -> None:
+    """What ``init()`` would do that was not called."""
+    if _local_by_default(None):
+        _start_local(None, {}, None, {}, None)
+    else:
+        _start_embedded({})
+
+
+def _local_by_default(address: str | None) -> bool:
+    return address in (None, "local") and os.environ.get("ZRAY_LOCAL_MODE") == "1"
+
+
+def _start_local(
+    address: str | None,
+    given: dict[str, Any],
+    namespace: str | None,
+    env_vars: dict[str, str],
+    system_config: dict[str, Any] | None,
+) -> None:
+    """Have the cluster in this very process."""
+    if address not in (None, "local"):
+        raise ValueError(f"local_mode has no other processes: there is nothing to connect to at {address!r}")
+    from zray.runtime.local import LocalRuntime
+
+    config = Config.from_environment()
+    if system_config:
+        config = Config.from_dict({**config.as_dict(), **system_config})
+    space = namespace or f"anonymous-{uuid.uuid4()}"
+    object_ref.connected = LocalRuntime(config, _node_resources(given), space, env_vars, _node_labels(given.get("labels")))
+
+
 def _start_embedded(arguments: dict[str, Any]) -> None:
     from zray.runtime.embedded import EmbeddedHead
 
@@ -198,6 +232,7 @@ def _start_embedded(arguments: dict[str, Any]) -> None:
         log_to_driver=arguments.get("log_to_driver", True),
         logging_level=level,
         temp_dir=arguments.get("temp_dir") or "",
+        labels=_node_labels(arguments.get("labels")),
     )
     from zray.runtime import driver  # takes as long to import as the head takes to start: both at once
 
@@ -237,6 +272,14 @@ def _node_resources(arguments: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def _node_labels(labels: Any) -> dict[str, str]:
+    """What strategies can ask the node for."""
+    named = labels if labels is not None else {}
+    if not isinstance(named, dict) or not all(isinstance(k, str) and k and isinstance(v, str) for k, v in named.items()):
+        raise ValueError(f"labels must be a dict of text by name, not {labels!r}")
+    return dict(named)
+
+
 def _usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -261,8 +304,8 @@ def shutdown(_exiting_interpreter: bool = False) -> None:
     """Disconnect; a cluster that ``init`` started ends, with all its processes and files. Does nothing if not connected."""
     with _starting:
         worker: Any = object_ref.connected
-        if worker is None or not hasattr(worker, "shutdown"):
-            return
+        if worker is None or worker.executor() is not None:
+            return  # a task or actor has not called init()
         object_ref.connected = None
         worker.shutdown()
 
@@ -315,7 +358,7 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
     """The value of a reference, or the values of a list of references in order; waits for them.
 
     Args:
-        object_refs: an ObjectRef or a list of them.
+        object_refs: an ObjectRef or a list of them. An ObjectRefGenerator is returned as it is.
         timeout: seconds to wait at most; 0 only looks; None waits for ever.
 
     Raises:
@@ -329,6 +372,8 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
     """
     if isinstance(object_refs, ObjectRef):
         return runtime().get([object_refs], _seconds(timeout))[0]
+    if isinstance(object_refs, ObjectRefGenerator):
+        return object_refs
     if not isinstance(object_refs, (list, tuple)):
         raise TypeError(f"get() takes an ObjectRef or a list of them, not a {type(object_refs).__name__}: {object_refs!r}")
     _check_refs("get", object_refs)
@@ -338,16 +383,16 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
 
 
 def wait(
-    object_refs: list[ObjectRef[T]],
+    object_refs: list[Any],
     *,
     num_returns: int = 1,
     timeout: float | None = None,
     fetch_local: bool = True,
-) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
+) -> tuple[list[Any], list[Any]]:
     """Wait until some of the references are ready.
 
     Args:
-        object_refs: references, each once.
+        object_refs: references, each once. An ObjectRefGenerator among them is ready when ``next()`` of it would not wait.
         num_returns: how many must be ready.
         timeout: seconds to wait at most; 0 only looks; None waits for ever.
         fetch_local: accepted for compatibility with Ray.
@@ -367,8 +412,10 @@ def wait(
     if not object_refs:
         raise ValueError("wait() needs at least one ObjectRef")
     worker = runtime()
+    generators: list[ObjectRefGenerator[Any]] = []
     if worker.checked != _mark(object_refs):  # a loop passes what the last call left over: that is checked already
-        _check_refs("wait", object_refs)
+        generators = [ref for ref in object_refs if type(ref) is ObjectRefGenerator]
+        _check_refs("wait", [ref for ref in object_refs if ref not in generators] if generators else object_refs)
         worker.check_ours(object_refs)
         if len({ref._id for ref in object_refs}) != len(object_refs):
             raise ValueError("wait() needs a list of different ObjectRefs: one of them is in it twice")
@@ -376,8 +423,10 @@ def wait(
         raise TypeError(f"num_returns must be an integer, not {num_returns!r}")
     if not 0 < num_returns <= len(object_refs):
         raise ValueError(f"num_returns must be between 1 and {len(object_refs)} (the number of references), not {num_returns}")
+    for generator in generators:
+        generator.report()
     ready, rest = worker.wait(object_refs, num_returns, _seconds(timeout))
-    worker.checked = _mark(rest)
+    worker.checked = () if generators else _mark(rest)
     return ready, rest
 
 
@@ -445,5 +494,5 @@ def _amounts(units: dict[str, int]) -> dict[str, float]:
 
 def get_gpu_ids() -> list[int]:
     """The GPUs assigned to the running task; none in a driver. ``CUDA_VISIBLE_DEVICES`` says the same."""
-    worker: Any = runtime()
-    return list(worker.gpu_ids()) if worker.role == "worker" else []
+    executor = runtime().executor()
+    return executor.gpu_ids() if executor is not None else []

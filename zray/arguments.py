@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zray.base import serialization
 from zray.object_ref import ObjectRef
-from zray.runtime.core_worker import CoreWorker
-from zray.runtime.worker import ARGUMENTS
+from zray.runtime.executor import ARGUMENTS
+
+if TYPE_CHECKING:
+    from zray.runtime.core_worker import CoreWorker
 
 Packed = tuple[Any, tuple[Any, ...], tuple[Any, ...]]  # payload, slots, nested references
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -104,6 +105,25 @@ class ObjectRef(Generic[T]):
 
     def __deepcopy__(self, memo: Any) -> ObjectRef[T]:
         return self
+
+
+class DynamicObjectRefGenerator(Generic[T]):
+    """The value of a call with ``num_returns="dynamic"``: the references to all items of a generator.
+
+    Args:
+        refs: the references.
+    """
+
+    def __init__(self, refs: Iterable[ObjectRef[T]]) -> None:
+        self._refs = deque(refs)
+
+    def __iter__(self) -> Iterator[ObjectRef[T]]:
+        """The references; each is forgotten when it was taken."""
+        while self._refs:
+            yield self._refs.popleft()
+
+    def __len__(self) -> int:
+        return len(self._refs)
 
 
 def _adopt(object_id: bytes, owner: Address) -> ObjectRef[Any]:

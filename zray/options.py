@@ -90,7 +90,9 @@ _COMMON_OPTIONS: dict[str, Option] = {
 _CALL_OPTIONS: dict[str, Option] = {
     "num_returns": Option('an integer >= 0, "dynamic" or "streaming"', _num_returns, 1),
     "retry_exceptions": Option("a bool or a list of exception types", _retry_exceptions, False),
-    "_generator_backpressure_num_objects": Option("an integer", _optional(int)),
+    "_generator_backpressure_num_objects": Option(
+        "an integer >= 1; -1 or None is no limit", lambda value: value is None or value == -1 or _count(1)(value)
+    ),
 }
 
 TASK_OPTIONS: dict[str, Option] = {
@@ -163,6 +165,17 @@ def check_method_options(options: Mapping[str, Any]) -> None:
         ValueError: an option is unknown, or has a value that is not accepted; the text names it.
     """
     _check("a method", METHOD_OPTIONS, options)
+
+
+def check_generator_options(name: str, options: Mapping[str, Any], *, generates: bool) -> None:
+    """Check that what is to be streamed is a generator.
+
+    Raises:
+        ValueError: it is none.
+    """
+    returns = options.get("num_returns")
+    if returns in ("dynamic", "streaming") and not generates:
+        raise ValueError(f"{name}() has num_returns={returns!r}, which is for generators: it has no yield")
 
 
 def check_known(options: Mapping[str, Any]) -> None:

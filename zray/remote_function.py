@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from zray import api, options
 from zray.actor import ActorClass
@@ -14,8 +14,11 @@ from zray.base import serialization
 from zray.base.ids import FIRST_RETURN, return_id
 from zray.core.tasks import Task, TaskTemplate
 from zray.object_ref import ObjectRef
-from zray.runtime.core_worker import CoreWorker
+from zray.object_ref_generator import call_generator, returns_of, window_of
 from zray.strategy import Group, placed
+
+if TYPE_CHECKING:
+    from zray.runtime.core_worker import CoreWorker
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,11 +43,12 @@ class RemoteFunction(Generic[P, R]):
     def __init__(self, function: Callable[P, R], task_options: dict[str, Any]) -> None:
         task_options = options.with_current_names(task_options)
         options.check_task_options(task_options)
-        if inspect.iscoroutinefunction(function):
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
             raise ValueError(
                 f"{function.__qualname__}() is a coroutine function: only actors have an event loop; make it an ordinary "
                 "function that calls asyncio.run(), or a method of an actor"
             )
+        options.check_generator_options(function.__qualname__, task_options, generates=inspect.isgeneratorfunction(function))
         self._function = function
         self._options = task_options
         self._name = task_options.get("name") or function.__qualname__
@@ -79,7 +83,8 @@ class RemoteFunction(Generic[P, R]):
             args: the function's arguments; ObjectRefs among them are replaced by their values in the worker.
 
         Returns:
-            A reference to the result; with ``num_returns`` other than 1 a list of references, or None for 0.
+            A reference to the result; with ``num_returns`` other than 1 a list of references, or None for 0; an
+            ObjectRefGenerator if the function is a generator.
 
         Raises:
             TypeError: the arguments do not fit the function, or can not be pickled.
@@ -109,6 +114,8 @@ class RemoteFunction(Generic[P, R]):
             ref: ObjectRef[R] = ObjectRef(object_id, worker.address, worker.release)
             worker.submit(Task(task_id, template, payload, slots, nested, (object_id,), depth))
             return ref
+        if template.num_returns < 0:
+            return call_generator(worker, task_id, template, payload, slots, nested, depth)  # type: ignore[no-any-return]
         ids = tuple(return_id(task_id, index + 1) for index in range(template.num_returns))
         refs = [worker.new_ref(object_id) for object_id in ids]
         worker.submit(Task(task_id, template, payload, slots, nested, ids, depth))
@@ -135,8 +142,6 @@ class RemoteFunction(Generic[P, R]):
     def _bind(self) -> CoreWorker:
         """Give the function to the connected cluster; its globals and closure are taken as they are now."""
         worker = api.runtime()
-        if self._options.get("num_returns") in ("dynamic", "streaming") or inspect.isgeneratorfunction(self._function):
-            raise NotImplementedError(f"{self._name}() is a generator: generator tasks are not supported yet")
         if self._worker is not None or not self._function_id:  # not exported, or to a cluster that is no more
             self._function_id, body = serialization.export_function(self._function)
             worker.export(self._function_id, self._name, body)
@@ -165,16 +170,17 @@ class RemoteFunction(Generic[P, R]):
             extra["retry_exceptions"] = options.exceptions_payload(retry_exceptions)
         if group is not None:
             extra["placement_group"] = group
-        returns = chosen.get("num_returns")
-        return TaskTemplate(
+        template = TaskTemplate(
             self._function_id,
             self._name,
             options.task_resources(chosen),
-            1 if returns is None else returns,
+            returns_of(chosen, generates=inspect.isgeneratorfunction(self._function)),
             worker.config.max_retries if retries is None else retries,
             extra or None,
             strategy,
         )
+        template.window = window_of(chosen, worker.config)
+        return template
 
 
 @overload

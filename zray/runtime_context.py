@@ -8,8 +8,6 @@ from typing import Any
 from zray import api
 from zray.actor import ActorHandle, current_handle
 from zray.runtime.actor import Actor, current_call
-from zray.runtime.driver import Driver
-from zray.runtime.worker import TaskExecutor
 
 
 class RuntimeContext:
@@ -28,23 +26,23 @@ class RuntimeContext:
 
     def get_worker_id(self) -> str:
         """This process, as hexadecimal text."""
-        return self._worker.me.hex()
+        return (self._worker.executor() or self._worker).me.hex()
 
     def get_task_id(self) -> str | None:
         """The running task; None in a driver."""
-        worker = self._worker
+        executor = self._worker.executor()
         call = current_call.get()
         if call is not None:
             return call[0].hex()
-        return worker.task_id.hex() if isinstance(worker, TaskExecutor) else None
+        return executor.task_id.hex() if executor is not None else None
 
     def get_task_name(self) -> str | None:
         """The name of the running task; None in a driver."""
-        worker = self._worker
+        executor = self._worker.executor()
         call = current_call.get()
         if call is not None:
             return call[1]
-        return worker.task_name if isinstance(worker, TaskExecutor) else None
+        return executor.task_name if executor is not None else None
 
     def get_actor_id(self) -> str | None:
         """The actor this process is, as hexadecimal text; None in tasks and drivers."""
@@ -63,9 +61,10 @@ class RuntimeContext:
         Raises:
             RuntimeError: this is not an actor.
         """
-        if not isinstance(self._worker, TaskExecutor) or self._worker.becoming is None:
+        actor = self._actor()
+        if actor is None:
             raise RuntimeError("current_actor is only known in the methods of an actor: this is a task or a driver")
-        return current_handle(self._worker)
+        return current_handle(self._worker, actor)
 
     def get_placement_group_id(self) -> str | None:
         """The placement group in which the running task or actor is, as hexadecimal text; None if it is in none."""
@@ -76,12 +75,12 @@ class RuntimeContext:
     def should_capture_child_tasks_in_placement_group(self) -> bool:
         """Whether what is submitted here goes into the placement group of this task or actor; True in a driver, as in Ray."""
         current = self._worker.placement_group
-        return current[1] if current is not None else isinstance(self._worker, Driver)
+        return current[1] if current is not None else self._worker.executor() is None
 
     def get_assigned_resources(self) -> dict[str, float]:
         """What the running task was given; empty in a driver."""
-        worker = self._worker
-        return worker.assigned_resources() if isinstance(worker, TaskExecutor) else {}
+        executor = self._worker.executor()
+        return executor.assigned_resources() if executor is not None else {}
 
     def get_runtime_env_string(self) -> str:
         """The runtime environment as JSON."""
@@ -106,10 +105,7 @@ class RuntimeContext:
     @property
     def gcs_address(self) -> str:
         """Where the control process can be reached."""
-        worker = self._worker
-        if isinstance(worker, Driver) and worker.head is not None:
-            return worker.head.session.endpoint("h")
-        return worker.node_endpoint
+        return self._worker.control_endpoint()
 
     def get(self) -> dict[str, Any]:
         """The ids that are known, by name."""
@@ -125,8 +121,8 @@ class RuntimeContext:
         return known
 
     def _actor(self) -> Actor | None:
-        worker = self._worker
-        return worker.becoming if isinstance(worker, TaskExecutor) else None
+        executor = self._worker.executor()
+        return executor.becoming if executor is not None else None
 
 
 def get_runtime_context() -> RuntimeContext:

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +24,7 @@ from zray.exceptions import (
 from zray.util.state import list_actors
 
 from .driving import PATIENCE_S, Script
+from .modes import crash, held
 
 pytestmark = pytest.mark.usefixtures("cluster", "no_actor_left")
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors need not import pytest
@@ -56,7 +56,7 @@ class Gate:
         self.opened.set()
 
     def passed(self, value: Any = None) -> Any:
-        assert self.opened.wait(PATIENCE_S)
+        assert held(self.opened)
         return value
 
 
@@ -167,6 +167,7 @@ def test_constructors_that_raise_what_does_not_travel(kind: str) -> None:
     assert type(caught.value.cause).__name__ == cause
 
 
+@pytest.mark.processes("it ends a process")
 @pytest.mark.parametrize(
     ("die", "reason"),
     [
@@ -190,7 +191,7 @@ def test_exit_actor_in_a_constructor() -> None:
 
 
 def test_a_constructor_that_hangs_holds_nobody_else_up_and_can_be_killed() -> None:
-    hanging = Worker.remote(time.sleep, 1000)
+    hanging = Worker.remote(held)
     ref = hanging.value.remote()
     with pytest.raises(GetTimeoutError):
         ray.get(ref, timeout=0.01)
@@ -204,9 +205,9 @@ def test_a_constructor_that_hangs_holds_nobody_else_up_and_can_be_killed() -> No
 def test_an_argument_of_the_constructor_that_is_an_error(way: str) -> None:
     bad: Any
     if way == "dead worker":
-        bad = ray.remote(max_retries=0)(lambda: os._exit(1)).remote()
+        bad = ray.remote(max_retries=0)(crash).remote()
     elif way == "dead actor":
-        bad = Worker.remote().run.remote(os._exit, 1)
+        bad = Worker.remote().run.remote(crash)
     else:
         bad = ray.remote(lambda: {}["missing"]).remote()
 
@@ -359,7 +360,7 @@ def test_wait_counts_errors_as_ready() -> None:
 
 def test_one_dead_actor_does_not_hide_the_results_of_others() -> None:
     well, ill = Worker.remote(), Worker.remote()
-    good, bad = well.value.remote(5), ill.run.remote(os._exit, 1)
+    good, bad = well.value.remote(5), ill.run.remote(crash)
     with pytest.raises(RayActorError):
         ray.get([good, bad], timeout=PATIENCE_S)
     assert ray.get(good) == 5
@@ -388,7 +389,7 @@ def test_max_pending_calls_is_an_error_at_the_call() -> None:
 def test_pending_calls_that_fail_with_their_actor_are_not_pending() -> None:
     actor = Worker.options(max_pending_calls=2, max_restarts=-1).remote()
     for _ in range(3):
-        refs = [actor.run.remote(os._exit, 1), actor.value.remote()]
+        refs = [actor.run.remote(crash), actor.value.remote()]
         ray.wait(refs, num_returns=2, timeout=PATIENCE_S)
     ray.kill(actor)
     for _ in range(5):
@@ -575,6 +576,7 @@ def test_a_handle_that_is_read_where_there_is_no_cluster(script: Callable[..., S
     assert program.finish()[0] == 0
 
 
+@pytest.mark.processes("it forks the driver")
 def test_a_fork_of_the_driver_has_no_use_of_its_handles() -> None:
     actor = Worker.remote()
     assert ray.get(actor.value.remote(1)) == 1

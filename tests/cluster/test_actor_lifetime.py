@@ -18,6 +18,7 @@ from zray.exceptions import ActorDiedError
 from zray.util.state import list_actors
 
 from .driving import PATIENCE_S, Script, alive, eventually, processes_of
+from .modes import crash, held, in_local_mode
 
 pytestmark = pytest.mark.usefixtures("cluster", "no_actor_left")
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors need not import pytest
@@ -55,12 +56,13 @@ class Gate:
         self.opened.set()
 
     def passed(self, value: Any = None) -> Any:
-        assert self.opened.wait(PATIENCE_S)
+        assert held(self.opened)
         return value
 
 
 def gone(pid: int) -> None:
-    eventually(lambda: not alive(pid), f"the end of process {pid}")
+    """Wait for the end of an actor's process; in local mode the fixtures look for the ends of actors and threads."""
+    eventually(lambda: in_local_mode() or not alive(pid), f"the end of process {pid}")
 
 
 def wait_for(gate: Any, function: Any, *args: Any) -> Any:
@@ -356,6 +358,7 @@ def test_kill_right_after_making_it() -> None:
             ray.get(ref, timeout=PATIENCE_S)
 
 
+@pytest.mark.processes("it stops a process")
 def test_kill_of_an_actor_that_is_stopped() -> None:
     keeper = Keeper.remote()
     pid = ray.get(keeper.pid.remote())
@@ -380,7 +383,7 @@ def test_an_actor_kills_itself() -> None:
 
     def kill_myself() -> None:
         ray.kill(ray.get_runtime_context().current_actor)
-        threading.Event().wait(PATIENCE_S)
+        held()
 
     with pytest.raises(ActorDiedError, match="kill"):
         ray.get(keeper.run.remote(kill_myself), timeout=PATIENCE_S)
@@ -392,14 +395,17 @@ ENDS: list[tuple[Any, str]] = [
     (lambda: sys.exit(0), r"it called sys\.exit\(\)"),
     (lambda: sys.exit(1), "exited with code 1; it may not be restarted, max_restarts allows more"),
     (lambda: sys.exit("some words"), "exited with code 1"),
+]
+ABRUPT_ENDS: list[tuple[Any, str]] = [
     (lambda: os._exit(7), "exited with code 7"),
     (lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"),
     (lambda: os.kill(os.getpid(), signal.SIGTERM), "SIGTERM"),
     (os.abort, "SIGABRT"),
 ]
+_ENDS_PROCESS = pytest.mark.processes("it ends a process")
 
 
-@pytest.mark.parametrize(("leave", "reason"), ENDS)
+@pytest.mark.parametrize(("leave", "reason"), [*ENDS, *[pytest.param(*end, marks=_ENDS_PROCESS) for end in ABRUPT_ENDS]])
 def test_whatever_ends_an_actor_is_the_reason_that_its_calls_get(leave: Any, reason: str) -> None:
     keeper = Keeper.remote()
     pid = ray.get(keeper.pid.remote())
@@ -464,7 +470,7 @@ class Leaver:
         ray.actor.exit_actor()
 
     async def crash(self) -> None:
-        os._exit(1)
+        crash()
 
 
 @pytest.mark.parametrize("way", ["exit_actor", "sys_exit", "exit_in_a_task", "plain"])
@@ -480,6 +486,7 @@ def test_an_actor_that_ends_itself_finishes_what_runs(way: str) -> None:
         ray.get([actor.wait.remote() for _ in range(3)], timeout=PATIENCE_S)
 
 
+@pytest.mark.processes("it ends a process")
 def test_a_crash_fails_all_that_wait() -> None:
     actor = Leaver.options(max_restarts=0).remote()
     waiting = [actor.wait.remote() for _ in range(20)]

@@ -16,6 +16,7 @@ from zray.util import list_named_actors
 from zray.util.state import list_actors
 
 from .driving import PATIENCE_S, Script, assert_nothing_remains, eventually
+from .modes import crash
 
 pytestmark = pytest.mark.usefixtures("cluster", "no_actor_left")
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors need not import pytest
@@ -184,7 +185,7 @@ def test_however_it_ends_its_name_is_free(way: str) -> None:
             if way == "exit":
                 ray.actor.exit_actor()
             if way == "crash":
-                os._exit(1)
+                crash()
 
     actor = Ends.options(name=way).remote()
     actor.end.remote()
@@ -199,7 +200,7 @@ def test_a_restarted_actor_keeps_its_name() -> None:
     class Fragile:
         def crash(self) -> int:
             if not ray.get_runtime_context().was_current_actor_reconstructed:
-                os._exit(1)
+                crash()
             return 1
 
     actor = Fragile.options(name="fragile").remote()

@@ -16,6 +16,7 @@ from zray.exceptions import ActorDiedError, RayTaskError
 from zray.util import ActorPool
 
 from .driving import PATIENCE_S
+from .modes import crash
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -60,7 +61,7 @@ class Worker:
         raise KeyError(value)
 
     def die(self) -> None:
-        os._exit(1)
+        crash()
 
     def ask(self, other: Any) -> Any:
         return ray.get(other.who.remote())

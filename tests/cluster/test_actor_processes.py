@@ -19,7 +19,7 @@ from zray.exceptions import ActorDiedError
 
 from .driving import PATIENCE_S, Script, alive, eventually
 
-pytestmark = pytest.mark.usefixtures("cluster", "no_actor_left")
+pytestmark = [pytest.mark.usefixtures("cluster", "no_actor_left"), pytest.mark.processes("signals, forks and children")]
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors need not import pytest
 
 

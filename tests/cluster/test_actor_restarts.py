@@ -18,15 +18,16 @@ from zray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from zray.util.state import list_actors
 
 from .driving import PATIENCE_S, alive, eventually
+from .modes import crash, in_local_mode
 
 pytestmark = pytest.mark.usefixtures("cluster", "no_actor_left")
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors need not import pytest
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def cluster(local_mode: bool) -> Iterator[Any]:
     """One cluster for the file, where actors that die again and again are not waited for so long."""
-    with ray.init(num_cpus=2, _system_config={"actor_restart_delay_ms": 10.0}) as context:
+    with ray.init(num_cpus=2, local_mode=local_mode, _system_config={"actor_restart_delay_ms": 10.0}) as context:
         yield context
 
 
@@ -79,7 +80,7 @@ class Fragile:
 
     def die_until(self, life: int) -> int:
         if self.life < life:
-            os._exit(1)
+            crash()
         return self.life
 
     def wait_for(self, path: str) -> str:
@@ -114,7 +115,12 @@ CRASHES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("way", CRASHES)
+_ENDS_PROCESS = pytest.mark.processes("it ends a process")
+
+
+@pytest.mark.parametrize(
+    "way", [way if way.startswith("sys.") else pytest.param(way, marks=_ENDS_PROCESS) for way in CRASHES]
+)
 def test_an_actor_that_crashed_starts_again_from_the_beginning(way: str) -> None:
     actor = Fragile.options(max_restarts=1).remote(kept="the same argument")
     assert ray.get([actor.add.remote() for _ in range(3)]) == [1, 2, 3]
@@ -126,7 +132,7 @@ def test_an_actor_that_crashed_starts_again_from_the_beginning(way: str) -> None
     assert ray.get([actor.add.remote(), actor.add.remote()], timeout=PATIENCE_S) == [1, 2]
     assert ray.get(actor.get.remote()) == "the same argument"
     assert ray.get(actor.restarted.remote()) is True
-    assert ray.get(actor.pid.remote()) != first
+    assert (ray.get(actor.pid.remote()) == first) == in_local_mode()
     assert (row(actor)["restarts"], row(actor)["state"]) == (1, "ALIVE")
 
 
@@ -135,9 +141,9 @@ def test_no_more_restarts_than_allowed(tmp_path: Any, restarts: int) -> None:
     actor = Fragile.options(max_restarts=restarts).remote(tmp_path / "lives")
     for _ in range(restarts):
         with pytest.raises(ActorUnavailableError):
-            ray.get(actor.run.remote(os._exit, 1), timeout=PATIENCE_S)
+            ray.get(actor.run.remote(crash), timeout=PATIENCE_S)
     with pytest.raises(ActorDiedError, match="max_restarts allows more"):
-        ray.get(actor.run.remote(os._exit, 1), timeout=PATIENCE_S)
+        ray.get(actor.run.remote(crash), timeout=PATIENCE_S)
     with pytest.raises(ActorDiedError, match=f"restarted {restarts} time" if restarts else "may not be restarted"):
         ray.get(actor.add.remote(), timeout=PATIENCE_S)
     assert len(lines(tmp_path / "lives")) == restarts + 1
@@ -149,6 +155,7 @@ def test_restarts_without_end(tmp_path: Any) -> None:
     assert row(actor)["restarts"] == 4
 
 
+@pytest.mark.processes("it ends a process")
 def test_a_constructor_that_crashes_is_run_again(tmp_path: Any) -> None:
     @ray.remote(max_restarts=2)
     class Late:
@@ -165,6 +172,7 @@ def test_a_constructor_that_crashes_is_run_again(tmp_path: Any) -> None:
         ray.get(Late.options(max_restarts=1).remote().ok.remote(), timeout=PATIENCE_S)
 
 
+@pytest.mark.processes("it ends a process")
 def test_a_constructor_that_raises_when_it_is_run_again_ends_the_actor(tmp_path: Any) -> None:
     @ray.remote(max_restarts=5, max_task_retries=5)
     class OnlyOnce:
@@ -194,7 +202,7 @@ def test_an_end_that_was_wanted_is_no_crash(tmp_path: Any, way: str) -> None:
         ref = actor.run.remote(ray.actor.exit_actor if way == "exit_actor" else sys.exit)
         with pytest.raises(ActorDiedError):
             ray.get(ref, timeout=PATIENCE_S)
-    eventually(lambda: not alive(pid), "its end")
+    eventually(lambda: in_local_mode() or not alive(pid), "its end")
     if way != "scope":
         with pytest.raises(ActorDiedError):
             ray.get(actor.add.remote(), timeout=PATIENCE_S)
@@ -214,6 +222,7 @@ def test_a_kill_that_allows_a_restart(tmp_path: Any) -> None:
         ray.get(actor.lives.remote(), timeout=PATIENCE_S)
 
 
+@pytest.mark.processes("it ends a process")
 def test_a_kill_while_it_restarts_is_final(tmp_path: Any) -> None:
     @ray.remote(max_restarts=-1, max_task_retries=-1)
     class Slow:
@@ -232,6 +241,7 @@ def test_a_kill_while_it_restarts_is_final(tmp_path: Any) -> None:
         ray.get(ref, timeout=PATIENCE_S)
 
 
+@pytest.mark.processes("it ends a process")
 def test_children_are_made_again_by_the_constructor() -> None:
     @ray.remote(max_restarts=1, max_task_retries=1)
     class Parent:
@@ -249,6 +259,7 @@ def test_children_are_made_again_by_the_constructor() -> None:
     eventually(lambda: not alive(old[1]), "the end of the first child")
 
 
+@pytest.mark.processes("it ends a process")
 @pytest.mark.parametrize("size", [1, 300_000])
 @pytest.mark.parametrize("way", ["put", "task", "nested", "plain"])
 def test_constructor_arguments_are_there_for_every_restart(size: int, way: str) -> None:
@@ -274,6 +285,7 @@ def test_constructor_arguments_are_there_for_every_restart(size: int, way: str) 
         del others
 
 
+@pytest.mark.processes("it ends a process")
 def test_a_detached_actor_without_an_owner_restarts(tmp_path: Any) -> None:
     @ray.remote(max_calls=1)
     def make(path: Any) -> int:
@@ -288,6 +300,7 @@ def test_a_detached_actor_without_an_owner_restarts(tmp_path: Any) -> None:
     ray.kill(actor)
 
 
+@pytest.mark.processes("it ends a process")
 def test_restarts_take_longer_when_it_keeps_dying(tmp_path: Any) -> None:
     """It does not burn the machine: while others work as usual, it dies a few times and not hundreds of times."""
 
@@ -312,7 +325,7 @@ def test_restarts_take_longer_when_it_keeps_dying(tmp_path: Any) -> None:
 def test_a_call_under_way_fails_and_those_behind_it_too() -> None:
     actor = Fragile.options(max_restarts=1).remote()
     ray.get(actor.add.remote())
-    refs = [actor.run.remote(os._exit, 1), *[actor.add.remote() for _ in range(5)]]
+    refs = [actor.run.remote(crash), *[actor.add.remote() for _ in range(5)]]
     for ref in refs:
         with pytest.raises(ActorUnavailableError, match="may have run or not"):
             ray.get(ref, timeout=PATIENCE_S)
@@ -329,7 +342,7 @@ def test_calls_made_while_it_restarts_wait_for_it(tmp_path: Any) -> None:
 
     actor: Any = Slow.remote()
     with pytest.raises(ActorUnavailableError):
-        ray.get(actor.run.remote(os._exit, 1), timeout=PATIENCE_S)
+        ray.get(actor.run.remote(crash), timeout=PATIENCE_S)
     refs = [actor.add.remote() for _ in range(3)]
     assert ray.wait(refs, timeout=0)[0] == []
     assert row(actor)["state"] == "RESTARTING"
@@ -450,6 +463,7 @@ def written(path: Any) -> list[list[int]]:
     return [[int(word) for word in line.split()] for line in lines(path) if line.count(" ") == 3]
 
 
+@pytest.mark.processes("it ends a process")
 @pytest.mark.parametrize("kind", ["ordered", "threads", "async"])
 def test_four_callers_and_an_actor_that_is_killed_again_and_again(tmp_path: Any, kind: str) -> None:
     """Nothing is lost, nothing is done twice by the same process, and each process of a plain actor sees its callers' order."""
@@ -481,6 +495,7 @@ def test_four_callers_and_an_actor_that_is_killed_again_and_again(tmp_path: Any,
             assert kind != "ordered" or numbers == sorted(numbers)
 
 
+@pytest.mark.processes("it ends a process")
 def test_calls_with_and_without_retries_under_load(tmp_path: Any) -> None:
     """Every call has a result or an error that says what happened; the ones with retries have results."""
     path = str(tmp_path / "journal")

@@ -71,6 +71,7 @@ def test_an_actor_keeps_its_state_between_calls() -> None:
     assert ray.get([counter.add.remote(5) for _ in range(3)]) == [18, 23, 28]
 
 
+@pytest.mark.processes("it compares processes")
 def test_each_actor_is_a_process_of_its_own() -> None:
     boxes = [Box.remote() for _ in range(3)]
     pids = ray.get([box.pid.remote() for box in boxes])

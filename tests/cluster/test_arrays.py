@@ -39,6 +39,7 @@ def test_arrays_come_back_read_only_and_equal(count: int) -> None:
         back.flags.writeable = True
 
 
+@pytest.mark.processes("there is no shared memory")
 def test_a_large_array_is_not_copied() -> None:
     ref = ray.put(np.arange(LARGE))
     first, second = ray.get(ref), ray.get(ref)
@@ -123,6 +124,7 @@ def test_arrays_of_every_kind(array: Any) -> None:
         assert np.array_equal(back, array)
 
 
+@pytest.mark.processes("there is no shared memory")
 def test_arrays_returned_by_tasks_are_taken_from_shared_memory() -> None:
     @ray.remote(num_returns=2)
     def make() -> Any:

@@ -16,6 +16,7 @@ import zray as ray
 from zray.exceptions import ActorDiedError, RayTaskError, TaskCancelledError
 
 from .driving import PATIENCE_S, Script
+from .modes import crash
 
 pytestmark = pytest.mark.usefixtures("cluster", "no_actor_left")
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors need not import pytest
@@ -225,6 +226,7 @@ def test_the_constructor_may_start_tasks_in_the_loop() -> None:
     assert ray.get(Clock.remote(20).seen.remote(), timeout=PATIENCE_S) == 20
 
 
+@pytest.mark.processes("pytest sees the warning of a task that runs here")
 def test_a_constructor_that_is_a_coroutine_is_an_error() -> None:
     @ray.remote
     class Wrong:
@@ -547,7 +549,7 @@ def test_calls_that_wait_are_sent_again_after_a_crash(tmp_path: Any) -> None:
     async def crash_once() -> str:
         if not os.path.exists(path):
             open(path, "x").close()
-            os._exit(1)
+            crash()
         return "survived"
 
     actor = Helper.options(max_restarts=1, max_task_retries=1).remote()

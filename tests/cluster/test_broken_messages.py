@@ -18,7 +18,7 @@ from zray.io.greeting import PYTHON, encode_hello
 
 from .driving import eventually
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.processes("it speaks to sockets")]
 
 ME = b"a stranger here."
 

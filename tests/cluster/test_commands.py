@@ -57,7 +57,8 @@ class Operator:
             self._homes.append(home)
         name = command.removeprefix("zray-")
         line = [sys.executable, "-c", f"import sys; from zray.ops import cli; sys.exit(cli.{name}())"]
-        environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(zray.__file__)), "TMPDIR": home}
+        root = os.path.dirname(os.path.dirname(zray.__file__))
+        environment = {**os.environ, "PYTHONPATH": root, "TMPDIR": home, "ZRAY_TMPDIR": home}
         line += ["--session-dir", home, *options]
         done = subprocess.run(line, env=environment, capture_output=True, timeout=PATIENCE_S, text=True, check=False)
         return done.returncode, done.stdout + done.stderr
@@ -115,6 +116,15 @@ def test_a_head_in_the_background_is_joined_ended_and_started_anew_with_its_key(
     again = operator.started("zray-head", *options)
     second = json.loads(Path(key).read_text())
     assert second == {**first, "address": again}, "who has a copy of the key needs no other"
+
+
+def test_a_key_file_that_nobody_has_named_goes_with_its_head(operator: Operator, home: str) -> None:
+    address = operator.started("zray-head", "--host", "127.0.0.1")
+    [node] = living_nodes(home)
+    key = Path(node["key_file"])
+    assert json.loads(key.read_text())["address"] == address and key.parent == Path(home, f"zray-{os.getuid()}")
+    assert operator("zray-head", "--stop") == (0, "")
+    assert not key.exists()
 
 
 def test_a_key_that_can_not_be_used_is_no_reason_to_make_another(operator: Operator, home: str) -> None:

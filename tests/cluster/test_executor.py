@@ -24,6 +24,7 @@ from zray.util import Executor
 
 from .driving import PATIENCE_S, Script, eventually
 from .gates import Gate, through
+from .modes import crash
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -127,6 +128,7 @@ def test_what_can_not_be_sent_fails_in_the_future(executor: Executor) -> None:
     assert executor.submit(double, 1).result() == 2
 
 
+@pytest.mark.processes("pytest sees the warning of a task that runs here")
 def test_functions_that_return_what_can_not_be_sent(executor: Executor) -> None:
     def numbers() -> Iterator[int]:
         yield 1
@@ -503,7 +505,7 @@ def test_calls_that_only_wait_may_be_more_than_there_are_cpus(gate: Gate, option
 def die_once(path: Path) -> str:
     if not path.exists():
         path.touch()
-        os._exit(1)
+        crash()
     return "alive"
 
 
@@ -537,6 +539,7 @@ def test_executors_in_calls_of_executors(executor: Executor, how: str) -> None:
     assert [call.result(PATIENCE_S) for call in calls] == [180] * 3
 
 
+@pytest.mark.processes("it counts threads")
 def test_many_threads_and_many_calls(executor: Executor) -> None:
     sums: dict[int, int] = {}
 

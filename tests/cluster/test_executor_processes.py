@@ -77,6 +77,7 @@ def setting(_: int) -> tuple[str, int]:
     return _setting, os.getpid()
 
 
+@pytest.mark.processes("a module has its global variables once")
 def test_an_initializer_is_called_once_in_each_process() -> None:
     with Executor(2, initializer=set_up, initargs=("set",)) as executor:
         seen = list(executor.map(setting, range(100)))
@@ -133,6 +134,7 @@ def test_an_initializer_that_raises_breaks_the_executor() -> None:
             executor.submit(double, 1)
 
 
+@pytest.mark.processes("it compares processes")
 def test_processes_are_replaced_after_so_many_calls() -> None:
     with Executor(1, max_tasks_per_child=2) as executor:
         pids = [executor.submit(os.getpid).result(PATIENCE_S) for _ in range(6)]

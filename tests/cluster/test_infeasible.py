@@ -12,9 +12,10 @@ from zray.exceptions import RayError, TaskUnschedulableError
 
 
 @pytest.fixture(autouse=True, scope="module")
-def short_patience(no_leak_in_module: None) -> Iterator[None]:
+def short_patience(no_leak_in_module: None, local_mode: bool) -> Iterator[None]:
     limits = {"infeasible_grace_s": 0.1, "workers_max": 8, "task_depth_max": 30, "args_bytes_max": 1 << 20}
-    with ray.init(num_cpus=2, resources={"special": 1}, object_store_memory=1 << 24, _system_config=limits):
+    offered = {"resources": {"special": 1}, "object_store_memory": 1 << 24}
+    with ray.init(num_cpus=2, local_mode=local_mode, _system_config=limits, **offered):
         yield
 
 

@@ -19,8 +19,8 @@ from zray.experimental.internal_kv import (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def session_dir() -> Iterator[str]:
-    yield ray.init(num_cpus=1)["session_dir"]
+def session_dir(local_mode: bool) -> Iterator[str]:
+    yield ray.init(num_cpus=1, local_mode=local_mode)["session_dir"]
     ray.shutdown()
 
 
@@ -53,6 +53,7 @@ def test_a_task_sees_what_the_driver_put_and_the_other_way_round() -> None:
     assert _internal_kv_get("from the task", namespace="swap") == b"y"
 
 
+@pytest.mark.processes("there is no database")
 def test_what_was_put_is_in_the_database(session_dir: str) -> None:
     _internal_kv_put("kept", "z", namespace="disk")
     with sqlite3.connect(os.path.join(session_dir, "gcs.sqlite")) as database:

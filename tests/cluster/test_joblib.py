@@ -56,6 +56,7 @@ def inner(count: int) -> list[int]:
     return list(Parallel(n_jobs=2)(delayed(abs)(-i) for i in range(count)))
 
 
+@pytest.mark.processes("it compares processes")
 @pytest.mark.parametrize("n_jobs", [2, -1, None])
 def test_results_come_in_order_from_other_processes(n_jobs: int | None) -> None:
     found = Parallel(n_jobs=n_jobs)(delayed(pid_and_double)(i) for i in range(300))

@@ -149,6 +149,7 @@ def test_wait_returns_no_more_than_was_asked_for() -> None:
     assert ray.wait(refs) == (refs[:1], refs[1:])
 
 
+@pytest.mark.processes("it ends a process")
 def test_wait_counts_errors_as_ready() -> None:
     @ray.remote(max_retries=0)
     def die() -> None:

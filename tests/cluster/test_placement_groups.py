@@ -12,10 +12,13 @@ from zray.util import placement_group_table, remove_placement_group
 from zray.util.placement_group import PlacementGroup, get_current_placement_group, get_placement_group, placement_group
 from zray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from .modes import held
+
 
 @pytest.fixture(autouse=True)
-def cluster() -> Any:
-    ray.init(num_cpus=4, num_gpus=2, _system_config={"infeasible_grace_s": 0.5})
+def cluster(local_mode: bool) -> Any:
+    labels, limits = {"zone": "here"}, {"infeasible_grace_s": 0.5}
+    ray.init(num_cpus=4, num_gpus=2, labels=labels, local_mode=local_mode, _system_config=limits)
     yield
     ray.shutdown()
 
@@ -31,9 +34,7 @@ def gpu_ids() -> Any:
 
 @ray.remote
 def sleep_forever() -> None:
-    import threading
-
-    threading.Event().wait()
+    held()
 
 
 @ray.remote(num_cpus=1)
@@ -217,6 +218,16 @@ def test_what_was_captured_ends_with_the_group() -> None:
     with pytest.raises(TaskUnschedulableError, match="was removed"):
         ray.get(ref, timeout=20)
     settled({"CPU": 4, "GPU": 2})
+
+
+def test_the_node_that_init_starts_has_labels() -> None:
+    assert [node["Labels"] for node in ray.nodes()] == [{"zone": "here"}]
+    assert ray.get(gpu_ids.options(label_selector={"zone": "in(here, there)"}).remote(), timeout=10) == []
+    with pytest.raises(TaskUnschedulableError, match="it asks for a node where zone is 'there', and there is none among 1 node"):
+        ray.get(gpu_ids.options(label_selector={"zone": "there"}).remote(), timeout=10)
+    actor = Counter.options(label_selector={"zone": "!here"}).remote()
+    with pytest.raises(RayActorError, match="it asks for a node where zone is not 'here'"):
+        ray.get(actor.add.remote(), timeout=10)
 
 
 def test_one_node_can_be_asked_for() -> None:

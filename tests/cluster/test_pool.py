@@ -23,6 +23,7 @@ from zray.util.multiprocessing import AsyncResult, Pool, TimeoutError
 
 from .driving import PATIENCE_S, Script, eventually
 from .gates import Gate, through
+from .modes import crash
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -292,6 +293,7 @@ def setting(_: int) -> str:
     return _setting
 
 
+@pytest.mark.processes("a module has its global variables once")
 def test_an_initializer_is_called_in_each_process() -> None:
     with Pool(2, set_up, ["set"]) as pool:
         assert set(pool.map(setting, range(100), 1)) == {"set"}
@@ -344,6 +346,7 @@ def test_an_initializer_that_raises_breaks_the_pool() -> None:
     pool.join()
 
 
+@pytest.mark.processes("it compares processes")
 def test_processes_are_replaced_after_so_many_tasks() -> None:
     with Pool(1, maxtasksperchild=2) as pool:
         pids = [pool.apply(os.getpid) for _ in range(6)]
@@ -357,7 +360,7 @@ def test_processes_are_replaced_after_so_many_tasks() -> None:
 def die_once(path: Path) -> str:
     if not path.exists():
         path.touch()
-        os._exit(1)
+        crash()
     return "alive"
 
 
@@ -371,7 +374,7 @@ def test_a_call_that_ends_every_process_fails_in_the_end(tmp_path: Path) -> None
     with Pool(2) as pool:
         others = pool.map_async(double, range(100), 1)
         with pytest.raises(ActorDiedError):
-            pool.apply(os._exit, (1,))
+            pool.apply(crash)
         assert others.get(PATIENCE_S) == [2 * i for i in range(100)]
     pool.join()
 

@@ -179,6 +179,7 @@ def test_a_borrower_waits_for_an_object_that_does_not_exist_yet() -> None:
     assert ray.get(ray.get(start.remote())) == 3
 
 
+@pytest.mark.processes("it ends the process of an owner")
 @SIZES
 def test_an_object_of_a_worker_that_died_says_who_owned_it(size: int) -> None:
     @ray.remote(max_calls=1)
@@ -192,6 +193,7 @@ def test_an_object_of_a_worker_that_died_says_who_owned_it(size: int) -> None:
     assert ref.hex() in str(caught.value)
 
 
+@pytest.mark.processes("it ends the process of an owner")
 def test_waiting_for_an_object_whose_owner_dies_ends() -> None:
     @ray.remote(max_retries=0, num_cpus=0)
     def owner(path: str) -> None:

@@ -16,7 +16,7 @@ from zray.exceptions import RayTaskError, TaskCancelledError, WorkerCrashedError
 
 from .driving import alive, eventually
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.processes("it ends processes")]
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,7 @@ def test_remote_bare_with_options_and_as_a_function() -> None:
     assert ray.get([bare.remote(1), chosen.remote(1), called.remote(1)]) == [2, 3, 4]
 
 
+@pytest.mark.processes("it compares processes")
 def test_a_task_runs_in_another_process() -> None:
     @ray.remote
     def pid() -> int:
@@ -348,6 +349,7 @@ def test_fractions_of_a_cpu_and_none_at_all() -> None:
     assert ray.get([free.remote() for _ in range(4)] + [quarter.remote() for _ in range(4)]) == [1] * 4 + [2] * 4
 
 
+@pytest.mark.processes("it compares processes")
 def test_max_calls_gives_a_new_process_after_so_many_calls() -> None:
     @ray.remote(max_calls=1)
     def pid() -> int:

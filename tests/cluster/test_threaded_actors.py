@@ -88,6 +88,7 @@ def test_no_more_calls_than_threads() -> None:
     assert ray.get(actor.peak.remote()) == 3
 
 
+@pytest.mark.processes("the thread is not the main one")
 def test_a_plain_actor_runs_one_call_at_a_time_in_the_main_thread() -> None:
     actor = Crowd.remote(1)
     ray.get([actor.crowd.remote() for _ in range(20)], timeout=PATIENCE_S)
@@ -176,6 +177,7 @@ def test_a_call_that_waits_for_an_argument_holds_nobody_up(options: dict[str, An
     assert ray.get(late, timeout=PATIENCE_S) == 1
 
 
+@pytest.mark.processes("order is kept for each calling process")
 @pytest.mark.parametrize("options", [{}, {"allow_out_of_order_execution": False}])
 def test_a_call_that_waits_for_an_argument_holds_up_its_caller_where_order_is_kept(options: dict[str, Any]) -> None:
     gate = Crowd.options(max_concurrency=2).remote()
@@ -260,6 +262,7 @@ def test_sys_exit_with_a_code_in_a_thread_is_a_crash() -> None:
     assert ray.get(actor.value.remote("again"), timeout=PATIENCE_S) == "again"
 
 
+@pytest.mark.processes("it ends a process")
 def test_a_crash_in_one_thread_is_the_end_of_all_calls() -> None:
     actor = Crowd.options(max_concurrency=3).remote()
     refs = [actor.hold.remote(), actor.hold.remote(), actor.run.remote(os._exit, 4)]

@@ -183,7 +183,7 @@ def test_in_a_large_cluster_what_is_free_is_told_bit_by_bit_the_oldest_news_firs
     bench.timers.clear()
     for node_id in (SECOND, FIRST):
         assert list(loads(bench.publish(1.1)).values()) == [{node_id: ONE_CPU}] * 3
-    assert bench.timers == [(pytest.approx(1.2), (VIEW_TIMER,))], "there is more to tell after the first, and not after the second"
+    assert bench.timers == [(pytest.approx(1.2), (VIEW_TIMER,))], "after the first there is more to tell"
     bench.heard(FIRST, 1.2, TWO_CPUS)
     bench.does("end", 1.2, bench.members.nodes[SECOND], "it left")
     effects = bench.publish(1.3)

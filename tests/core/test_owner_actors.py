@@ -553,3 +553,16 @@ def test_the_answers_of_many_calls_come_together_and_those_of_strangers_change_n
     bench.hears("done", 0, [(b"?" * 16, [(INLINE, b"x", ((A, FRIEND),))], 1, []), *items], peer=WORKER[0])
     assert [bench.owner.memory[r.binary()] for r in results] == [(INLINE, b"%d" % n) for n in range(3)]
     assert B not in bench.owner.memory and bench.owner.statistics()["calls"] == 0
+
+
+def test_an_actor_that_was_called_by_its_name_before_it_is_created_keeps_these_calls() -> None:
+    """One thread has named it and goes on to create it; another has found it meanwhile."""
+    bench = ActorBench()
+    early: list[Any] = []
+
+    def call(handle_id: bytes) -> None:
+        early.append(bench.call_actor(bench.ref(handle_id), counted=False)[0])
+
+    handle, _ = bench.create(registered=True, meanwhile=[call])
+    late, _ = bench.call_actor(handle)
+    assert called(bench.alive()) == [early[0].binary()[:16], late.binary()[:16]]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from zray.base import wire
-from zray.base.ids import agent_id
+from zray.base.ids import agent_id, process_id
 from zray.base.wire import CONTROL, Heartbeat, RequestLease
 from zray.base.wire_placement import BundlesCounted
 from zray.core.agent import HEARTBEAT_TIMER
@@ -61,6 +61,26 @@ def heard(both: Net, name: str) -> list[Any]:
     both.forget()
     both.does(agent_id(node(name)), "on_timer", (HEARTBEAT_TIMER,))
     return both.sent(Heartbeat)
+
+
+# -- to be spread -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("spread", 1), ("default", 0)])
+def test_a_lease_that_comes_when_all_short_tasks_are_pushed_is_kept_for_the_next_if_they_are_to_be_spread(
+    kind: str, kept: int
+) -> None:
+    both = net(here=1, there=1)
+    driver = both.driver("here")
+    [running] = driver.call(strategy=(kind,))
+    [queue] = driver.brain.leases.queues.values()
+    driver.brain.leases.run_us[running.template.function_id] = 1.0  # very short: they are pushed ahead to one worker
+    late = driver.brain.leases
+    late._requests[99] = queue
+    queue.requests[99] = (agent_id(node("there")), 1)
+    driver.brain.on_lease_granted(0.0, agent_id(node("there")), 99, 12345, process_id(node("there"), b"late"), "sim://late")
+    assert len(queue.leases) == 1 + kept
+    both.agent("there").check()
 
 
 # -- where the arguments lie ----------------------------------------------------------------------------------------

@@ -24,9 +24,9 @@ TASK_STEPS = ["create", "calls", "calls", "calls", "find", "keep handle", "recal
 def draw_strategy(body: OwnerBody, rng: random.Random) -> tuple[Any, ...]:
     """Which node a task or an actor asks for. (Nothing is drawn where there is one node only: nothing could be learned.)"""
     machines = body.cluster.machines
-    if len(machines) == 1 or rng.random() < 0.5:
+    if len(machines) == 1 or rng.random() < 0.3:
         return ("default",)
-    kind = rng.choice(["spread", "affinity", "affinity", "labels"])
+    kind = rng.choice(["spread", "spread", "spread", "affinity", "affinity", "labels"])
     if kind == "affinity":
         node = rng.choice(body.cluster.nodes[: len(machines)])
         return ("affinity", node.id, rng.random() < 0.7)

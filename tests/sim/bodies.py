@@ -164,8 +164,8 @@ class Body:
     def _excused(self, peer: bytes, message: tuple[Any, ...]) -> bool:
         """Whether something may be said to somebody who can not be reached: he is dead, or does not listen any more.
 
-        Agents do not know where the owners of other nodes are, who hear of what was spilled only if they have dialled; and of what
-        they say again until it is answered, the first word may come before they have heard of a new node.
+        Agents do not know where the owners of other nodes are, who hear of what was spilled only if they have dialled; and of
+        what they say again until it is answered, the first word may come before they have heard of a new node.
         """
         again = (wire.ObjectsSpilled, FreePrimaries, RequestCopy, CopiesHeld)
         return peer in self.world.dead or peer in self._met or isinstance(message, again)

@@ -128,7 +128,7 @@ class Judge:
         self._same(process, object_id, "value")
 
     def error_seen(self, process: bytes, object_id: bytes, error: BaseException, *, read: bool = False) -> None:
-        """A process got an error in place of a value: is there a reason? ``read``: the value was there, and now can not be read."""
+        """A process got an error in place of a value: is there a reason? ``read``: it was there, and now can not be read."""
         name = type(error).__name__
         self.errors[name] = self.errors.get(name, 0) + 1
         if not read:

@@ -42,7 +42,7 @@ class Faults:
         kinds = [self._kill_node, self._kill_node, self._freeze_node, self._freeze_node, self._freeze_head, self._cut]
         for _ in range(count):
             fault = self._world.rng.choice(kinds)
-            self._world.after(self._world.rng.uniform(0.002, SPAN_S), fault)
+            self._world.after(self._world.rng.uniform(0.002, 2 * SPAN_S), fault)
 
     def stop(self) -> None:
         """No more faults begin; what is frozen or cut off goes on in its time."""

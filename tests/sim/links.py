@@ -1,10 +1,11 @@
 """Links: the connections between processes, as the transport makes them.
 
-Who dials introduces itself, and from then on both can say something. The messages of one direction of a connection arrive in
-order; those of different connections overtake each other. What is said over a connection that the other end has closed is lost; on
-the way between machines the listener asks who that is, and the dialler introduces itself anew. What is sent goes through the real
-codec, so that no two processes ever share an object. A process that dies takes with it the tail of what it had sent and was not
-delivered yet, as a crash takes what lies in its buffers. A machine that is cut off from another loses nothing: it all comes later.
+Who dials introduces itself, and from then on both can say something. The messages of one direction of a connection arrive
+in order; those of different connections overtake each other. What is said over a connection that the other end has closed is
+lost; on the way between machines the listener asks who that is, and the dialler introduces itself anew. What is sent goes
+through the real codec, so that no two processes ever share an object. A process that dies takes with it the tail of what it had
+sent and was not delivered yet, as a crash takes what lies in its buffers. A machine that is cut off from another loses nothing:
+it all comes later.
 """
 
 from __future__ import annotations

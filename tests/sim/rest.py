@@ -63,9 +63,11 @@ def control_at_rest(cluster: Cluster) -> list[str]:
     problems = []
     if sorted(living) != sorted(known):
         problems.append(f"the control knows the nodes {known}, and there are {living}")
-    for node in gcs.members.alive():
-        if node.available != node.total:
-            problems.append(f"the control believes that {node.id!r} has {node.available} of {node.total} free")
+    problems += [
+        f"the control believes that {node.id!r} has {node.available} of {node.total} free"
+        for node in gcs.members.alive()
+        if node.available != node.total
+    ]
     for what, left in (
         ("names", manager.names),
         ("living actors", [a for a in manager.actors.values() if a.state is not ActorState.DEAD]),
@@ -121,8 +123,10 @@ def node_at_rest(cluster: Cluster, node: SimNode) -> list[str]:
     for lease in scheduler.leases.values():
         who = [cluster.world.name(process) for process in (lease.request.owner, lease.worker or b"nobody")]
         problems.append(f"lease {lease.id} of {who[0]} for {who[1]}")
-    for object_id, stored in agent.store.objects.items():
-        problems.append(f"object {object_id.hex()} of {cluster.world.name(stored.owner)}, pinned by {stored.pins}, {stored.state.name}")
+    problems += [
+        f"object {object_id.hex()} of {cluster.world.name(stored.owner)}, pinned by {stored.pins}, {stored.state.name}"
+        for object_id, stored in agent.store.objects.items()
+    ]
     for watcher, watched in agent.deaths._watching.items():
         if watcher in dead:
             names = [cluster.world.name(process) for process in watched]

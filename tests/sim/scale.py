@@ -1,8 +1,8 @@
 """Scale: what a large cluster costs the control and the agents, in processor time.
 
 The real brains of the control and of so many agents, with owners and workers that only do what leases need: some nodes have
-drivers, which ask for leases in turns, go where they are sent, keep each for a while and give it back. Every message is put into the
-form in which it travels, on the account of its sender; links take the same time each.
+drivers, which ask for leases in turns, go where they are sent, keep each for a while and give it back. Every message is put into
+the form in which it travels, on the account of its sender; links take the same time each.
 """
 
 from __future__ import annotations

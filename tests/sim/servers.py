@@ -136,6 +136,8 @@ class AgentBody(Body):
             world.after(world.some(0.002), node.end_told_worker, effect[1])
         elif verb == e.WATCH:
             node.watch(effect[1])
+        elif verb == e.JOINED:
+            world.note(self, "has joined")
         elif verb == e.STOP:
             world.note(self, f"STOPS: {effect[1]}")
             node.stop(rejoin=self.brain.rejoin)

@@ -100,7 +100,7 @@ def live(world: World, cluster: Cluster) -> None:
     faults = Faults(cluster, workers, driver=world.rng.random() < 0.25, nodes=nodes)
     for driver in cluster.drivers:
         driver.run(script)
-    world.run(lambda: world.now > JOINING_S + 0.15)
+    world.run(lambda: world.now > JOINING_S + (0.15 if world.machines == 1 else 0.3))
     faults.stop()
     end = world.now + HANG_S
     if world.machines > 1:

@@ -61,7 +61,7 @@ def submit(
         demand = {"GPU": 1.0}
     if raises:
         body.judge.raising[tag] = None
-    strategy = actor_workloads.draw_strategy(body, rng) if rng.random() < 0.5 else ("default",)
+    strategy = actor_workloads.draw_strategy(body, rng)
     if strategy[0] == "affinity":  # its CPUs may be held for ever
         demand = rng.choice([{}, {body.cluster.node(strategy[1]).machine.own: 1.0}])
     arguments = Arguments(tag, rng.getrandbits(30), raises, pick(rng, refs, 2), pick(rng, handles, 1))
@@ -233,7 +233,9 @@ def script(body: DriverBody) -> Steps:
     handles: list[Handle] = []
     for step in range(rng.randint(4, 24)):
         tag = f"{body.name}.{step}"
-        if body.cluster.with_groups and rng.random() < 0.1:
+        if body.cluster.copies and rng.random() < 0.3:
+            yield from copy(body, rng, tag, held)
+        elif body.cluster.with_groups and rng.random() < 0.1:
             yield from groups.act(body, rng, tag, held)
         elif body.cluster.with_actors and rng.random() < 0.5:
             what = rng.choice(actor_workloads.DRIVER_STEPS)
@@ -252,6 +254,26 @@ def script(body: DriverBody) -> Steps:
         yield from body.get(held)
     held.clear()
     handles.clear()
+
+
+def copy(body: DriverBody, rng: random.Random, tag: str, held: list[ObjectRef[Any]]) -> Steps:
+    """Something large is made on one machine and read on others; whoever dies then, the driver wants it later."""
+    made = submit(body, rng, tag, [], [], 1)
+    held += made
+    for number in range(rng.randint(1, 3)):
+        arguments = Arguments(f"{tag}.{number}", rng.getrandbits(30), False)
+        held += body.call(
+            arguments.tag,
+            arguments,
+            made[:1],
+            function=b"slow-function---",
+            demand={},
+            retries=3,
+            returns=1,
+            depth=1,
+            strategy=("spread",),
+        )
+    yield from body.get(held[-1:], timeout_s=rng.choice([0.01, 0.1]))
 
 
 def drive(

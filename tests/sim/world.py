@@ -88,7 +88,7 @@ class World:
         return most_s * self.rng.random() ** 3
 
     def run(self, done: Callable[[], bool] | None = None) -> None:
-        """Let time pass until nothing is left to happen, or until ``done()``. What is frozen does what it should have done later."""
+        """Let time pass until nothing is left to happen, or until ``done()``; what is frozen goes on later."""
         while self._heap and not (done is not None and done()):
             self.now, _, what, args = heapq.heappop(self._heap)
             doer = getattr(what, "__self__", None)
@@ -181,6 +181,7 @@ def draw_limits(rng: random.Random, *, alone: bool) -> Config:
     }
     if not alone:  # there are heartbeats for ever, so what takes long takes seconds
         limits |= {
+            "inline_bytes_max": rng.choice([200, 200, 1000, 100_000]),
             "workers_max": 300,
             "infeasible_grace_s": rng.choice([0.4, 2.0]),
             "infeasible_retry_s": rng.choice([0.02, 0.1]),

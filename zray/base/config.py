@@ -49,6 +49,9 @@ class Config:
     infeasible_grace_s: float = 10.0  # then a demand that no node can ever fit fails
     infeasible_retry_s: float = 0.5  # until then it is asked again so often, since nodes may come
     infeasible: str = "fail"  # "wait": leave it queued, for clusters that grow
+    # generators
+    generator_items_max: int = 4096  # that were made and not taken, before a generator is paused
+    generator_bytes_max: int = 64 << 20  # ... and bytes of them
     # leases and pipelining
     pipeline_window_ms: float = 5.0  # how much work may wait at a worker
     pipeline_depth_max: int = 512  # tasks pushed ahead to one worker, however short they are

@@ -92,7 +92,7 @@ class PlacementGroupID(BaseID):
 
 
 class ObjectID(BaseID):
-    """The id of the task that made it and a four-byte index: 0 for a put, 1.. for returns."""
+    """The id of the task that made it and a four-byte index: 0 for a put, 1.. for returns and items."""
 
     __slots__ = ()
     SIZE = 20
@@ -104,6 +104,7 @@ class ObjectID(BaseID):
 OWNER_PREFIX_BYTES = 10
 PUT_INDEX = bytes(4)
 FIRST_RETURN = (1).to_bytes(4, "big")
+END_INDEX = b"\xff\xff\xff\xff"  # of the object that is there when a generator is over
 
 
 def return_id(task_id: bytes, index: int) -> bytes:

@@ -1,8 +1,8 @@
 """The messages: one schema for all that processes say to each other.
 
 A message on the wire is a plain tuple ``(op, *fields)``; frames carry lists of them. What is true of all messages stands in
-``schema``, those about actors in ``wire_actors``, those between nodes in ``wire_nodes``. *Control* messages are written and
-read through the NamedTuples below, and their fields are checked on arrival. *Hot* messages (tasks, results, reference counts)
+``schema``; those about actors, generators, nodes, transfer and placement in modules of their own. *Control* messages are written
+and read through the NamedTuples below, and their fields are checked on arrival. *Hot* messages (tasks, results, reference counts)
 are built as plain tuples where they are made: their classes here document the positions and fix the op.
 
 What the sender calls *bytes* stays bytes for control and agents: they decode with an unpickler that admits no classes.
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from zray.base import (  # noqa: F401 - their messages belong to the schema
     wire_actors,
+    wire_generators,
     wire_nodes,
     wire_placement,
     wire_return,

@@ -119,7 +119,13 @@ class ActorTaskSubmitter:
     # -- calls ----------------------------------------------------------------------------------------------------
 
     def open(self, actor_id: bytes, handle_id: bytes, *, subscribed: bool) -> CallQueue:
-        """An actor is met for the first time; who registers one is told of it without asking."""
+        """An actor is met for the first time; who registers one is told of it without asking.
+
+        Another thread may have found it by its name, and called it, before the one that named it goes on to create it.
+        """
+        known = self.queues.get(actor_id)
+        if known is not None:
+            return known
         queue = self.queues[actor_id] = CallQueue(actor_id, handle_id, self._session)
         self._session += SESSION
         self.handles[handle_id] = actor_id

@@ -218,7 +218,7 @@ class NormalTaskSubmitter:
             queue.requests.pop(request_id, None)
         if queue is not None:
             queue.give_up_at = None
-        if queue is None or not queue.tasks:
+        if queue is None or not (queue.tasks or _wants_all(queue)):
             self._out.append((SEND, agent, ReturnLease(lease_id)))
             return
         lease = Lease(lease_id, agent, worker, queue, now + self._config.lease_slice_ms / 1000)
@@ -279,7 +279,7 @@ class NormalTaskSubmitter:
         """Tasks whose worker died go to the front again."""
         for task in reversed(tasks):
             key = task.template.key  # wherever its arguments lay: they may be gone with the worker
-            queue = self.queues.setdefault(key, LeaseQueue(*key))
+            queue = self.queues.setdefault(key, LeaseQueue(key[0], key[1]))
             queue.tasks.appendleft(task)
             self._touch(queue)
 
@@ -432,3 +432,8 @@ class NormalTaskSubmitter:
             "leases": len(self.leases),
             "lease_requests": len(self._requests),
         }
+
+
+def _wants_all(queue: LeaseQueue) -> bool:
+    """Whether a lease that comes when all tasks are pushed is kept for those to come: short ones are to be spread as well."""
+    return queue.strategy[0] == "spread" and any(lease.inflight for lease in queue.leases.values())

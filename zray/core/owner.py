@@ -18,7 +18,7 @@ owners) once for the whole batch. The body calls it at the end of each turn.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from zray.base.config import Config
@@ -30,7 +30,6 @@ from zray.base.wire import (
     STORED,
     Address,
     Entry,
-    FreeObjects,
     GetObject,
     WatchProcess,
 )
@@ -39,10 +38,11 @@ from zray.core.actor_owner import ActorOwner
 from zray.core.directory import ObjectDirectory
 from zray.core.effects import DIAL, HANG_UP, SEND, TIMER, WARN, Effect
 from zray.core.entries import contained_in, error_entry, lost, owner_died, worker_crashed
+from zray.core.generators import GeneratorOwner, Stream
 from zray.core.leases import IDLE_TIMER, LeaseQueue, Locality, NormalTaskSubmitter
 from zray.core.lineage import Lineage
-from zray.core.recovery import ObjectRecovery
 from zray.core.references import ReferenceCounter
+from zray.core.sweeping import Sweeper
 from zray.core.tasks import Task, TaskManager
 from zray.core.waiters import Waiter, Waiters
 from zray.exceptions import InvariantError, TaskUnschedulableError
@@ -50,7 +50,7 @@ from zray.exceptions import InvariantError, TaskUnschedulableError
 INFEASIBLE_TIMER = "owner.infeasible"
 
 
-class Owner(ActorOwner, ObjectRecovery):
+class Owner(Sweeper, ActorOwner, GeneratorOwner):
     """The brain of a driver or worker.
 
     Args:
@@ -83,7 +83,9 @@ class Owner(ActorOwner, ObjectRecovery):
         "out",
         "rebuilds",
         "references",
+        "streams",
         "tasks",
+        "unread",
         "waiters",
     )
 
@@ -114,6 +116,8 @@ class Owner(ActorOwner, ObjectRecovery):
         held = self.references.counts.__contains__
         self.calls = ActorTaskSubmitter(config, self.out, self.tasks, self._make_spec, self._fail_call, held)
         self.creations = {}
+        self.streams: dict[bytes, Stream] = {}
+        self.unread: dict[bytes, Stream] = {}
         self.fetching: dict[bytes, None] = {}  # borrowed objects asked for at their owners
         self.waiters = Waiters(self.out)
         self._remote_gets: dict[bytes, list[bytes]] = {}
@@ -201,6 +205,8 @@ class Owner(ActorOwner, ObjectRecovery):
         while True:
             if self.rebuilds:
                 self.settle_rebuilds(now)
+            if self.unread:
+                self.settle_streams()
             self.leases.pump(now)
             self.calls.pump(now)
             if references.freed:
@@ -247,16 +253,19 @@ class Owner(ActorOwner, ObjectRecovery):
                 task.template.budget.give()
             if task.template.creates:
                 self._created(task)
+            results = self._end_stream(task_id, entry) if self.streams and task_id in self.streams else entries
             if task_id in self.lineage.origins:
-                for object_id, result in zip(task.returns, entries, strict=True):
+                for object_id, result in zip(task.returns, results, strict=True):
                     self._arrive_again(now, object_id, result)
+                if entry is not None and task.template.num_returns < 0:
+                    self._not_made(now, task_id, entry)
             else:
-                for object_id, result in zip(task.returns, entries, strict=True):
+                for object_id, result in zip(task.returns, results, strict=True):
                     self._arrive(now, object_id, result)
             if entries and entries[-1][0] == STORED:
                 self._remember(task)
             if task.tried or (len(entries) > 1 and entries[0][0] == ERROR):
-                self._sweep(task.returns, (*task.tried, agent_of(peer)))
+                self._sweep(self._left_behind(task), (*task.tried, agent_of(peer)))
         if peer == self._me:  # an actor has called itself
             for entry in (entry for item in items for entry in item[1]):
                 self.references.come_home(contained_in(entry))
@@ -315,7 +324,7 @@ class Owner(ActorOwner, ObjectRecovery):
             if task.id in self.tasks.pending and (len(tasks) > 1 or self.tasks.may_run_again(task, budget)):
                 again.append(task)
                 continue
-            self._sweep(task.returns, task.tried)
+            self._sweep(self._left_behind(task), task.tried)
             self._fail(now, task, worker_crashed(task, reason, out_of_memory=out_of_memory))
         self.leases.requeue(again)
 
@@ -352,8 +361,7 @@ class Owner(ActorOwner, ObjectRecovery):
             self._answer(peer, object_id)
         elif object_id in self.lost or object_id[:16] in self.tasks.pending:
             self._remote_gets.setdefault(object_id, []).append(peer)
-            if object_id in self.lost:
-                self._want(object_id)
+            self._awaited(object_id)
         else:
             self._answer_lost(peer, object_id)
 
@@ -402,7 +410,7 @@ class Owner(ActorOwner, ObjectRecovery):
             template.num_returns,
             task.depth,
             template.name,
-            template.extra,
+            template.extra if template.num_returns >= 0 else self.stream_extra(task),
         )
 
     def _ready(self, now: float, task: Task) -> None:
@@ -437,16 +445,20 @@ class Owner(ActorOwner, ObjectRecovery):
             task.template.budget.give()
         if task.template.creates:
             self._creation_failed(task, entry)
+        if task.id in self.streams:
+            self._end_stream(task.id, entry)
         again = task.id in self.lineage.origins
         for object_id in task.returns:
             (self._arrive_again if again else self._arrive)(now, object_id, entry)
+        if again and task.template.num_returns < 0:
+            self._not_made(now, task.id, entry)
 
     def _fail_call(self, now: float, task: Task, entry: Entry, worker: bytes) -> None:
         """The actor is gone, or soon will be, and may leave results of an attempt in the store."""
         if task.tried:
-            self._sweep(task.returns, task.tried)
+            self._sweep(self._left_behind(task), task.tried)
         if worker in self._watched:
-            self._unswept.setdefault(worker, []).extend(task.returns)
+            self._unswept.setdefault(worker, []).extend(self._left_behind(task))
         self._fail(now, task, entry)
 
     def _give_up(self, now: float, queue: LeaseQueue, reason: str) -> None:
@@ -500,9 +512,9 @@ class Owner(ActorOwner, ObjectRecovery):
         if object_id in self.memory or object_id in self.fetching:
             return
         if owner[0] == self._me:
-            if object_id in self.lost:
-                self._want(object_id)
-            elif object_id[:16] not in self.tasks.pending and not self._revive(object_id):
+            if object_id in self.lost or object_id[:16] in self.tasks.pending:
+                self._awaited(object_id)
+            elif not self._revive(object_id):
                 self._arrive(0.0, object_id, lost(object_id))
         else:
             self.fetching[object_id] = None
@@ -515,26 +527,6 @@ class Owner(ActorOwner, ObjectRecovery):
         if process not in self._watched:
             self._watched[process] = None
             self.out.append((SEND, self._agent, WatchProcess(process)))
-
-    def _discard(self, object_id: bytes, entry: Entry) -> None:
-        """A value arrived that nobody needs."""
-        self.references.decline(contained_in(entry))
-        known = self.memory.get(object_id)
-        if entry[0] == STORED and object_id[:16] not in self.tasks.pending and (known is None or known[0] != STORED):
-            self._free_at(entry[2], [object_id])
-
-    def _sweep(self, returns: Iterable[bytes], agents: Iterable[bytes]) -> None:
-        """Attempts on these nodes, or this one half way through its results, may have left some where nobody knows of them."""
-        for agent in dict.fromkeys(agents):
-            known = {object_id: self.memory.get(object_id, (ERROR,)) for object_id in returns}
-            # Where the value is said to lie, another attempt has made it.
-            left = [o for o, entry in known.items() if entry[0] != STORED or agent_id(entry[2]) != agent]
-            if left:
-                self.out.append((SEND, self._agent, FreeObjects(left, b"" if agent == self._agent else agent)))
-
-    def _free_at(self, node_id: bytes, object_ids: list[bytes]) -> None:
-        agent = b"" if node_id == self._node_id else agent_id(node_id)
-        self.out.append((SEND, self._agent, FreeObjects(object_ids, agent)))
 
     def _drop(self) -> None:
         """Forget the values of borrowed objects that nobody here holds any more.
@@ -578,6 +570,7 @@ class Owner(ActorOwner, ObjectRecovery):
         self.references.check()
         self.lineage.check()
         self.check_recovery()
+        self.check_streams()
         self.tasks.check()
         self.leases.check()
         for object_id in self.memory:
@@ -590,6 +583,7 @@ class Owner(ActorOwner, ObjectRecovery):
             "objects": len(self.memory),
             "fetching": len(self.fetching),
             "lost": len(self.lost),
+            "streams": len(self.streams),
             **self.directory.statistics(),
             **self.lineage.statistics(),
             **self.tasks.statistics(),

@@ -57,7 +57,7 @@ LOST_LIFECYCLE = Lifecycle(
         LostState.SEARCHING: {"no copy": LostState.READING, "nowhere": LostState.RESTING},
         LostState.READING: {"nowhere": LostState.RESTING},
         LostState.RESTING: {"wanted": LostState.REBUILDING},
-        LostState.REBUILDING: {},
+        LostState.REBUILDING: {"missed": LostState.RESTING},
         LostState.ASKED: {},
     },
 )
@@ -66,13 +66,14 @@ LOST_LIFECYCLE = Lifecycle(
 class LostObject:
     """One object that is lost."""
 
-    __slots__ = ("entry", "reason", "state", "wanted")
+    __slots__ = ("asked", "entry", "reason", "state", "wanted")
 
     def __init__(self, entry: Entry | None, reason: str, state: LostState) -> None:
         self.entry = entry  # what was known of it; nothing if its value had been freed
         self.reason = reason
         self.state = state
         self.wanted = False
+        self.asked = False  # a generator that runs again was told to bring it
 
     def move(self, event: str) -> None:
         self.state = LOST_LIFECYCLE.next(self.state, event)
@@ -97,7 +98,12 @@ class ObjectRecovery:
     out: list[Effect]
     rebuilds: deque[bytes]  # lost objects whose tasks are to be run again
     references: ReferenceCounter
+    streams: dict[bytes, Any]
     tasks: TaskManager
+
+    def hurry(self, stream: Any) -> None:
+        """There is room for all items of a generator."""
+        raise NotImplementedError
 
     def _answer(self, peer: bytes, object_id: bytes) -> None:
         """Tell a borrower what an object is."""
@@ -300,6 +306,8 @@ class ObjectRecovery:
         if origin.id not in self.tasks.pending:  # it may run for another of its results
             origin.rebuilds_left -= origin.rebuilds_left > 0
             self._resubmit(now, origin)
+        elif origin.id in self.streams:  # an item that has passed: when the generator is over it can run again
+            self.hurry(self.streams[origin.id])
 
     def _resubmit(self, now: float, origin: Origin) -> None:
         """Run a task again."""

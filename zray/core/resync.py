@@ -35,6 +35,11 @@ class Resync:
         self._owner = owner
         self._open_words = open_words
 
+    def on_broken(self, peer: bytes) -> None:
+        """Somebody else is where a peer was."""
+        if peer == CONTROL:
+            self.begin()
+
     def begin(self) -> None:
         """There is a control process that knows nothing of this one: this is the first that it hears."""
         out = self._owner.out

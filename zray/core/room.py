@@ -3,10 +3,10 @@
 Theory of operation
 -------------------
 An agent of a large cluster decides often, and others decide at the same moment. A look at every node would cost more the larger
-the cluster is, and all would find the same best node. So a few nodes are drawn by chance of those that have something free of the
-scarcest resource that is asked for, and the policy takes the best of these: the power of a few choices. Where nobody has anything
-free, or the node that asks could never run the request, some are drawn of those that could. In a small cluster all nodes are
-looked at.
+the cluster is, and all would find the same best node. So a few nodes are drawn by chance of those that have something free of
+the scarcest resource that is asked for, and the policy takes the best of these: the power of a few choices. Where nobody has
+anything free, or the node that asks could never run the request, some are drawn of those that could. In a small cluster all
+nodes are looked at.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ class TaskTemplate:
     """What all tasks made by one remote function, or one method of a handle, with one set of options have in common."""
 
     __slots__ = (
+        "_at_depths",
         "actor",
         "budget",
         "creates",
@@ -33,6 +34,7 @@ class TaskTemplate:
         "num_returns",
         "ordered",
         "resources",
+        "window",
     )
 
     def __init__(
@@ -46,7 +48,7 @@ class TaskTemplate:
         strategy: tuple[Any, ...] = ("default",),
     ) -> None:
         self.function_id = function_id
-        self.key = (resources, strategy)  # tasks of one key share leases
+        self.key: tuple[Any, ...] = (resources, strategy)  # tasks of one key share leases
         self.name = name
         self.resources = resources
         self.num_returns = num_returns
@@ -55,7 +57,24 @@ class TaskTemplate:
         self.actor: tuple[bytes, bytes] | None = None  # whose calls these are: the actor, and the object of its handles
         self.creates = False  # the call is that of the actor's constructor
         self.ordered = True  # the calls of one caller run in their order
+        self.window = (0, 0, False)  # of a generator: how many items and bytes may wait to be taken, and whether it is dynamic
         self.budget: CallBudget | None = None  # how many of these calls may be pending, where that is limited
+        self._at_depths: dict[int, TaskTemplate] = {}
+
+    def at_depth(self, depth: int) -> TaskTemplate:
+        """The same for tasks of one depth, which do not share leases with those of others.
+
+        For a process that submits tasks of all depths: those that others wait for must not queue behind those that wait.
+        """
+        known = self._at_depths.get(depth)
+        if known is None:
+            resources, strategy = self.key
+            known = TaskTemplate(
+                self.function_id, self.name, resources, self.num_returns, self.max_retries, self.extra, strategy
+            )
+            known.key = (resources, strategy, depth)
+            self._at_depths[depth] = known
+        return known
 
 
 class CallBudget:

@@ -57,6 +57,7 @@ _RECONNECT_MS_MAX = 500  # and follow each other closely
 BACKLOG = 256  # how many the kernel has let in already when the door is shut
 DOOR_TIMER = "door.open"
 _LISTENING = int(zmq.EVENT_LISTENING)
+_UNREACHED_MIN = 2  # the first time the door may have been shut for a moment
 _CONNECTED = int(zmq.EVENT_CONNECTED)
 _RETRIED = int(zmq.EVENT_CONNECT_RETRIED)
 _ACCEPTED = int(zmq.EVENT_ACCEPTED)
@@ -297,6 +298,7 @@ class DialWatch:
         self._on_refused = on_refused
         self._on_broken = on_broken
         self._told: dict[str, None] = {}
+        self._unreached = 0  # attempts in a row that found nobody
         self._reached = False  # this attempt has found somebody who listens
         self._waiting = False  # ... and has heard nothing else yet
         self._made = False
@@ -323,7 +325,8 @@ class DialWatch:
                 self._on_broken()
             self._waiting = False
         elif event == _RETRIED:
-            if not self._reached:
+            self._unreached = 0 if self._reached else self._unreached + 1
+            if self._unreached >= _UNREACHED_MIN:
                 self._refuse(NO_ANSWER)
             self._reached = False
         else:

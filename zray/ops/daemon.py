@@ -6,6 +6,7 @@ a process of its own), and forks its zygote. Then it listens.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import select
@@ -41,9 +42,12 @@ def serve_head(settings: dict[str, Any], out: TextIO, ready: Callable[[], None] 
     session = session or Session(parent=settings["temp_dir"])
     try:
         served = _Head(settings, session, out, ready, again=again)
-        return Supervisor(
-            Child("control", served.run_control), Child("agent", served.run_agent), served.on_control, served.on_agent
-        ).run()
+        try:
+            return Supervisor(
+                Child("control", served.run_control), Child("agent", served.run_agent), served.on_control, served.on_agent
+            ).run()
+        finally:
+            served.forget_key()
     finally:
         session.remove()
 
@@ -103,6 +107,12 @@ class _Head:
         """The machine of the head is a node of its cluster."""
         print(_welcome(self._address, self._key_file, session_path, again=self._again), file=self._out, flush=True)
         self._ready()
+
+    def forget_key(self) -> None:
+        """Remove the key file if nobody has chosen its name: with the next start there will be another."""
+        if self._key_file and not self._settings["key_file"]:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._key_file)
 
 
 def serve_node(settings: dict[str, Any], out: TextIO, ready: Callable[[], None] = lambda: None) -> int:

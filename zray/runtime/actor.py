@@ -13,22 +13,23 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import queue
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 from zray.base.wire import STORED, Address, Entry
+from zray.runtime.generator_runner import GeneratorRunner
 
 if TYPE_CHECKING:
     import asyncio
 
-    from zray.runtime.worker import TaskExecutor
+    from zray.runtime.executor import Executor
+
+_LAST_WORDS_S = 1.0
 
 # The task id and name of the call that runs in this thread or coroutine, where that is not the main thread.
 current_call: ContextVar[tuple[bytes, str] | None] = ContextVar("current_call", default=None)
@@ -47,22 +48,29 @@ class Group(Protocol):
     def submit(self, peer: bytes, spec: Any) -> None:
         """In the loop: a call, in its order."""
 
+    def stop(self) -> None:
+        """In the loop: have threads end that have nothing to do."""
+
 
 class MainGroup:
     """The worker's main thread."""
 
-    def __init__(self, worker: TaskExecutor) -> None:
+    def __init__(self, worker: Executor) -> None:
         self.submit = worker.enqueue
+
+    def stop(self) -> None:
+        """That is for the worker to do."""
 
 
 class ThreadGroup:
     """Threads, started as they are needed up to the limit."""
 
-    def __init__(self, actor: Actor, name: str, limit: int) -> None:
+    def __init__(self, worker: Executor, actor: Actor, name: str, limit: int) -> None:
+        self._worker = worker
         self._actor = actor
         self._name = name
         self._limit = limit
-        self._calls: queue.SimpleQueue[tuple[int, bytes, Any]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[int, bytes, Any] | None] = queue.SimpleQueue()
         self._threads = 0
         self._idle = threading.Semaphore(0)
 
@@ -73,26 +81,37 @@ class ThreadGroup:
         self._calls.put((number, peer, spec))
         if not self._idle.acquire(blocking=False) and self._threads < self._limit:
             self._threads += 1
-            threading.Thread(target=self._work, name=f"zray-{self._name}-{self._threads}", daemon=True).start()
+            name = f"zray-{self._name}-{self._threads}"
+            threading.Thread(target=self._worker.run_thread, args=(self._work,), name=name, daemon=True).start()
+
+    def stop(self) -> None:
+        for _ in range(self._threads):
+            self._calls.put(None)
 
     def _work(self) -> None:
         while True:
+            call = self._calls.get()
+            if call is None:
+                return
             try:
-                self._actor.run(*self._calls.get())
+                self._worker.run_user_code(self._actor.run, *call)
             except BaseException as error:
-                _crash(error)
+                self._worker.crash(error)
+            del call
             self._idle.release()
 
 
 class AsyncGroup:
     """Coroutines in the actor's event loop, so many at once."""
 
-    def __init__(self, actor: Actor, loop: asyncio.AbstractEventLoop, limit: int) -> None:
+    def __init__(self, worker: Executor, actor: Actor, loop: asyncio.AbstractEventLoop, limit: int) -> None:
+        self._worker = worker
         self._actor = actor
         self._loop = loop
         self._limit = limit
         self._calls: deque[tuple[int, bytes, Any]] = deque()
         self._running: set[asyncio.Task[None]] = set()
+        self._context = Context()  # not that of whichever thread turns the loop
         self._called = False
 
     def submit(self, peer: bytes, spec: Any) -> None:
@@ -102,7 +121,10 @@ class AsyncGroup:
         self._calls.append((number, peer, spec))
         if not self._called:
             self._called = True
-            self._loop.call_soon_threadsafe(self._start)
+            self._loop.call_soon_threadsafe(self._start, context=self._context)
+
+    def stop(self) -> None:
+        """The event loop is the actor's."""
 
     def _start(self) -> None:
         """In the event loop: start what may run."""
@@ -121,7 +143,7 @@ class AsyncGroup:
         else:
             error = task.exception()
             if error is not None:
-                _crash(error)
+                self._worker.crash(error)
         if self._calls:
             self._start()
 
@@ -141,7 +163,7 @@ class Actor:
 
     def __init__(
         self,
-        worker: TaskExecutor,
+        worker: Executor,
         cls: Callable[..., Any],
         id: bytes,
         owner: Address,
@@ -165,16 +187,17 @@ class Actor:
         self._methods: dict[bytes, Callable[..., Any]] = {}
         limit = extra["max_concurrency"]
         self._event_loop: asyncio.AbstractEventLoop | None = None
+        self._stopped = False
         self._groups: dict[str, Group] = {}
         self._default: Group
         if extra["asyncio"]:
             loop = self._event_loop = _new_event_loop(worker)
-            self._default = AsyncGroup(self, loop, limit)
-            self._groups = {name: AsyncGroup(self, loop, most) for name, most in extra["groups"].items()}
+            self._default = AsyncGroup(worker, self, loop, limit)
+            self._groups = {name: AsyncGroup(worker, self, loop, most) for name, most in extra["groups"].items()}
         else:
             plain = limit == 1 and not extra["groups"]
-            self._default = MainGroup(worker) if plain else ThreadGroup(self, "actor", limit)
-            self._groups = {name: ThreadGroup(self, name, most) for name, most in extra["groups"].items()}
+            self._default = MainGroup(worker) if plain else ThreadGroup(worker, self, "actor", limit)
+            self._groups = {name: ThreadGroup(worker, self, name, most) for name, most in extra["groups"].items()}
 
     def construct(self, args: list[Any], kwargs: dict[str, Any]) -> None:
         """Make the instance; that of an asynchronous actor inside its event loop, so that it can create tasks there."""
@@ -187,6 +210,7 @@ class Actor:
         threading.Thread(target=self._run_event_loop, name="zray-asyncio", daemon=True).start()
 
         async def construct() -> BaseException | None:
+            self._worker.enter()
             try:
                 self.instance = self._cls(*args, **kwargs)
             except BaseException as error:  # sys.exit() would end the loop, and nobody would hear of it
@@ -208,7 +232,7 @@ class Actor:
         else:
             known = ", ".join(map(repr, self._groups)) or "none"
             error = ValueError(f"{spec[6]}() has no concurrency group {name!r}: the actor's groups are {known}")
-            self._finish(peer, spec, (self._worker.error_entry(error, spec[6], extra),) * spec[4], 0.0)
+            self._finish(peer, spec, (self._worker.error_entry(error, spec[6], extra),) * abs(spec[4]), 0.0)
 
     def method(self, name: bytes) -> Callable[..., Any]:
         """A method of the instance, or one that every actor has."""
@@ -235,23 +259,27 @@ class Actor:
             return self._received
 
     def run(self, number: int, peer: bytes, spec: Any) -> None:
-        """Run a call in a thread of its own group. Its result must live until it is posted, as in ``TaskExecutor._execute``."""
+        """Run a call in a thread of its own group. Its result must live until it is posted, as in ``Executor._execute``."""
         if not self._may_run(number):
             return
         task_id, function_id, payload, slots, num_returns, _, name, extra = spec
         current_call.set((task_id, name))
         worker = self._worker
+        worker.enter()
         started = time.monotonic()
         try:
             args, kwargs = worker.arguments(payload, slots)
             result = self.method(function_id)(*args, **kwargs)
             del args, kwargs
-            entries = worker.entries(peer, task_id, result, num_returns, name)
+            if num_returns < 0:
+                entries = worker.streamed(peer, spec, GeneratorRunner(worker, peer, spec).run(result))
+            else:
+                entries = worker.entries(peer, spec, result)
         except SystemExit as error:
             self._end(error, number)
             return
         except BaseException as error:
-            entries = (worker.error_entry(error, name, extra),) * num_returns
+            entries = (worker.error_entry(error, name, extra),) * abs(num_returns)
         self._finish(peer, spec, entries, started)
         self._end()
 
@@ -262,6 +290,7 @@ class Actor:
         task_id, function_id, payload, slots, num_returns, _, name, extra = spec
         current_call.set((task_id, name))
         worker = self._worker
+        worker.enter()
         started = time.monotonic()
         refs: dict[bytes, Any] = {}
         try:
@@ -272,23 +301,45 @@ class Actor:
             else:
                 args, kwargs, refs = self._read(payload, slots)
             result = self.method(function_id)(*args, **kwargs)
-            if inspect.isawaitable(result):
-                result = await result
             del args, kwargs
-            entries = worker.entries(peer, task_id, result, num_returns, name)
+            if num_returns < 0:
+                entries = worker.streamed(peer, spec, await GeneratorRunner(worker, peer, spec).run_async(result))
+            else:
+                if inspect.isasyncgen(result):
+                    result = [value async for value in result]
+                elif inspect.isawaitable(result):
+                    result = await result
+                entries = worker.entries(peer, spec, result)
         except SystemExit as error:
             self._end(error, number)
             return
         except BaseException as error:
-            entries = (worker.error_entry(error, name, extra),) * num_returns
+            entries = (worker.error_entry(error, name, extra),) * abs(num_returns)
         self._finish(peer, spec, entries, started, refs)
         self._end()
 
     def cancelled(self, number: int, peer: bytes, spec: Any) -> None:
         """A call was cancelled before it had begun."""
         error = self._worker.error_entry(KeyboardInterrupt(), spec[6], spec[7])
-        self._finish(peer, spec, (error,) * spec[4], time.monotonic(), {})
+        self._finish(peer, spec, (error,) * abs(spec[4]), time.monotonic(), {})
         self._end()
+
+    def stop(self) -> None:
+        """In the loop: start no more calls, and end threads. For a worker that ends without the end of a process."""
+        with self._lock:
+            self.closing = True
+            self._last = 0.0
+        for group in (self._default, *self._groups.values()):
+            group.stop()
+        loop = self._event_loop
+        if loop is not None and not loop.is_closed():
+            self._stopped = True
+            loop.call_soon_threadsafe(loop.stop)
+
+    def forget(self) -> None:
+        """Let go of the instance."""
+        self.instance = None
+        self._methods.clear()
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -344,7 +395,7 @@ class Actor:
         assert loop is not None
         asyncio.set_event_loop(loop)
         self._worker.event_loop_thread = threading.get_ident()
-        while True:  # what stops the loop comes from a task of the user's own: the calls must go on, or hear of the end
+        while not self._stopped:  # what else stops the loop is a task of the user's own: the calls must go on, or hear of it
             try:
                 loop.run_forever()
             except KeyboardInterrupt:
@@ -353,9 +404,10 @@ class Actor:
                 with self._lock:
                     self._close(error, float("inf"))
                     self._leave_if_done()
+        _close_event_loop(loop)
 
 
-def _new_event_loop(worker: TaskExecutor) -> asyncio.AbstractEventLoop:
+def _new_event_loop(worker: Executor) -> asyncio.AbstractEventLoop:
     """An event loop that a fork does not use: it would take away what wakes the actor's."""
     import asyncio  # other actors do without it
     import selectors
@@ -368,10 +420,16 @@ def _new_event_loop(worker: TaskExecutor) -> asyncio.AbstractEventLoop:
     return asyncio.SelectorEventLoop(Selector())
 
 
-def _crash(error: BaseException) -> None:
-    """A call can not be answered: its caller hears of the end of the process at least."""
-    traceback.print_exception(error)
-    os._exit(70)
+def _close_event_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel what runs in a loop, give it a moment for its last words, and close it."""
+    import asyncio
+
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=_LAST_WORDS_S))
+    loop.close()
 
 
 def _ready() -> bool:

@@ -171,7 +171,9 @@ def _ask(control: str, cluster: bytes, key: ClusterKey | None) -> dict[str, Any]
     asker.transport.on_refused = on_refused
     asker.loop.post((lambda: asker.transport.dial(CONTROL, control, watched=True),))
     request = asker.ask(CONTROL, JoinCluster)
-    if not asker.loop.wait(request, _ANSWER_S):
+    in_time = asker.loop.wait(request, _ANSWER_S)
+    asker.transport.close()  # else its end waits for the sockets whenever it is collected as garbage
+    if not in_time:
         raise ConnectionError(f"no answer within {_ANSWER_S:g} s: is zray-head running there?")
     if not request.ok:
         raise ConnectionError(refused[0] if refused else str(request.value))

@@ -36,6 +36,7 @@ class Client(Process):
         self.broken: RayError | None = None  # why nothing can be done any more
         self._requests: dict[int, Request] = {}
         self._lasting: list[tuple[Any, ...]] = []  # what every control must know
+        self.transport.on_broken = self._on_broken
         self._next_request = 1
 
     # -- the loop's calls -----------------------------------------------------------------------------------------
@@ -55,6 +56,11 @@ class Client(Process):
             request.value = str(error)
             resolve(request)
         self._requests.clear()
+
+    def _on_broken(self, peer: bytes) -> None:
+        """Somebody else is where a peer was."""
+        for message in self.open_words() if peer == CONTROL else ():
+            self.send(CONTROL, message)
 
     # -- questions ------------------------------------------------------------------------------------------------
 

@@ -40,10 +40,11 @@ from zray.object_ref import ObjectRef
 from zray.runtime.client import Client, Request, finish, resolve
 from zray.runtime.explainer import Explainer
 from zray.runtime.process import log
-from zray.runtime.store_client import StoreClient
 
 if TYPE_CHECKING:
     from zray.io.cluster_key import ClusterKey
+    from zray.runtime.executor import Executor
+    from zray.runtime.store_client import StoreClient
 
 
 _RECOVERIES_MAX = 10  # of one get: more often nothing is read that way
@@ -115,7 +116,6 @@ class CoreWorker(Client):
         self.on_effect(e.RESOLVE, resolve)
         self.on_effect(e.WARN, lambda text: log.warning("%s", text))
         self.add_handlers(self, "owner", "any")
-        self.transport.on_broken = self._on_broken
 
     def join(self, job_id: bytes, node: dict[str, Any]) -> None:
         """Become part of a job on a node: from now on objects and tasks can be made."""
@@ -123,11 +123,12 @@ class CoreWorker(Client):
         self.node_id = node["node_id"]
         self.agent = node["agent"]
         self.node_endpoint = node["endpoint"]
-        self.store = StoreClient(self, node["store_name"], self.free_first, self.call_site)
+        self.open_store(node)
         self.owner = Owner(self.address, job_id, self.node_id, self.agent, self.config, self._counted_ref)
         self.add_brain(self.owner, "owner")
         self.resync = Resync(self.owner, self.open_words)
         self.add_handlers(self.resync, "owner")
+        self.transport.on_broken = self.resync.on_broken
         self.on_timers("leases", self.owner.on_timer)
         self.on_timers("owner", self.owner.on_timer)
         self.on_timers("calls", self.owner.on_timer)
@@ -135,6 +136,23 @@ class CoreWorker(Client):
         self.add_handlers(self.explainer, "owner")
         self.on_timers("explain", self.explainer.on_timer)
         self.loop.on_inbox = self.on_inbox
+
+    def open_store(self, node: dict[str, Any]) -> None:
+        """Use the shared memory of the node."""
+        from zray.runtime.store_client import StoreClient
+
+        self.store = StoreClient(self, node["store_name"], self.free_first, self.call_site)
+
+    def close_store(self) -> None:
+        self.store.close()
+
+    def executor(self) -> Executor | None:
+        """What runs the code that asks this; None in a driver."""
+        return None
+
+    def control_endpoint(self) -> str:
+        """Where the control can be reached, or the agent that knows."""
+        return self.node_endpoint
 
     # -- the loop's calls -----------------------------------------------------------------------------------------
 
@@ -175,17 +193,6 @@ class CoreWorker(Client):
     def on_notice(self, now: float, peer: bytes, text: str) -> None:
         log.warning("%s", text)
 
-    def _on_broken(self, peer: bytes) -> None:
-        """Somebody else is where a peer was."""
-        if peer != CONTROL:
-            return
-        if self._brains:
-            self.resync.begin()
-            self.execute(self.owner)
-        else:
-            for question in self.open_words():
-                self.send(CONTROL, question)
-
     def on_refuse(self, now: float, peer: bytes, reason: str) -> None:
         self.fail(RaySystemError(f"the cluster refused this process: {reason}"))
 
@@ -213,6 +220,13 @@ class CoreWorker(Client):
         """Hand a task to the brain."""
         self.loop.post(task)
         self.loop.maybe_turn()
+
+    def block(self, waiter: Waiter) -> None:
+        """Wait in this thread, as in ``get``."""
+        if self.broken is None:
+            self._block(waiter, None)
+        if self.broken is not None:
+            raise self.broken
 
     def create_actor(self, task: Task, registration: RegisterActor | None) -> None:
         """Have an actor created; one with a name is registered already."""
@@ -357,7 +371,7 @@ class CoreWorker(Client):
             waiter.fail_fast = True
             self.loop.post((waiters.listen, waiter, arrivals, failures))
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not self._block(waiter, left):
+            if not self._block(waiter, left, missing):
                 if self.broken is not None:
                     raise self.broken  # nobody turns the loop any more
                 return [ref for ref in missing if ref._id not in memory]
@@ -402,8 +416,8 @@ class CoreWorker(Client):
                 break
         return ready
 
-    def _block(self, waiter: Waiter, timeout_s: float | None) -> bool:
-        """Wait in this thread; a worker's main thread lends its CPU out meanwhile."""
+    def _block(self, waiter: Waiter, timeout_s: float | None, wanted: Sequence[ObjectRef[Any]] = ()) -> bool:
+        """Wait in this thread, for the values of ``wanted`` if it says which; a worker's main thread lends its CPU meanwhile."""
         if self.event_loop_thread == threading.get_ident():
             self._warn_of_blocking()
         hook = self.blocking if threading.get_ident() == self._main else None
@@ -540,7 +554,7 @@ class CoreWorker(Client):
         if self._completions is not None:
             self._completions.put(None)
         if self._brains:
-            self.store.close()
+            self.close_store()
 
 
 def _not_stop_iteration(error: StopIteration) -> Exception:

@@ -98,6 +98,9 @@ class Driver(CoreWorker):
         watch = self._watch = PidWatch(pid, ended)
         self.loop.post((self.loop.add_source, watch))
 
+    def control_endpoint(self) -> str:
+        return self.head.session.endpoint("h") if self.head is not None else self.node_endpoint
+
     def shutdown(self) -> None:
         """Finish the job; with an embedded head, end the cluster and wait until nothing of it is left."""
         if self.broken is None:

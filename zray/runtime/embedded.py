@@ -29,6 +29,7 @@ class EmbeddedHead:
         log_to_driver: whether workers write to this process's output.
         logging_level: of the head's own log.
         temp_dir: where the session directory is made, "" for the default.
+        labels: of the node.
 
     Raises:
         OSError: the session directory can not be made, or the interpreter can not be started.
@@ -43,6 +44,7 @@ class EmbeddedHead:
         log_to_driver: bool,
         logging_level: int,
         temp_dir: str = "",
+        labels: dict[str, str] | None = None,
     ) -> None:
         sweep(temp_dir)
         self.session = Session(parent=temp_dir)
@@ -58,6 +60,7 @@ class EmbeddedHead:
             "node_id": self.node_id.hex(),
             "config": config.as_dict(),
             "resources": resources,
+            "labels": labels or {},
             "store_bytes": store_bytes,
             "log_to_driver": log_to_driver,
             "logging_level": logging_level,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from zray.runtime.client import Request, resolve
 
 if TYPE_CHECKING:
     from zray.runtime.core_worker import CoreWorker
-    from zray.runtime.worker import TaskExecutor
+    from zray.runtime.executor import Executor
 
 _ANSWER_S = 3.0
 _LINES_MAX = 20
@@ -101,9 +100,9 @@ def _resolve(request: Request, value: _Answer) -> None:
         resolve(request)
 
 
-def current_line() -> str:
-    """What the main thread of this process is doing: the innermost line that is not zray's own."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+def current_line(thread: int) -> str:
+    """What a thread of this process is doing: the innermost line that is not zray's own."""
+    frame = sys._current_frames().get(thread)
     inside = ""
     while frame is not None and frame.f_globals.get("__name__", "").startswith("zray."):
         inside = frame.f_code.co_name
@@ -114,14 +113,15 @@ def current_line() -> str:
     return f"at {where}" + (f", waiting in zray's {inside}()" if inside else "")
 
 
-def whereabouts(worker: TaskExecutor, task_id: bytes, waiting: list[bytes], ran_s: float) -> str:
+def whereabouts(worker: Executor, task_id: bytes, waiting: list[bytes], ran_s: float) -> str:
     """What has become of a task or call that was sent to this worker, which has run something for ``ran_s``."""
     here = f"in process {os.getpid()} on node {worker.node_id.hex()[:8]}"
-    doing = f"for {ran_s:.1f} s {here} {current_line()}".rstrip()
+    doing = f"for {ran_s:.1f} s {here} {current_line(worker.thread)}".rstrip()
     if task_id in waiting:
         return f"it is number {waiting.index(task_id) + 1} of those that wait behind {worker.task_name}(), which runs {doing}"
     if task_id == worker.task_id and ran_s:
         return f"it runs {doing}"
     if worker.actor is not None:
-        return f"it runs or waits {here}, where calls run in threads or coroutines; the main thread is {current_line()}"
+        main = current_line(worker.thread)
+        return f"it runs or waits {here}, where calls run in threads or coroutines; the main thread is {main}"
     return f"its result is on its way from there ({here})"

@@ -15,7 +15,7 @@ from zray.base import serialization
 from zray.base.wire import ERROR, Entry
 from zray.exceptions import ActorDiedError, RayError, RayTaskError, TaskCancelledError
 
-_OWN_FILES = ("zray/runtime/worker.py", "zray/runtime/actor.py")
+_OWN_FILES = ("zray/runtime/executor.py", "zray/runtime/actor.py", "zray/runtime/generator_runner.py")
 
 
 def of_task(error: BaseException, name: str, extra: dict[str, Any] | None, node: str) -> Entry:
@@ -51,7 +51,8 @@ def of_constructor(error: BaseException, actor_id: bytes, extra: dict[str, Any],
 def _is_cancellation(error: BaseException) -> bool:
     """Whether a coroutine was cancelled: as an exception of that type it would cancel whoever awaits the result."""
     asyncio: Any = sys.modules.get("asyncio")
-    return asyncio is not None and isinstance(error, asyncio.CancelledError)
+    cancelled = getattr(asyncio, "CancelledError", None)  # another thread may be importing it just now
+    return cancelled is not None and isinstance(error, cancelled)
 
 
 def _told(error: BaseException, cause: BaseException) -> tuple[str, Any]:

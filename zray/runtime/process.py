@@ -6,17 +6,42 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from zray.base.wire import SCHEMA, Hello, pack, well_formed
 from zray.core import effects as e
 from zray.io.loop import Loop
-from zray.io.transport import Transport
 
 if TYPE_CHECKING:
     from zray.io.cluster_key import ClusterKey
 
 log = logging.getLogger("zray")
+
+
+class Links(Protocol):
+    """The ways to other processes: sockets, or what stands in their place."""
+
+    endpoint: str
+    counts: dict[str, int]
+    on_refused: Callable[[bytes, str], None]
+    on_lost: Callable[[bytes], None]
+    on_broken: Callable[[bytes], None]
+
+    def dial(self, peer: bytes, endpoint: str, watched: bool = False) -> None: ...
+
+    def alias(self, name: bytes, peer: bytes) -> None: ...
+
+    def hang_up(self, peer: bytes) -> None: ...
+
+    def send(self, peer: bytes, msg: tuple[Any, ...]) -> bool: ...
+
+    def flush(self) -> None: ...
+
+    def pending(self) -> bool: ...
+
+    def on_timer(self, now: float, key: tuple[Any, ...]) -> None: ...
+
+    def close(self, linger_ms: int = 0) -> None: ...
 
 
 class PidWatch:
@@ -70,19 +95,7 @@ class Process:
         self.reason = ""  # why it ends
         self.loop = Loop(lazy_s)
         self.loop.on_inbox = self.on_calls
-        self.transport = Transport(
-            self.loop,
-            me,
-            role,
-            endpoint,
-            cluster,
-            decode,
-            self.on_batch,
-            self.on_peer_joined,
-            message_bytes_max=message_bytes_max,
-            tcp=tcp,
-            key=key,
-        )
+        self.transport = self.open_links(role, endpoint, cluster, decode, message_bytes_max, tcp, key)
         self.loop.pending = self.transport.pending
         self.loop.settle = self.settle
         self.loop.on_timer = self.on_timer
@@ -97,6 +110,33 @@ class Process:
             e.HANG_UP: self.transport.hang_up,
             e.TIMER: self.loop.add_timer,
         }
+
+    def open_links(
+        self,
+        role: str,
+        endpoint: str,
+        cluster: bytes,
+        decode: Callable[[bytes], Any],
+        message_bytes_max: int,
+        tcp: tuple[str, int, str] | None,
+        key: ClusterKey | None,
+    ) -> Links:
+        """What carries messages from and to other processes."""
+        from zray.io.transport import Transport  # and with it zmq, which not every process has
+
+        return Transport(
+            self.loop,
+            self.me,
+            role,
+            endpoint,
+            cluster,
+            decode,
+            self.on_batch,
+            self.on_peer_joined,
+            message_bytes_max=message_bytes_max,
+            tcp=tcp,
+            key=key,
+        )
 
     def add_brain(self, brain: Any, *receivers: str) -> None:
         """Route messages for ``receivers`` to ``brain``, and execute its effects."""

@@ -162,6 +162,7 @@ class Dispatcher:
         self._thread: threading.Thread | None = None
         self._bell = threading.Event()
         self._lends = False  # this is a task: see above
+        self._opener: threading.Thread | None = None
         self._starts = 0  # how much was started so far
         self._fetches = 0  # how many results were fetched by those who wait for them
         self._deep = False  # the thread sleeps until the bell rings
@@ -317,6 +318,7 @@ class Dispatcher:
 
     def _open(self) -> None:
         self._lends = ray.get_runtime_context().get_task_id() is not None
+        self._opener = threading.current_thread()  # in local mode tasks have other threads than the main one
         self._lane.open(self)
         self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
         self._thread.start()
@@ -445,7 +447,7 @@ class Dispatcher:
         return ray.wait(refs, timeout=None if timeout is None else min(max(0.0, timeout), _LONGEST_S))
 
     def _in_task(self) -> bool:
-        return self._lends and threading.current_thread() is threading.main_thread()
+        return self._lends and threading.current_thread() in (threading.main_thread(), self._opener)
 
 
 def _outcome(ref: Any, get: Callable[[Any], Any] | None) -> tuple[Any, Exception | None]:

@@ -1,0 +1,45 @@
+"""Sweeper: what lies in stores for an owner and is not needed there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from zray.base.ids import agent_id
+from zray.base.wire import ERROR, STORED, Entry, FreeObjects
+from zray.core.effects import SEND, Effect
+from zray.core.entries import contained_in
+from zray.core.references import ReferenceCounter
+from zray.core.tasks import TaskManager
+
+
+class Sweeper:
+    """What ``Owner`` inherits; the fields are made there."""
+
+    __slots__ = ()
+
+    _agent: bytes
+    _node_id: bytes
+    memory: dict[bytes, Entry]
+    out: list[Effect]
+    references: ReferenceCounter
+    tasks: TaskManager
+
+    def _discard(self, object_id: bytes, entry: Entry) -> None:
+        """A value arrived that nobody needs."""
+        self.references.decline(contained_in(entry))
+        known = self.memory.get(object_id)
+        if entry[0] == STORED and object_id[:16] not in self.tasks.pending and (known is None or known[0] != STORED):
+            self._free_at(entry[2], [object_id])
+
+    def _sweep(self, returns: Iterable[bytes], agents: Iterable[bytes]) -> None:
+        """Attempts on these nodes, or this one half way through its results, may have left some where nobody knows of them."""
+        for agent in dict.fromkeys(agents):
+            known = {object_id: self.memory.get(object_id, (ERROR,)) for object_id in returns}
+            # Where the value is said to lie, another attempt has made it.
+            left = [o for o, entry in known.items() if entry[0] != STORED or agent_id(entry[2]) != agent]
+            if left:
+                self.out.append((SEND, self._agent, FreeObjects(left, b"" if agent == self._agent else agent)))
+
+    def _free_at(self, node_id: bytes, object_ids: list[bytes]) -> None:
+        agent = b"" if node_id == self._node_id else agent_id(node_id)
+        self.out.append((SEND, self._agent, FreeObjects(object_ids, agent)))
