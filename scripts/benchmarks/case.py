@@ -197,6 +197,11 @@ CASES = (
         _less("agents_idle", "a hundred idle nodes and the head, of one processor", "%"),
         Metric("agents_alive", "nodes alive after that", "", (Bound(100.0),)),
     ), (SUBJECT,), alone=True, quick=False, limit_s=180.0),
+    Case("recovery", "recovery:control", (
+        _less("recovery_control", "control killed: to its first answer", "s"),
+        _less("recovery_new", "... to a new function, actor and key", "s", Bound(2.0)),
+        _less("recovery_longest", "... the longest of ten", "s"),
+    ), (SUBJECT,), alone=True),
     _queue("1k", 1_000),
     _queue("10k", 10_000),
     _queue("100k", 100_000),
