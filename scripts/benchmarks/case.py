@@ -142,6 +142,20 @@ CASES = (
     Case("actor_memory", "actors:actor_memory", (
         _less("actor_memory", "an idle actor among twenty, PSS", "MB"),
     ), (SUBJECT,), alone=True, quick=False),
+    Case("generator_items", "generators:generator_items", (
+        Metric("generator_items", "items of a generator", "/s", _ray(5.0)),
+    ), CLUSTERS),
+    Case("generator_actor", "generators:generator_actor", (
+        Metric("generator_actor", "items of a generator of an actor", "/s", _ray(5.0)),
+    ), CLUSTERS, quick=False),
+    Case("generator_large", "generators:generator_large", (
+        Metric("generator_large", "items of 1 MB of a generator", "/s", _ray(1.5)),
+    ), CLUSTERS, quick=False),
+    Case("generator_million", "generators:generator_million", (
+        Metric("generator_million", "a million items of one generator"),
+        _less("generator_reader_mb", "... growth of its reader", "MB", Bound(5)),
+        _less("generator_worker_mb", "... growth of its worker", "MB", Bound(5)),
+    ), (SUBJECT,), alone=True, quick=False),
     Case("placement_groups", "groups:create_and_remove", (
         Metric("placement_groups", "placement groups created and removed", "/s", _ray(2.0)),
     ), CLUSTERS),
@@ -197,11 +211,19 @@ CASES = (
         _less("agents_idle", "a hundred idle nodes and the head, of one processor", "%"),
         Metric("agents_alive", "nodes alive after that", "", (Bound(100.0),)),
     ), (SUBJECT,), alone=True, quick=False, limit_s=180.0),
-    Case("recovery", "recovery:control", (
+    Case("recovery", "recovery:processes", (
+        _less("recovery_task", "worker killed: until its task runs again", "ms", Bound(50.0)),
+        _less("recovery_actor", "actor killed: until it answers again", "ms", Bound(100.0)),
+    ), (SUBJECT,), alone=True),
+    Case("recovery_of_control", "recovery:control", (
         _less("recovery_control", "control killed: to its first answer", "s"),
         _less("recovery_new", "... to a new function, actor and key", "s", Bound(2.0)),
         _less("recovery_longest", "... the longest of ten", "s"),
     ), (SUBJECT,), alone=True),
+    Case("recovery_of_nodes", "recovery:nodes", (
+        _less("recovery_node", "node killed: until that is known", "s", Bound(3.0)),
+        _less("recovery_object", "node killed: until what it had made is there again", "s"),
+    ), (SUBJECT,), alone=True, quick=False),
     _queue("1k", 1_000),
     _queue("10k", 10_000),
     _queue("100k", 100_000),

@@ -43,6 +43,28 @@ def spread(n):
     return list(range(n))
 
 
+def numbers(n):
+    yield from range(n)
+
+
+def numbers_and_memory(n, every):
+    """Numbers, and now and then the bytes of memory of this process."""
+    from benchmarks.footprint import resident_bytes
+
+    for number in range(n):
+        yield number if number % every else resident_bytes()
+
+
+def arrays(n, size):
+    for _ in range(n):
+        yield touched_array(size)
+
+
+class Counter:
+    def numbers(self, n):
+        yield from range(n)
+
+
 def client_puts(engine, n):
     put = __import__(engine).put
     for _ in range(n):

@@ -240,21 +240,6 @@ def test_a_constructor_that_is_a_coroutine_is_an_error() -> None:
         ray.get(Wrong.remote().f.remote())
 
 
-def test_generators_are_refused_where_they_are_called() -> None:
-    @ray.remote
-    class Stream:
-        async def items(self) -> Any:
-            yield 1
-
-        async def fine(self) -> int:
-            return 2
-
-    actor = Stream.remote()
-    with pytest.raises(NotImplementedError, match=r"Stream\.items\(\) is a generator"):
-        actor.items.remote()
-    assert ray.get(actor.fine.remote()) == 2
-
-
 # -- references ---------------------------------------------------------------------------------------------------------
 
 

@@ -251,6 +251,7 @@ class OwnerBody(Body):
 
     def on_broken(self, peer: bytes) -> None:
         if peer == CONTROL:
+            self.turn()  # what the one before had said came first
             self.resync.begin()
             self.finish()
 

@@ -168,9 +168,9 @@ class Scale:
 
     def _do(self, process: bytes, account: str, handler: str, *args: Any) -> None:
         brain = self._gcs if process == CONTROL else self._agents[process]
-        begun = time.perf_counter()
+        begun = time.thread_time()
         getattr(brain, handler)(self._now, *args)
-        self.spent[account] += time.perf_counter() - begun
+        self.spent[account] += time.thread_time() - begun
         self._settle(process, brain, account)
 
     def _settle(self, process: bytes, brain: Any, account: str) -> None:
@@ -190,9 +190,9 @@ class Scale:
         if isinstance(message, (ClusterLoads, ClusterView)):
             self._rows += len(message.rows)
         if receiver in self._agents or receiver == CONTROL:
-            begun = time.perf_counter()
+            begun = time.thread_time()
             wire.encode([wire.pack(message)])
-            self.spent[account] += time.perf_counter() - begun
+            self.spent[account] += time.thread_time() - begun
             self._at(self._now + LINK_S, self._deliver, receiver, sender, wire.pack(message))
         else:
             self._at(self._now + LINK_S, self._tell_owner, receiver, sender, message)

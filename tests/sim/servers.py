@@ -94,6 +94,7 @@ class AgentBody(Body):
 
     def on_broken(self, peer: bytes) -> None:
         if peer == CONTROL:
+            self.turn()  # what the one before had said came first
             self.brain.on_control_broken(self.world.now)
             self.after_event()
             self.finish()

@@ -327,14 +327,15 @@ class Actor:
     def stop(self) -> None:
         """In the loop: start no more calls, and end threads. For a worker that ends without the end of a process."""
         with self._lock:
+            stopped, self._stopped = self._stopped, True
             self.closing = True
             self._last = 0.0
+        if stopped:
+            return
         for group in (self._default, *self._groups.values()):
             group.stop()
-        loop = self._event_loop
-        if loop is not None and not loop.is_closed():
-            self._stopped = True
-            loop.call_soon_threadsafe(loop.stop)
+        if self._event_loop is not None:
+            self._event_loop.call_soon_threadsafe(self._event_loop.stop)
 
     def forget(self) -> None:
         """Let go of the instance."""
@@ -424,6 +425,7 @@ def _close_event_loop(loop: asyncio.AbstractEventLoop) -> None:
     """Cancel what runs in a loop, give it a moment for its last words, and close it."""
     import asyncio
 
+    loop.run_until_complete(asyncio.sleep(0))  # what was called meanwhile becomes a task
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
         task.cancel()

@@ -118,9 +118,9 @@ class LocalWorker(Executor):
 
     def stop(self) -> None:
         """From now on nothing is heard of this worker, and its threads end as soon as they can."""
+        actor = self.becoming  # its thread may forget it as soon as the worker is gone
         self.gone = self._leaving = True
         self._queue.clear()
-        actor = self.becoming
         if actor is not None:
             actor.stop()
         for runner in list(self.runners.values()):
@@ -199,6 +199,7 @@ class LocalWorker(Executor):
     def _forget(self) -> None:
         """Let go of what a process takes with it: the instance of an actor, and handles and references in it."""
         if self.becoming is not None:
+            self.becoming.stop()  # it may have been made after the worker was told to stop
             self.becoming.forget()
         self.becoming = self.actor = None
         self._functions.clear()
