@@ -105,14 +105,14 @@ def test_an_actor_that_nobody_needs_any_more_is_given_up() -> None:
     assert sent(bench.known((ACTOR, handle_id, "ALIVE")), ActorOutOfScope) == [(CONTROL_NAME, ActorOutOfScope(ACTOR))]
 
 
-def test_the_end_of_an_actor_that_starts_without_a_handle_is_still_heard() -> None:
+def test_an_actor_without_a_handle_that_the_control_does_not_know_is_not_waited_for() -> None:
     bench = Returning()
     handle, _ = bench.create()
+    handle_id = handle.binary()
     del handle
     bench.turn()
-    assert sent(bench.begins(), SubscribeActor) == [(CONTROL_NAME, SubscribeActor(ACTOR))]
-    bench.updated("DEAD", 1, error=error_entry(ValueError("over"))[1])
-    assert sent(bench.begins(), SubscribeActor) == [] and not bench.owner.tasks.pending
+    assert sent(bench.known((ACTOR, handle_id, "PENDING_CREATION")), ActorOutOfScope) and bench.owner.tasks.pending
+    assert sent(bench.known(), RegisterActor) == [] and not bench.owner.tasks.pending
 
 
 def test_who_was_to_be_killed_is_named_again_until_the_news_has_come() -> None:

@@ -10,6 +10,7 @@ registers and creates the actors whose registration or creation was lost, and gi
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from zray.base.wire_return import OwnerReturned
 from zray.core.actor import ActorState
 from zray.core.effects import SEND
 from zray.core.owner import Owner
+from zray.exceptions import ActorDiedError
 
 
 class Resync:
@@ -45,27 +47,30 @@ class Resync:
         out = self._owner.out
         out.extend((SEND, CONTROL, message) for message in self._open_words())
         out.append((SEND, CONTROL, OwnerReturned()))
-        queues = self._owner.calls.queues
-        awaited = [queue.actor_id for queue in queues.values() if not queue.error]
-        awaited += [actor_id for actor_id in self._owner.creations if actor_id not in queues]  # without a handle left
-        out.extend((SEND, CONTROL, SubscribeActor(actor_id)) for actor_id in awaited)
-        killed = [queue.actor_id for queue in queues.values() if queue.killed and not queue.error]
-        out.extend((SEND, CONTROL, KillActor(actor_id, True)) for actor_id in killed)
+        for queue in self._owner.calls.queues.values():
+            if not queue.error:
+                out.append((SEND, CONTROL, SubscribeActor(queue.actor_id)))
+                if queue.killed:
+                    out.append((SEND, CONTROL, KillActor(queue.actor_id, True)))
 
     def on_owner_known(self, now: float, peer: bytes, actors: list[Any]) -> None:
         """The control says what it knows."""
-        out = self._owner.out
+        out, queues = self._owner.out, self._owner.calls.queues
         known = {actor_id: state for actor_id, _, state in actors}
         for actor_id, handle_id, _ in actors:
             if not self._owner.references.needed(handle_id):
                 out.append((SEND, CONTROL, ActorOutOfScope(actor_id)))
-        for queue in self._owner.calls.queues.values():
+        for queue in queues.values():
             if queue.registration is not None and queue.actor_id not in known:
                 out.append((SEND, CONTROL, queue.registration))
                 known[queue.actor_id] = ActorState.DEPENDENCIES_UNREADY.name
         for actor_id, state in known.items():
             if state == ActorState.DEPENDENCIES_UNREADY.name:
                 self._create(actor_id)
+        for actor_id in [a for a in self._owner.creations if a not in known and a not in queues]:
+            text = "no handle of it was left, and it had ended, or was never known, when another control was started"
+            error = pickle.dumps(ActorDiedError(text, actor_id.hex()), 5)
+            self._owner.on_actor_updated(now, peer, actor_id, ActorState.DEAD.name, 0, b"", "", error)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
