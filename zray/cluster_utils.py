@@ -58,6 +58,17 @@ class ClusterNode:
             if description["pid"] == self.pid:
                 self.node_id, self.session_dir = description["node_id"], description["session"]
 
+    def child(self, title: str) -> int:
+        """The process id of one of the processes of ``zray-head``: "zray-control" or "zray-node"; 0 while there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            with open(f"/proc/{self.pid}/task/{self.pid}/children") as file:
+                children = file.read().split()
+            for pid in children:
+                with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/comm") as file:
+                    if file.read().strip() == title:
+                        return int(pid)
+        return 0
+
     def pause(self) -> None:
         """Stop its process where it is (SIGSTOP), as a machine that hangs; its workers run on."""
         os.kill(self.pid, signal.SIGSTOP)
