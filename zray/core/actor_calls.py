@@ -79,7 +79,7 @@ class ActorTaskSubmitter:
         config: limits.
         out: where effects go.
         tasks: the tasks of this process: what is not pending there any more has its result.
-        make_spec: turns a task into the tuple that is sent.
+        make_spec: turns a task into the tuple that is sent; None if it must wait for its arguments after all.
         fail: gives a task an error as its result, if it has none; the last argument is the process that had it.
         held: whether a handle is counted in this process.
     """
@@ -103,7 +103,7 @@ class ActorTaskSubmitter:
         config: Config,
         out: list[Effect],
         tasks: TaskManager,
-        make_spec: Callable[[Task], tuple[Any, ...]],
+        make_spec: Callable[[Task], tuple[Any, ...] | None],
         fail: Callable[[float, Task, Entry, bytes], None],
         held: Callable[[bytes], bool],
     ) -> None:
@@ -276,8 +276,13 @@ class ActorTaskSubmitter:
             task = tasks.popleft()
             if task.id not in pending:  # an argument was an error, and that is its result
                 continue
+            spec = make_spec(task)
+            if spec is None:  # it must wait for its arguments after all: an ordered one here
+                if task.template.ordered and task.id in pending:
+                    tasks.appendleft(task)
+                continue
             inflight[task.id] = task
-            specs.append(make_spec(task))
+            specs.append(spec)
             room -= _size_bytes(task)
         if specs:
             self._out.append((SEND, queue.worker, (CALL, queue.next, specs)))

@@ -35,7 +35,7 @@ class ActorOwner:
         """A task will have no other result."""
         raise NotImplementedError
 
-    def _make_spec(self, task: Task) -> tuple[Any, ...]:
+    def _make_spec(self, task: Task) -> tuple[Any, ...] | None:
         """What a worker must know of a task."""
         raise NotImplementedError
 
@@ -93,7 +93,10 @@ class ActorOwner:
 
     def send_creation(self, actor_id: bytes, task: Task) -> None:
         """The arguments of a constructor are there."""
-        creation = pickle.dumps((self._make_spec(task), self.references.me), 5)
+        spec = self._make_spec(task)
+        if spec is None:
+            return  # one of them was lost meanwhile: this comes again
+        creation = pickle.dumps((spec, self.references.me), 5)
         self.out.append((SEND, CONTROL, CreateActor(actor_id, creation, b"")))
 
     def _created(self, task: Task) -> None:

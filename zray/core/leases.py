@@ -105,7 +105,7 @@ class NormalTaskSubmitter:
         agent: process id of the local node agent.
         config: limits.
         out: where effects go.
-        make_spec: turns a task into the tuple that is pushed.
+        make_spec: turns a task into the tuple that is pushed; None if it must wait for its arguments after all.
     """
 
     __slots__ = (
@@ -129,7 +129,7 @@ class NormalTaskSubmitter:
         agent: bytes,
         config: Config,
         out: list[Effect],
-        make_spec: Callable[[Task], tuple[Any, ...]],
+        make_spec: Callable[[Task], tuple[Any, ...] | None],
     ) -> None:
         self.job_id = job_id
         self._agent = agent
@@ -386,9 +386,12 @@ class NormalTaskSubmitter:
                 if alone and inflight:
                     break
                 tasks.popleft()
+                spec = make_spec(task)
+                if spec is None:  # it comes again when its arguments do
+                    continue
                 inflight[task.id] = task
                 lease.alone = alone
-                specs.append(make_spec(task))
+                specs.append(spec)
                 room = 0 if alone else room - 1
             if specs:
                 lease.idle_since = None

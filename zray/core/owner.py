@@ -25,6 +25,7 @@ from zray.base.config import Config
 from zray.base.ids import agent_id, agent_of, return_id
 from zray.base.wire import (
     ERROR,
+    INLINE,
     OBJECT_VALUE,
     REFS,
     STORED,
@@ -49,6 +50,7 @@ from zray.core.waiters import Waiter, Waiters
 from zray.exceptions import InvariantError, TaskUnschedulableError
 
 INFEASIBLE_TIMER = "owner.infeasible"
+_LOST: Entry = (INLINE, b"")  # of an argument that was lost again: that is seen when the task is sent
 
 
 class Owner(Sweeper, ActorOwner, GeneratorOwner, TaskCancellation):
@@ -388,21 +390,18 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner, TaskCancellation):
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _known(self, object_id: bytes) -> Entry:
-        """What is known of an object that was there."""
-        entry = self.memory.get(object_id) or self.lost[object_id].entry
-        assert entry is not None
-        return entry
-
-    def _make_spec(self, task: Task) -> tuple[Any, ...]:
+    def _make_spec(self, task: Task) -> tuple[Any, ...] | None:
+        """What is sent of a task; None if it waits for an argument again, which was lost after it had been there."""
         template = task.template
         slots: tuple[Any, ...] = ()
         if task.slots:
             memory = self.memory
             try:
                 slots = tuple([(where, ref.binary(), ref.owner, memory[ref.binary()]) for where, ref in task.slots])
-            except KeyError:  # one was lost after it had been there: the worker will ask for it
-                slots = tuple([(where, ref.binary(), ref.owner, self._known(ref.binary())) for where, ref in task.slots])
+            except KeyError:
+                for ref in self.tasks.submit(task, memory.__contains__):
+                    self._seek(ref.binary(), ref.owner)
+                return None
         return (
             task.id,
             template.function_id,
@@ -418,7 +417,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner, TaskCancellation):
         """All arguments are there; one that is an error is the result."""
         far = False
         for _, ref in task.slots:
-            entry = self._known(ref.binary())
+            entry = self.memory.get(ref.binary(), _LOST)
             if entry[0] == STORED and entry[2] != self._node_id:
                 far = True
             elif entry[0] == ERROR:
