@@ -463,6 +463,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
 
     def _give_up(self, now: float, queue: LeaseQueue, reason: str) -> None:
         for task in self.leases.give_up(queue):
+            self._sweep(self._left_behind(task), task.tried)
             text = f"{task.template.name}() (task {task.id.hex()}) can not be scheduled: {reason}"
             self._fail(now, task, error_entry(TaskUnschedulableError(text)))
 
