@@ -232,6 +232,7 @@ def handlers() -> dict[str, list[type]]:
     from zray.core.actors import ActorManager
     from zray.core.agent import NodeAgent
     from zray.core.bundles import NodeBundles
+    from zray.core.cancellation import TaskCancellation
     from zray.core.copy_search import CopySearch
     from zray.core.gcs import Gcs
     from zray.core.generators import GeneratorOwner
@@ -249,7 +250,7 @@ def handlers() -> dict[str, list[type]]:
     return {
         "control": [Gcs, ActorManager, PlacementGroupManager],
         "agent": [NodeBundles, NodeAgent, ActorDesk, ObjectDesk, ObjectTransfer, CopySearch],
-        "owner": [Owner, ActorOwner, GeneratorOwner, ObjectRecovery, CoreWorker, Explainer],
+        "owner": [Owner, ActorOwner, GeneratorOwner, ObjectRecovery, TaskCancellation, CoreWorker, Explainer],
         "worker": [Executor, TaskExecutor],
         "any": [Client, CoreWorker],
     }

@@ -28,6 +28,7 @@ from zray.core.waiters import Waiter
 from zray.exceptions import ObjectLostError, ObjectStoreFullError
 from zray.object_ref import ObjectRef
 
+from .cancels import Interrupted, check_wanted
 from .world import SimulationError
 
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ class Body:
 
     def send(self, peer: bytes, message: tuple[Any, ...]) -> None:
         if type(message) is tuple and message[0] in (PUSH, CALL):
+            check_wanted(self, message[2])
             for spec in message[2]:
                 self.cluster.judge.task_pushed(spec[0], peer)
         elif isinstance(message, StartActor):
@@ -185,28 +187,45 @@ class Thread:
         self._on_end = on_end
         self.borrowed: dict[bytes, Address] | None = None  # references that came with the arguments of a task, and later
         self.starting = False  # the arguments of a task are being read
+        self.task_id = b""
+        self.in_code = False  # of the user: it may be interrupted where it waits
+        self._interrupted = False
+        self._over = False
+        self._waits_for: tuple[Any, ...] = ()
         body.threads.append(self)
 
     def step(self, value: Any = None) -> None:
         """Go on until the code waits for something."""
         body = self.body
-        if not body.alive:
+        if not body.alive or self._over:
             return
         object_ref.connected = body
         body.current = self
         try:
-            request = self._steps.send(value)
+            stopped = self._interrupted and self.in_code and self._waits_for[:1] in (("sleep",), ("wait",))
+            request = self._steps.throw(Interrupted()) if stopped else self._steps.send(value)
         except StopIteration as stop:
+            self._over = True
             body.threads.remove(self)
             self._on_end(stop.value, None)
         except (SimulationError, AssertionError, KeyError, AttributeError):
             raise
         except Exception as error:
+            self._over = True
             body.threads.remove(self)
+            if self._waits_for[:1] == ("wait",):
+                self._waits_for[1].done = True
             self._on_end(None, error.with_traceback(None))
         else:
+            self._waits_for = request[:2] if request[0] == "wait" else request[:1]
             body.perform(self, request)
         body.finish()
+
+    def interrupt(self) -> None:
+        """Have the user's code stopped where it waits, now or next time."""
+        self._interrupted = True
+        if self._waits_for[:1] in (("sleep",), ("wait",)):
+            self.body.world.after(self.body.world.some(0.001), self.step)
 
     def close(self) -> None:
         self._steps.close()
@@ -339,7 +358,7 @@ class OwnerBody(Body):
 
     def perform(self, thread: Thread, request: tuple[Any, ...]) -> None:
         what = request[0]
-        if what == "sleep":
+        if what in ("sleep", "work"):
             self.world.after(request[1], thread.step)
         elif what == "ask":
             _, peer, message, fields = request
@@ -401,7 +420,7 @@ class OwnerBody(Body):
         if not ok:
             raise ObjectStoreFullError(place[1])
         if place != "exists":
-            yield ("sleep", self.world.some(0.001))
+            yield ("work", self.world.some(0.001))
             self._write(object_id, place, made.pickle, owner)
         return (STORED, size, self.node.id, contained)
 
@@ -458,8 +477,14 @@ class OwnerBody(Body):
             self.judge.infeasible[task_id] = None
         self.judge.strategies[task_id] = (strategy, demand)
         task = Task(task_id, template, made.pickle, tuple(enumerate(slots)), tuple(made.refs), ids, depth)
+        self.adopt_task(task)
         self.owner.submit(self.world.now, task)
         return [ObjectRef(object_id, self.address, self.inbox.append) for object_id in ids]
+
+    def adopt_task(self, task: Task) -> None:
+        """Whose child a task is."""
+        if self.current is not None and self.role == "worker":
+            task.parent = self.judge.parents[task.id] = self.current.task_id
 
     def get(self, refs: list[ObjectRef[Any]], timeout_s: float | None = None) -> Steps:
         """The outcome of each reference, a value or an exception; None when the time ran out."""
@@ -479,7 +504,11 @@ class OwnerBody(Body):
         if not missing:
             return True
         self.on_blocking(True)
-        in_time = yield ("wait", Waiter(len(missing)), missing, timeout_s)
+        try:
+            in_time = yield ("wait", Waiter(len(missing)), missing, timeout_s)
+        except Interrupted:
+            self.on_blocking(False)
+            raise
         self.on_blocking(False)
         return in_time
 
@@ -524,7 +553,7 @@ class OwnerBody(Body):
 
     def adopt_file(self, object_id: bytes, size: int, path: str, position: int, checksum: int) -> Steps:
         """Bring what a lost node has spilled into the store of this one."""
-        yield ("sleep", self.world.some(0.005))
+        yield ("work", self.world.some(0.005))
         problem = f"{path} can not be read from here"
         if path in self.cluster.bucket:
             problem = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from random import Random
 
 from zray.base.ids import process_id
 from zray.core.gcs import Gcs
@@ -42,6 +43,7 @@ class Cluster:
         # Where few workers may be started, an actor that lives hides that all others wait for each other.
         self.with_actors = rng.random() < 0.75 and world.config.workers_max > 100
         self.with_groups = rng.random() < 0.6 and world.config.workers_max > 100
+        self.cancels = Random(world.seed).random() < 0.3  # users cancel; drawn apart, so that other worlds stay as they were
         self.copies = world.machines > 1 and rng.random() < 0.4  # what is made on one machine is read on others
         self.violent = rng.random() < 0.4  # users kill actors, and actors exit
         self.cpus_to_hold = self.machines[0].cpus - 1.0  # for actors and groups; tasks would wait for ever without the rest

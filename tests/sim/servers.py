@@ -123,7 +123,7 @@ class AgentBody(Body):
         elif verb == e.STOP:
             world.note(self, f"STOPS: {effect[1]}")
             node.stop(rejoin=self.brain.rejoin)
-        elif verb in (e.SERVE, e.UNSERVE, e.FETCH, e.CANCEL_FETCH, e.ANSWER):
+        elif verb in (e.SERVE, e.SERVE_REST, e.UNSERVE, e.FETCH, e.CANCEL_FETCH, e.ANSWER):
             self._move_bytes(verb, effect[1:])
         else:
             super().execute(effect)
@@ -133,6 +133,8 @@ class AgentBody(Body):
             self.brain.transfer.on_answer(self.world.now, *fields)
         elif verb == e.SERVE:
             self.bytes.serve(*fields)
+        elif verb == e.SERVE_REST:
+            self.bytes.serve_rest(*fields)
         elif verb == e.UNSERVE:
             self.bytes.unserve(*fields)
         elif verb == e.FETCH:

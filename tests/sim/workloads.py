@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from zray.exceptions import ObjectStoreFullError
 from zray.object_ref import ObjectRef
 
-from . import actor_workloads, generators, groups
+from . import actor_workloads, cancels, generators, groups
 from .actors import ActorExit, Handle
 from .checkers import TaskFailure
 
@@ -145,6 +145,9 @@ def run_step(
     depth: int,
 ) -> Steps:
     """One step of a task; ``mine`` are the references it was given, ``made`` its own."""
+    if body.cluster.cancels and mine + made and rng.random() < 0.15:
+        cancels.cancel(body, rng, mine + made)
+        return
     what = rng.choice(TASK_STEPS)
     if what == "nest":
         children = submit(body, rng, tag, mine + made, handles, depth + 1)
@@ -291,6 +294,9 @@ def drive(
     body: DriverBody, rng: random.Random, tag: str, held: list[ObjectRef[Any]], handles: list[Handle]
 ) -> Steps:
     """One step of a driver."""
+    if body.cluster.cancels and held and rng.random() < 0.3:
+        cancels.cancel(body, rng, held)
+        return
     what = rng.choice(DRIVER_STEPS)
     if what == "call":
         held += submit(body, rng, tag, held, handles, 1)

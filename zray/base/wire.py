@@ -463,6 +463,15 @@ class Push(NamedTuple):
     specs: list[Any]
 
 
+@message(74, "owner", "worker")
+class CancelTask(NamedTuple):
+    """Stop a task or call that was sent before: hand it back, interrupt it, or (``force``) end the process that runs it."""
+
+    task_id: bytes
+    force: bool
+    recursive: bool  # what it has submitted is cancelled too
+
+
 @message(73, "owner", "worker")
 class ListEvents(NamedTuple):
     """The reply: (name, started_s, ended_s) of the tasks this worker ran lately, on the machine's monotonic clock."""
@@ -482,6 +491,15 @@ class ObjectsSpilled(NamedTuple):
     """Objects were written to disk: ``(object_id, path, position, checksum)`` each."""
 
     rows: list[Any]
+
+
+@message(68, "owner", "owner")
+class CancelObject(NamedTuple):
+    """A borrower cancels the task that makes an object."""
+
+    object_id: bytes
+    force: bool
+    recursive: bool
 
 
 @message(60, "agent", "any")

@@ -27,6 +27,7 @@ from zray.base.wire import CONTROL, ERROR, Entry
 from zray.base.wire_actors import CALL, KillActor, SubscribeActor, UnsubscribeActor
 from zray.core.actors import ActorState
 from zray.core.effects import DIAL, SEND, TIMER, Effect
+from zray.core.entries import task_cancelled
 from zray.core.tasks import Task, TaskManager
 from zray.exceptions import ActorUnavailableError, InvariantError
 
@@ -39,6 +40,7 @@ class CallQueue:
 
     __slots__ = (
         "actor_id",
+        "cancelled",
         "continues",
         "dirty",
         "error",
@@ -57,6 +59,7 @@ class CallQueue:
         self.actor_id = actor_id
         self.handle_id = handle_id
         self.tasks: deque[Task] = deque()
+        self.cancelled: set[Task] = set()  # those that will be taken out together
         self.inflight: dict[bytes, Task] = {}  # in the order in which they were sent
         self.incarnation = 0
         self.worker = b""  # the process of the actor, while it is known
@@ -150,12 +153,27 @@ class ActorTaskSubmitter:
         if queue is not None:
             self._touch(queue)
 
+    def cancel(self, task: Task) -> bytes:
+        """Take a call out of its queue, if it is there; if it was sent, the process that has it."""
+        actor = task.template.actor
+        queue = self.queues.get(actor[0]) if actor is not None else None
+        if queue is None:
+            return b""
+        if task.id in queue.inflight:
+            return queue.worker
+        queue.cancelled.add(task)
+        self._touch(queue)
+        return b""
+
     def pump(self, now: float) -> None:
         """Send what can be sent, for every actor where something changed."""
         while self._dirty:
             dirty, self._dirty = self._dirty, []
             for queue in dirty:
                 queue.dirty = False
+                if queue.cancelled:
+                    queue.tasks = deque(task for task in queue.tasks if task not in queue.cancelled)
+                    queue.cancelled.clear()
                 if queue.error:
                     self._fail_all(now, queue)
                     if self.queues.get(queue.actor_id) is queue and not self._held(queue.handle_id):
@@ -276,7 +294,8 @@ class ActorTaskSubmitter:
             if wanted and not queue.error and self._tasks.may_retry(task):
                 again.append(task)
             else:
-                self._fail(now, task, (ERROR, error or _missed(queue.actor_id)), worker)
+                gone: Entry = task_cancelled(task) if task.cancelled else (ERROR, error or _missed(queue.actor_id))
+                self._fail(now, task, gone, worker)
         queue.tasks.extendleft(reversed(again))
 
     def _fail_all(self, now: float, queue: CallQueue) -> None:

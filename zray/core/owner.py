@@ -35,6 +35,7 @@ from zray.base.wire import (
 )
 from zray.core.actor_calls import CONTINUE_TIMER, ActorTaskSubmitter
 from zray.core.actor_owner import ActorOwner
+from zray.core.cancellation import TaskCancellation
 from zray.core.directory import ObjectDirectory
 from zray.core.effects import DIAL, HANG_UP, SEND, TIMER, WARN, Effect
 from zray.core.entries import contained_in, error_entry, lost, owner_died, worker_crashed
@@ -50,7 +51,7 @@ from zray.exceptions import InvariantError, TaskUnschedulableError
 INFEASIBLE_TIMER = "owner.infeasible"
 
 
-class Owner(Sweeper, ActorOwner, GeneratorOwner):
+class Owner(Sweeper, ActorOwner, GeneratorOwner, TaskCancellation):
     """The brain of a driver or worker.
 
     Args:
@@ -270,9 +271,6 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
             for entry in (entry for item in items for entry in item[1]):
                 self.references.come_home(contained_in(entry))
 
-    def on_hand_back(self, now: float, peer: bytes, lease_id: int, task_ids: list[bytes]) -> None:
-        self.leases.on_handed_back(lease_id, task_ids)
-
     def on_lease_granted(
         self,
         now: float,
@@ -321,6 +319,9 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
         budget = self._config.oom_retries_max if out_of_memory else None
         again = []
         for task in tasks:
+            if task.cancelled:
+                self._end_cancelled(now, task)
+                continue
             if task.id in self.tasks.pending and (len(tasks) > 1 or self.tasks.may_run_again(task, budget)):
                 again.append(task)
                 continue

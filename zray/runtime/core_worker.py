@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import gc
 import os
-import queue
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +37,7 @@ from zray.exceptions import (
 from zray.object_ref import ObjectRef
 from zray.runtime.client import Client, Request, finish, resolve
 from zray.runtime.explainer import Explainer
+from zray.runtime.futures import Futures
 from zray.runtime.process import log
 
 if TYPE_CHECKING:
@@ -57,6 +57,15 @@ class _Unreadable(Exception):
         self.object_id = object_id
         self.node_id = node_id
         self.cause = cause
+
+
+class _Cancelling:
+    """A wish to cancel, until it is known whether it can be."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self.possible = True
+        self.signal: Any = None
 
 
 class CoreWorker(Client):
@@ -106,7 +115,7 @@ class CoreWorker(Client):
         self.explainer = Explainer(self)
         self.owner: Owner
         self.store: StoreClient
-        self._completions: queue.SimpleQueue[tuple[Future[Any], ObjectRef[Any]] | None] | None = None
+        self.futures = Futures(self)
         self._adoptions: deque[tuple[bytes, tuple[str, int, int, int]]] = deque()
         self._main = threading.main_thread().ident
         self._pid = os.getpid()
@@ -222,6 +231,25 @@ class CoreWorker(Client):
         """Hand a task to the brain."""
         self.loop.post(task)
         self.loop.maybe_turn()
+
+    def cancel(self, ref: ObjectRef[Any], *, force: bool, recursive: bool) -> None:
+        """Have the task cancelled that makes an object.
+
+        Raises:
+            ValueError: a call of an actor was to be forced.
+        """
+        self.check_ours([ref])
+        outcome = _Cancelling()
+        self.loop.post((self._cancel, ref, force, recursive, outcome))
+        self.loop.maybe_turn()
+        if force:
+            self.loop.wait(outcome)
+            if not outcome.possible:
+                raise ValueError("force=True is not for calls of actors, which share their process: use zray.kill(actor)")
+
+    def _cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool, outcome: _Cancelling) -> None:
+        outcome.possible = self.owner.cancel(time.monotonic(), ref._id, force=force, recursive=recursive)
+        resolve(outcome)
 
     def block(self, waiter: Waiter) -> None:
         """Wait in this thread, as in ``get``."""
@@ -508,36 +536,10 @@ class CoreWorker(Client):
         self.loop.post((self.owner.adopt, ref._id, ref.owner))
 
     def future(self, ref: ObjectRef[Any]) -> Future[Any]:
-        """A future of a value. One thread, started by the first future, completes them all."""
-        future: Future[Any] = Future()
-        if self._completions is None:
-            self._completions = queue.SimpleQueue()
-            threading.Thread(target=self._complete, name="zray-futures", daemon=True).start()
-        completions = self._completions
-        self.check_ours([ref])
-        waiter = Waiter(1, lambda: completions.put((future, ref)))
-        self.loop.post((self.owner.watch, waiter, [ref]))
-        return future
+        return self.futures.future(ref)
 
-    def _complete(self) -> None:
-        assert self._completions is not None
-        while True:
-            item = self._completions.get()
-            if item is None:
-                return
-            future, ref = item
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                value = self.get([ref])[0]
-            except StopIteration as error:  # whoever awaits it would take it for the end of a coroutine
-                future.set_exception(_not_stop_iteration(error))
-            except Exception as error:
-                future.set_exception(error)
-            else:
-                future.set_result(value)
-                del value
-            del item, future, ref  # or the last one's reference would live until the next
+    def awaited(self, ref: ObjectRef[Any]) -> Generator[Any, None, Any]:
+        return self.futures.awaited(ref)
 
     # -- end ------------------------------------------------------------------------------------------------------
 
@@ -553,17 +555,9 @@ class CoreWorker(Client):
                 self.execute(self.owner)
             self.transport.close(linger_ms)
             self.loop.close()
-        if self._completions is not None:
-            self._completions.put(None)
+        self.futures.close()
         if self._brains:
             self.close_store()
-
-
-def _not_stop_iteration(error: StopIteration) -> Exception:
-    """The same error as another type."""
-    if isinstance(error, RayTaskError):
-        return RayTaskError(error.function_name, error.traceback_str, error.cause, error.pid, error.node)
-    return RuntimeError(f"reading the value raised {error!r}")
 
 
 def _first_ready(refs: list[ObjectRef[Any]], memory: dict[bytes, Entry], limit: int) -> list[int]:

@@ -16,6 +16,7 @@ from zray.base.ids import agent_id, agent_of, driver_id
 from zray.base.wire import CONTROL
 from zray.core.waiters import Waiter
 from zray.exceptions import NodeDiedError, RaySystemError
+from zray.io.loop import NUDGE
 from zray.runtime.client import finish
 from zray.runtime.core_worker import CoreWorker
 from zray.runtime.embedded import EmbeddedHead
@@ -125,12 +126,15 @@ class Driver(CoreWorker):
             handler = signal.getsignal(signal.SIGINT)
             if handler is signal.default_int_handler:
                 self._previous_handler = handler
+                signal.signal(NUDGE, self.loop.on_nudge)
+                self.loop.nudges = True
                 signal.signal(signal.SIGINT, self.loop.on_interrupt)
 
     def _release_interrupts(self) -> None:
         if self._previous_handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._previous_handler)
             self._previous_handler = None
+            self.loop.nudges = False  # a last one may be under way: its handler stays
 
 
 def connect_running(node: dict[str, Any], namespace: str, env_vars: dict[str, str]) -> Driver:

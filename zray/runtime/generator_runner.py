@@ -154,7 +154,7 @@ class GeneratorRunner:
         """Whether an exception is the last item: of a dynamic generator, whose result refers to it; others have it as result."""
         if self._owner is None:
             return False
-        entry = self._body.error_entry(error, self._name, self._extra)
+        entry = self._body.error_entry(error, self._name, self._extra, self._task_id)
         if len(entry) > 2:  # it is to be tried again
             return False
         self._add(self._made, entry)

@@ -214,6 +214,9 @@ class LocalRuntime(CoreWorker):
     def submit(self, task: Task) -> None:
         if task.depth > 1 and task.template.actor is None:
             task.template = task.template.at_depth(task.depth)
+        executor = self.executor()
+        if executor is not None:
+            task.parent = executor.cancellation.current()
         super().submit(task)
 
     def open_store(self, node: dict[str, Any]) -> None:
