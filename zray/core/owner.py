@@ -35,7 +35,6 @@ from zray.base.wire import (
 )
 from zray.core.actor_calls import CONTINUE_TIMER, ActorTaskSubmitter
 from zray.core.actor_owner import ActorOwner
-from zray.core.cancellation import TaskCancellation
 from zray.core.directory import ObjectDirectory
 from zray.core.effects import DIAL, HANG_UP, SEND, TIMER, WARN, Effect
 from zray.core.entries import contained_in, error_entry, lost, owner_died, worker_crashed
@@ -51,7 +50,7 @@ from zray.exceptions import InvariantError, TaskUnschedulableError
 INFEASIBLE_TIMER = "owner.infeasible"
 
 
-class Owner(Sweeper, ActorOwner, GeneratorOwner, TaskCancellation):
+class Owner(Sweeper, ActorOwner, GeneratorOwner):
     """The brain of a driver or worker.
 
     Args:
@@ -207,7 +206,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner, TaskCancellation):
             if self.rebuilds:
                 self.settle_rebuilds(now)
             if self.unread:
-                self.settle_streams()
+                self.settle_streams(now)
             self.leases.pump(now)
             self.calls.pump(now)
             if references.freed:
