@@ -240,6 +240,7 @@ def handlers() -> dict[str, list[type]]:
     from zray.core.owner import Owner
     from zray.core.placement import PlacementGroupManager
     from zray.core.recovery import ObjectRecovery
+    from zray.core.resync import Resync
     from zray.core.transfer import ObjectTransfer
     from zray.runtime.client import Client
     from zray.runtime.core_worker import CoreWorker
@@ -250,7 +251,7 @@ def handlers() -> dict[str, list[type]]:
     return {
         "control": [Gcs, ActorManager, PlacementGroupManager],
         "agent": [NodeBundles, NodeAgent, ActorDesk, ObjectDesk, ObjectTransfer, CopySearch],
-        "owner": [Owner, ActorOwner, GeneratorOwner, ObjectRecovery, TaskCancellation, CoreWorker, Explainer],
+        "owner": [Owner, ActorOwner, GeneratorOwner, ObjectRecovery, Resync, TaskCancellation, CoreWorker, Explainer],
         "worker": [Executor, TaskExecutor],
         "any": [Client, CoreWorker],
     }

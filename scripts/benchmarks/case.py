@@ -221,6 +221,11 @@ CASES = (
         _less("recovery_task", "worker killed: until its task runs again", "ms", Bound(50.0)),
         _less("recovery_actor", "actor killed: until it answers again", "ms", Bound(100.0)),
     ), (SUBJECT,), alone=True),
+    Case("recovery_of_control", "recovery:control", (
+        _less("recovery_control", "control killed: to its first answer", "s"),
+        _less("recovery_new", "... to a new function, actor and key", "s", Bound(2.0)),
+        _less("recovery_longest", "... the longest of ten", "s"),
+    ), (SUBJECT,), alone=True),
     Case("recovery_of_nodes", "recovery:nodes", (
         _less("recovery_node", "node killed: until that is known", "s", Bound(3.0)),
         _less("recovery_object", "node killed: until what it had made is there again", "s"),

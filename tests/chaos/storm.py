@@ -70,6 +70,12 @@ class Driver:
         )
         self._buffer = b""
 
+    def close(self) -> None:
+        """Nothing more is asked of it, or heard."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
     def lines(self) -> list[dict[str, Any]]:
         """The rounds that it has finished since the last time."""
         assert self.process.stdout is not None
@@ -134,6 +140,7 @@ class Storm:
             code = driver.process.poll()
             if code is not None:
                 self._drivers.remove(driver)
+                driver.close()
                 if not (driver.killed or (code == NODE_DIED and not driver.node.alive()) or code == NODE_DIED):
                     self.report.problems.append(f"a driver ended with code {code}")
                 self.report.outcomes["NodeDiedError"] += code == NODE_DIED
@@ -254,9 +261,11 @@ class Storm:
                 self.report.problems.append(f"a driver (pid {driver.process.pid}) did not end within {HANG_S:g} s")
                 driver.process.kill()
                 driver.process.wait()
+                driver.close()
                 continue
             for line in driver.lines():
                 self._judge(driver, line)
+            driver.close()
             if code not in (0, NODE_DIED) and not driver.killed:
                 self.report.problems.append(f"a driver ended with code {code}")
 

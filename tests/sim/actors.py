@@ -19,8 +19,9 @@ from zray.core.tasks import CallBudget, Task, TaskTemplate
 from zray.object_ref import ObjectRef
 
 from . import cancels
-from .bodies import CONTROL, OwnerBody, Steps, Thread
+from .bodies import CONTROL, OwnerBody
 from .cancels import Interrupted
+from .threads import Steps, Thread
 
 if TYPE_CHECKING:
     from .processes import WorkerBody
@@ -228,6 +229,7 @@ class ActorHost:
         self.order = ActorTaskQueue()
         self.closing = False
         self.ready = False
+        self.started: ActorStarted | None = None  # what the control was told
         self._body = body
         self._handle: tuple[bytes, Address, Any] = extra["handle"]
         self._waiting: deque[tuple[bytes, Any]] = deque()
@@ -287,7 +289,8 @@ class ActorHost:
         body.finished(self.owner[0], 0, spec[0], (entry,), started)
         if body.world.rng.random() < 0.5:
             body.flush()
-        body.send(CONTROL, ActorStarted(self.id, self.incarnation, payload))
+        self.started = ActorStarted(self.id, self.incarnation, payload)
+        body.send(CONTROL, self.started)
         body.flush()
         self._start_more()
 
@@ -319,7 +322,7 @@ class ActorHost:
             if not self.closing:
                 self.closing = True
                 body.judge.actor_exits(self.id)
-                body.send(CONTROL, ActorExiting(self.id, self.incarnation, "it called exit_actor()"))
+                body.send(body.agent, ActorExiting(self.id, self.incarnation, "it called exit_actor()"))
         else:
             if error is not None:
                 entry: Any = (ERROR, pickle.dumps(cancels.outcome(error, spec[0]), 5))

@@ -8,11 +8,10 @@ what all processes have in common, and what owners have; drivers and workers are
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from zray import object_ref
 from zray.base import serialization, wire
 from zray.base.ids import PUT_INDEX, TaskIDs, return_id
 from zray.base.resources import ResourceSet
@@ -23,12 +22,14 @@ from zray.base.wire_transfer import CopiesHeld, FreePrimaries, RequestCopy
 from zray.core import effects as e
 from zray.core.entries import contained_in
 from zray.core.owner import Owner
+from zray.core.resync import Resync
 from zray.core.tasks import CallBudget, Task, TaskTemplate
 from zray.core.waiters import Waiter
 from zray.exceptions import ObjectLostError, ObjectStoreFullError
 from zray.object_ref import ObjectRef
 
 from .cancels import Interrupted, check_wanted
+from .threads import Steps, Thread
 from .world import SimulationError
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from .nodes import SimNode
 
 RECOVERIES_MAX = 10  # of one get, as in a real process
-Steps = Generator[tuple[Any, ...], Any, Any]
 CONTROL = wire.CONTROL
 
 
@@ -87,6 +87,9 @@ class Body:
 
     def hang_up(self, peer: bytes) -> None:
         self.world.network.hang_up(self, peer)
+
+    def on_broken(self, peer: bytes) -> None:
+        """There is another process in the place of one that was dialled."""
 
     def receive(self, peer: bytes, message: tuple[Any, ...]) -> None:
         """Mail that arrives while the process is busy with a turn is taken together in the next."""
@@ -138,7 +141,7 @@ class Body:
         elif verb == e.TIMER:
             self.world.at(effect[1], self.on_timer, effect[2])
         elif verb == e.PERSIST:
-            self._durable_at = self.world.now + self.world.some(0.002)
+            self._durable_at = max(self._durable_at, self.world.now + self.world.some(0.002))
         elif verb == e.AFTER_PERSIST:
             self.world.at(self._durable_at, self.send, effect[1], effect[2])
         elif verb == e.WARN:
@@ -178,59 +181,6 @@ class Unreadable(Exception):
     """An object can not be read where it is said to lie."""
 
 
-class Thread:
-    """User code of one process."""
-
-    def __init__(self, body: OwnerBody, steps: Steps, on_end: Callable[[Any, BaseException | None], None]) -> None:
-        self.body = body
-        self._steps = steps
-        self._on_end = on_end
-        self.borrowed: dict[bytes, Address] | None = None  # references that came with the arguments of a task, and later
-        self.starting = False  # the arguments of a task are being read
-        self.task_id = b""
-        self.in_code = False  # of the user: it may be interrupted where it waits
-        self._interrupted = False
-        self._over = False
-        self._waits_for: tuple[Any, ...] = ()
-        body.threads.append(self)
-
-    def step(self, value: Any = None) -> None:
-        """Go on until the code waits for something."""
-        body = self.body
-        if not body.alive or self._over:
-            return
-        object_ref.connected = body
-        body.current = self
-        try:
-            stopped = self._interrupted and self.in_code and self._waits_for[:1] in (("sleep",), ("wait",))
-            request = self._steps.throw(Interrupted()) if stopped else self._steps.send(value)
-        except StopIteration as stop:
-            self._over = True
-            body.threads.remove(self)
-            self._on_end(stop.value, None)
-        except (SimulationError, AssertionError, KeyError, AttributeError):
-            raise
-        except Exception as error:
-            self._over = True
-            body.threads.remove(self)
-            if self._waits_for[:1] == ("wait",):
-                self._waits_for[1].done = True
-            self._on_end(None, error.with_traceback(None))
-        else:
-            self._waits_for = request[:2] if request[0] == "wait" else request[:1]
-            body.perform(self, request)
-        body.finish()
-
-    def interrupt(self) -> None:
-        """Have the user's code stopped where it waits, now or next time."""
-        self._interrupted = True
-        if self._waits_for[:1] in (("sleep",), ("wait",)):
-            self.body.world.after(self.body.world.some(0.001), self.step)
-
-    def close(self) -> None:
-        self._steps.close()
-
-
 class OwnerBody(Body):
     """A driver or worker: an Owner, and threads of user code."""
 
@@ -241,6 +191,9 @@ class OwnerBody(Body):
         self.agent = node.agent_id
         self.address: Address = (process_id, f"sim://{name}")
         self.owner = Owner(self.address, b"", node.id, self.agent, cluster.world.config, self._counted_ref)
+        self._exported: dict[bytes, None] = {}
+        self._requests: dict[int, tuple[Thread | None, bytes, Any]] = {}
+        self.resync = Resync(self.owner, self.open_words)
         super().__init__(cluster, process_id, name, role, node.machine.name, self.owner, "owner", "any", *receivers)
         self.judge = cluster.judge
         self.inbox: list[bytes] = []
@@ -251,15 +204,26 @@ class OwnerBody(Body):
         self.task_ids = TaskIDs(process_id)
         self.current: Thread | None = None  # the thread that runs, or was the last to run
         self.job_id = b""
-        self._requests: dict[int, Thread] = {}
         self._asked: dict[int, str] = {}  # what those requests were, for the text of a failure
         self._next_request = 1
-        self._exported: dict[bytes, None] = {}
         self._templates: dict[Any, TaskTemplate] = {}
         self._fail_call = self.owner.calls._fail
         self.owner.calls._fail = self._judge_failed_call
         self.dial(self.agent)
         self.dial(CONTROL)
+
+    def leaves(self) -> list[Any]:
+        return [self.resync]
+
+    def on_broken(self, peer: bytes) -> None:
+        if peer == CONTROL:
+            self.turn()  # what the one before had said came first
+            self.resync.begin()
+            self.finish()
+
+    def open_words(self) -> list[Any]:
+        """The questions to the control that have no answer yet."""
+        return [message for _, peer, message in self._requests.values() if peer == CONTROL]
 
     def _counted_ref(self, object_id: bytes, owner: Address) -> ObjectRef[Any]:
         return ObjectRef(object_id, owner, self.inbox.append)
@@ -350,9 +314,12 @@ class OwnerBody(Body):
     def on_reply(self, now: float, peer: bytes, request_id: int, ok: bool, value: Any) -> None:
         if request_id == 0:
             return  # nobody waits for the registration of an actor without a name
-        thread = self._requests.pop(request_id)
+        if request_id not in self._requests:
+            return  # it was asked twice
+        thread, *_ = self._requests.pop(request_id)
         del self._asked[request_id]
-        self.world.after(self.world.some(0.0002), thread.step, (ok, value))
+        if thread is not None:
+            self.world.after(self.world.some(0.0002), thread.step, (ok, value))
 
     # -- what threads wait for ------------------------------------------------------------------------------------
 
@@ -361,11 +328,7 @@ class OwnerBody(Body):
         if what in ("sleep", "work"):
             self.world.after(request[1], thread.step)
         elif what == "ask":
-            _, peer, message, fields = request
-            self._requests[self._next_request] = thread
-            self._asked[self._next_request] = f"{message.__name__} of {self.world.name(peer)}"
-            self.send(peer, message(self._next_request, *fields))
-            self._next_request += 1
+            self._ask(thread, *request[1:])
         elif what == "item":
             _, waiter, stream, index = request
             waiter.signal = thread
@@ -376,6 +339,13 @@ class OwnerBody(Body):
             self.owner.watch(waiter, refs)
             if timeout_s is not None:
                 self.world.after(timeout_s, self._time_out, waiter)
+
+    def _ask(self, thread: Thread | None, peer: bytes, message: Any, fields: tuple[Any, ...]) -> None:
+        asked = message(self._next_request, *fields)
+        self._requests[self._next_request] = (thread, peer, asked)
+        self._asked[self._next_request] = f"{message.__name__} of {self.world.name(peer)}"
+        self._next_request += 1
+        self.send(peer, asked)
 
     def waits_for(self) -> str:
         """What it has asked for and not got, for the text of a failure."""
@@ -444,7 +414,7 @@ class OwnerBody(Body):
         """Give a function to the cluster, once."""
         if function not in self._exported:
             self._exported[function] = None
-            self.send(CONTROL, wire.ExportFunction(self.job_id, function, function.decode(), b"body"))
+            self._ask(None, CONTROL, wire.ExportFunction, (self.job_id, function, function.decode(), b"body"))
 
     def call(
         self,

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from zray.base.ids import agent_id, agent_of
-from zray.core.actors import ActorState
+from zray.core.actor import ActorState
 from zray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
@@ -101,6 +101,7 @@ class Judge:
         self.small_store = False
         self.cancelled: dict[bytes, None] = {}  # tasks that a user cancelled, or tried to
         self.parents: dict[bytes, bytes] = {}  # tasks -> those that submitted them
+        self.control_ends = False
         self.links_break = False  # between the machines
         self.late_news = False  # somebody may not have heard of a node for long
         self.values = 0
@@ -289,6 +290,7 @@ class Judge:
             return deaths > self.retries[task_id] >= 0
         if isinstance(error, TaskUnschedulableError):
             small = task_id in self.infeasible or self._world.config.workers_max < 100
+            small |= self.control_ends and self._world.config.infeasible_grace_s < 3  # nodes did not hear of others in time
             return small or self._has_no_place(*self.strategies[task_id])
         return False
 

@@ -23,8 +23,9 @@ from .checkers import TaskFailure
 from .world import SimulationError
 
 if TYPE_CHECKING:
-    from .bodies import OwnerBody, Steps, Thread
+    from .bodies import OwnerBody
     from .processes import WorkerBody
+    from .threads import Steps, Thread
     from .workloads import Arguments
 
 NOTHING: Entry = (INLINE, serialization.serialize(None).inline())

@@ -16,9 +16,10 @@ from zray.object_ref import ObjectRef
 
 from . import cancels
 from .actors import ActorHost
-from .bodies import CONTROL, OwnerBody, Steps, Thread, Unreadable
+from .bodies import CONTROL, OwnerBody, Unreadable
 from .checkers import TaskFailure
 from .generators import Runner
+from .threads import Steps, Thread
 
 if TYPE_CHECKING:
     from .cluster import Cluster
@@ -83,6 +84,10 @@ class WorkerBody(OwnerBody):
     def busy(self) -> bool:
         """Whether it runs user code, or will."""
         return self.running is not None or (self.actor is not None and self.actor.busy)
+
+    def open_words(self) -> list[Any]:
+        started = self.actor.started if self.actor is not None else None
+        return [*super().open_words(), *([started] if started is not None else [])]
 
     def on_open_lease(self, now: float, peer: bytes, lease_id: int, job_id: bytes, *rest: Any) -> None:
         self.job_id = job_id

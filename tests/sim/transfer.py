@@ -41,7 +41,7 @@ class ByteService:
         self.fetches: dict[bytes, Fetch] = {}
         self._world = body.world
         self._sending: dict[int, int] = {}  # ticket -> chunks that the network still reads from there
-        self._partial: dict[int, list[tuple[ByteService, Fetch, int]]] = {}  # tickets of what still comes, and who wants more of it
+        self._partial: dict[int, list[tuple[ByteService, Fetch, int]]] = {}  # tickets of what still comes, and who waits for more
 
     # -- sending --------------------------------------------------------------------------------------------------
 

@@ -14,8 +14,9 @@ from .actors import ActorExit, Handle
 from .checkers import TaskFailure
 
 if TYPE_CHECKING:
-    from .bodies import OwnerBody, Steps
+    from .bodies import OwnerBody
     from .processes import DriverBody, WorkerBody
+    from .threads import Steps
 
 T = TypeVar("T")
 DEPTH_MAX = 3

@@ -17,6 +17,7 @@ from zray.base import (  # noqa: F401 - their messages belong to the schema
     wire_generators,
     wire_nodes,
     wire_placement,
+    wire_return,
     wire_state,
     wire_transfer,
 )
@@ -107,8 +108,9 @@ class FetchJob(NamedTuple):
 
 @message(13, "owner", "control")
 class ExportFunction(NamedTuple):
-    """A function, before the first task that calls it."""
+    """A function, before the first task that calls it; the reply is None when it is written down."""
 
+    request_id: int
     job_id: bytes
     function_id: bytes
     name: str
@@ -187,6 +189,7 @@ class RegisterNode(NamedTuple):
     labels: dict[str, str]
     store_name: str  # of the shared-memory arena
     store_bytes: int
+    running: dict[str, Any] = {}  # noqa: RUF012 - what runs there, if it registers again: see ControlDesk.inventory
 
 
 @message(21, "agent", "control", rows=3)

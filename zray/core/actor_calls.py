@@ -24,8 +24,8 @@ from typing import Any
 
 from zray.base.config import Config
 from zray.base.wire import CONTROL, ERROR, Entry
-from zray.base.wire_actors import CALL, KillActor, SubscribeActor, UnsubscribeActor
-from zray.core.actors import ActorState
+from zray.base.wire_actors import CALL, KillActor, RegisterActor, SubscribeActor, UnsubscribeActor
+from zray.core.actor import ActorState
 from zray.core.effects import DIAL, SEND, TIMER, Effect
 from zray.core.entries import task_cancelled
 from zray.core.tasks import Task, TaskManager
@@ -49,6 +49,7 @@ class CallQueue:
         "inflight",
         "killed",
         "next",
+        "registration",
         "session",
         "tasks",
         "worker",
@@ -66,6 +67,7 @@ class CallQueue:
         self.next = session  # the number of the next call that is sent there
         self.error = b""  # why it is dead, if it is
         self.killed = False  # this process has it ended: the news will come
+        self.registration: RegisterActor | None = None  # until the control has it on disk
         self.dirty = False
         self.continues = False  # there is more to send, at the next timer
 
@@ -198,6 +200,7 @@ class ActorTaskSubmitter:
         if queue is None or queue.error or incarnation < queue.incarnation:
             return
         queue.incarnation = incarnation
+        queue.registration = None
         if state == ActorState.DEAD.name:
             queue.error = error
         if queue.worker and queue.worker != worker:
@@ -209,10 +212,10 @@ class ActorTaskSubmitter:
             self._out.append((DIAL, worker, endpoint))
         self._touch(queue)
 
-    def kill(self, actor_id: bytes, no_restart: bool) -> None:
+    def kill(self, actor_id: bytes, no_restart: bool, handle_id: bytes) -> None:
         """Have an actor ended. Whether later calls of this process would still run is a matter of chance, so they do not."""
-        queue = self.queues.get(actor_id)
-        if queue is not None and no_restart:
+        if no_restart:
+            queue = self.queues.get(actor_id) or self.open(actor_id, handle_id, subscribed=False)
             queue.killed = True
         self._out.append((SEND, CONTROL, KillActor(actor_id, no_restart)))
 
@@ -227,11 +230,12 @@ class ActorTaskSubmitter:
     def forget(self, handle_id: bytes) -> bytes:
         """No handle of an actor is counted in this process any more: the actor.
 
-        There are handles that are not counted, of detached actors for example: their calls go on.
+        There are handles that are not counted, of detached actors for example: their calls go on. Of one that was killed the
+        news is waited for: the word may have to be said again.
         """
         actor_id = self.handles[handle_id]
         queue = self.queues[actor_id]
-        if not queue.tasks and not queue.inflight:
+        if not queue.tasks and not queue.inflight and not queue.killed:
             self._close(queue)
         return actor_id
 

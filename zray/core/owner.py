@@ -436,7 +436,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
         elif not task.template.creates:
             self.calls.submit(task)
         else:
-            self._send_creation(actor[0], task)
+            self.send_creation(actor[0], task)
 
     def _fail(self, now: float, task: Task, entry: Entry) -> None:
         if self.tasks.pending.pop(task.id, None) is None:

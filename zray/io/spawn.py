@@ -91,7 +91,7 @@ class Zygote:
         self.pid = os.fork()
         if self.pid == 0:
             ours.close()
-            _guarded(_Nursery(theirs, run_worker, at_end).run)
+            guarded(_Nursery(theirs, run_worker, at_end).run)
         theirs.close()
         self._socket = ours
         self._outbox: deque[bytes] = deque()
@@ -150,7 +150,7 @@ class Zygote:
             self._outbox.popleft()
 
 
-def _guarded(function: Callable[[], None]) -> NoReturn:
+def guarded(function: Callable[[], None]) -> NoReturn:
     """Run the rest of a forked process; its parent's stack must never be returned to."""
     code = 1
     try:
@@ -227,7 +227,7 @@ class _Nursery:
             self._socket.close()
             for fd in self._wake:
                 os.close(fd)
-            _guarded(lambda: self._run_worker(worker_id))
+            guarded(lambda: self._run_worker(worker_id))
         self._pids[pid] = worker_id
         self._workers[worker_id] = pid
         self._tell(("started", worker_id, pid))

@@ -24,6 +24,7 @@ from zray.base.wire import CONTROL, ERROR, INLINE, STORED, Address, Entry
 from zray.base.wire_actors import RegisterActor
 from zray.core import effects as e
 from zray.core.owner import Owner
+from zray.core.resync import Resync
 from zray.core.tasks import Task
 from zray.core.waiters import Waiter
 from zray.exceptions import (
@@ -114,6 +115,7 @@ class CoreWorker(Client):
         self.checked: tuple[Any, ...] = ()  # marks the list that the last wait left over
         self.explainer = Explainer(self)
         self.owner: Owner
+        self.resync: Resync
         self.store: StoreClient
         self.futures = Futures(self)
         self._adoptions: deque[tuple[bytes, tuple[str, int, int, int]]] = deque()
@@ -123,7 +125,6 @@ class CoreWorker(Client):
         self.on_effect(e.RESOLVE, resolve)
         self.on_effect(e.WARN, lambda text: log.warning("%s", text))
         self.add_handlers(self, "owner", "any")
-        self.loop.on_inbox = self._on_early_inbox
 
     def join(self, job_id: bytes, node: dict[str, Any]) -> None:
         """Become part of a job on a node: from now on objects and tasks can be made."""
@@ -134,6 +135,9 @@ class CoreWorker(Client):
         self.open_store(node)
         self.owner = Owner(self.address, job_id, self.node_id, self.agent, self.config, self._counted_ref)
         self.add_brain(self.owner, "owner")
+        self.resync = Resync(self.owner, self.open_words)
+        self.add_handlers(self.resync, "owner")
+        self.transport.on_broken = self.resync.on_broken
         self.on_timers("leases", self.owner.on_timer)
         self.on_timers("owner", self.owner.on_timer)
         self.on_timers("calls", self.owner.on_timer)
@@ -185,12 +189,6 @@ class CoreWorker(Client):
                     adopt(first, entry[1])
                 else:
                     first(*entry[1:])
-
-    def _on_early_inbox(self, now: float) -> None:
-        """Before this process has joined a job there are only calls."""
-        while self.loop.inbox:
-            entry = self.loop.inbox.popleft()
-            entry[0](*entry[1:])
 
     def settle(self, now: float) -> None:
         if self._brains:
@@ -275,7 +273,7 @@ class CoreWorker(Client):
         """Give a function to the cluster, once."""
         if function_id not in self.exported:
             self.exported[function_id] = None
-            self.tell(CONTROL, wire.ExportFunction(self.job_id, function_id, name, body))
+            self.ask(CONTROL, wire.ExportFunction, self.job_id, function_id, name, body)
 
     def check_ours(self, refs: Sequence[ObjectRef[Any]]) -> None:
         """Refuse references that were made before ``shutdown``: nobody would ever answer for them.

@@ -152,9 +152,9 @@ def connect_running(node: dict[str, Any], namespace: str, env_vars: dict[str, st
     driver = Driver(config, endpoint, cluster, node_id, node["host"], key)
     try:
         try:
-            driver.live_with_node(node["pid"])
+            driver.live_with_node(node["agent_pid"])
         except ProcessLookupError:
-            raise NodeDiedError(f"the node agent of this machine (pid {node['pid']}) has just ended") from None
+            raise NodeDiedError(f"the node agent of this machine (pid {node['agent_pid']}) has just ended") from None
         driver.connect(node["control"], namespace, env_vars)
     except BaseException:
         driver.close()

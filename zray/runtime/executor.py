@@ -70,6 +70,7 @@ class Executor:
     owner: Owner
     send: Callable[[bytes, tuple[Any, ...]], None]  # in the loop
     tell: Callable[[bytes, tuple[Any, ...]], None]
+    tell_control: Callable[[tuple[Any, ...]], None]
     call: Callable[..., Any]
     on_inbox: Callable[[float], None]
     entry: Callable[[bytes, Serialized, bytes], Entry]
@@ -467,7 +468,7 @@ class Executor:
         self.end_if_forked(exit_code(error))
         if self.actor is not None and error.code in (None, 0):
             name = "exit_actor" if isinstance(error, ActorExit) else "sys.exit"
-            self.tell(CONTROL, ActorExiting(self.actor.id, self.actor.incarnation, f"it called {name}()"))
+            self.tell(self.agent, ActorExiting(self.actor.id, self.actor.incarnation, f"it called {name}()"))
 
     def note(self, name: str, started: float, ended: float) -> None:
         """For the timeline: a call that did not run in the main thread."""
@@ -487,7 +488,7 @@ class Executor:
         except Exception as error:  # not from an owner of ours: there is nobody to tell but the control
             text = f"the call of its constructor can not be read: {type(error).__name__}: {error}"
             died = error_entry(ActorDiedError(text, start.actor_id.hex()))
-            self.tell(CONTROL, ActorStarted(start.actor_id, start.incarnation, died[1]))
+            self.tell_control(ActorStarted(start.actor_id, start.incarnation, died[1]))
             return
         task_id, class_id, payload, slots, _, depth, name, extra = spec
         self.task_id, self.task_name, self.depth = task_id, name, depth
@@ -513,7 +514,7 @@ class Executor:
             self.end_if_forked()
         run_us = int((time.monotonic() - started) * 1e6)
         error_payload = entry[1] if entry[0] == ERROR else b""
-        self.tell(CONTROL, ActorStarted(start.actor_id, start.incarnation, error_payload))
+        self.tell_control(ActorStarted(start.actor_id, start.incarnation, error_payload))
         self.finish(owner[0], NO_LEASE, (task_id, (entry,), run_us, self._adopted.refs or {}))
 
     def _load_function(self, function_id: bytes, name: str) -> Callable[..., Any]:

@@ -63,6 +63,7 @@ class NoLinks:
         self.counts: dict[str, int] = {}
         self.on_refused: Callable[[bytes, str], None] = lambda peer, reason: None
         self.on_lost: Callable[[bytes], None] = lambda peer: None
+        self.on_broken: Callable[[bytes], None] = lambda peer: None
 
     def dial(self, peer: bytes, endpoint: str, watched: bool = False) -> None:
         """Everybody is here."""

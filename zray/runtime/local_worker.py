@@ -63,6 +63,7 @@ class LocalWorker(Executor):
         self.loop = runtime.loop
         self.owner = runtime.owner
         self.tell = self._tell
+        self.tell_control = lambda message: self._tell(wire.CONTROL, message)
         self.send = self._send
         self.call = runtime.call
         self.on_inbox = runtime.on_inbox
