@@ -16,8 +16,8 @@ items are here, and sends those that follow, besides large ones that were lost m
 arrive late: they are as good as those of the new one, and whichever comes second is dropped. *Attempts* are counted so that
 the word about room goes to the worker that needs it.
 
-*The end.* A generator whose reference was dropped is cancelled, unless somebody still has the object at its end. Items that nobody
-took are freed. What was made by a generator that is over can be made again as all results of tasks can.
+*The end.* A generator whose reference was dropped is cancelled, unless somebody still has the object at its end. Items that
+nobody took are freed. What was made by a generator that is over can be made again as all results of tasks can.
 
 ``num_returns="dynamic"`` is the same with one reader, the worker itself: its result is the list of the references to the items.
 """
