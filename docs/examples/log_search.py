@@ -1,6 +1,6 @@
 """Searches large logs with generators: what is found is shown as it is found, and nobody reads on when there is enough.
 
-Each file is read by a generator of its own. It pauses while what it has found waits to be taken, and ends when its reader is gone.
+Each file is read by a generator of its own. It pauses while what it has found is not taken, and ends when its reader is gone.
 """
 
 import tempfile

@@ -44,7 +44,7 @@ def spread(n):
 
 
 def numbers(n):
-    for number in range(n):  # Ray can not run generators that yield from others
+    for number in range(n):  # noqa: UP028 - Ray can not run generators that yield from others
         yield number
 
 
@@ -63,7 +63,7 @@ def arrays(n, size):
 
 class Counter:
     def numbers(self, n):
-        for number in range(n):
+        for number in range(n):  # noqa: UP028 - see above
             yield number
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -342,6 +343,25 @@ def test_who_gives_up_waiting_in_a_coroutine_loses_nothing(tmp_path: Any) -> Non
         return await (await asyncio.wait_for(generator.__anext__(), PATIENCE_S))
 
     assert asyncio.run(main()) == 7
+
+
+def test_ctrl_c_while_waiting_loses_nothing(tmp_path: Any) -> None:
+    @ray.remote
+    def after(path: Any) -> Iterator[int]:
+        yield 1
+        while not path.exists():
+            threading.Event().wait(0.01)
+        yield 2
+
+    generator = after.remote(tmp_path / "now")
+    assert ray.get(next(generator), timeout=PATIENCE_S) == 1
+    thread = threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT])
+    with pytest.raises(KeyboardInterrupt):
+        thread.start()
+        next(generator)
+    thread.join()
+    (tmp_path / "now").touch()
+    assert ray.get(next(generator), timeout=PATIENCE_S) == 2
 
 
 # -- actors ---------------------------------------------------------------------------------------------------------

@@ -66,16 +66,20 @@ class Reader:
         return ObjectRef(return_id(stream.task_id, self.taken), body.address, body.inbox.append)
 
     def wait(self) -> Steps:
-        self._body.on_blocking(True)
-        yield ("item", Waiter(1), self._stream, self.taken)
-        self._body.on_blocking(False)
+        yield from self._blocked(("item", Waiter(1), self._stream, self.taken))
 
     def wait_for_the_end(self) -> Steps:
         """Who waits for that wants all items to be made."""
         assert self.completion is not None
+        yield from self._blocked(("wait", Waiter(1), [self.completion], None))
+
+    def _blocked(self, request: tuple[Any, ...]) -> Steps:
         self._body.on_blocking(True)
-        yield ("wait", Waiter(1), [self.completion], None)
-        self._body.on_blocking(False)
+        try:
+            yield request
+        finally:
+            if self._body.alive:
+                self._body.on_blocking(False)
 
     def drop(self) -> None:
         self._body.owner.drop_stream(self._stream, self.taken)
@@ -175,8 +179,11 @@ class Runner:
                 self._flush()
                 self.thread = body.current
                 body.on_blocking(True)
-                yield ("room",)
-                body.on_blocking(False)
+                try:
+                    yield ("wait for room",)
+                finally:
+                    if body.alive:
+                        body.on_blocking(False)
             if self.stopped:
                 break
             if body.world.rng.random() < 0.5:

@@ -117,6 +117,8 @@ class WorkerBody(OwnerBody):
 
     def on_cancel_task(self, now: float, peer: bytes, task_id: bytes, force: bool, recursive: bool) -> None:
         cancels.on_cancel_task(self, task_id, force, recursive)
+        if task_id in self.runners:
+            self.runners[task_id].stop()
 
     def _hand_back(self) -> None:
         back: dict[tuple[bytes, int], list[bytes]] = {}
@@ -202,10 +204,6 @@ class WorkerBody(OwnerBody):
     def on_items_taken(self, now: float, peer: bytes, task_id: bytes, taken: int) -> None:
         if task_id in self.runners:
             self.runners[task_id].on_taken(taken)
-
-    def on_stop_generator(self, now: float, peer: bytes, task_id: bytes) -> None:
-        if task_id in self.runners:
-            self.runners[task_id].stop()
 
     # -- what tasks and calls have in common ----------------------------------------------------------------------
 

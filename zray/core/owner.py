@@ -36,7 +36,6 @@ from zray.base.wire import (
 )
 from zray.core.actor_calls import CONTINUE_TIMER, ActorTaskSubmitter
 from zray.core.actor_owner import ActorOwner
-from zray.core.cancellation import TaskCancellation
 from zray.core.directory import ObjectDirectory
 from zray.core.effects import DIAL, HANG_UP, SEND, TIMER, WARN, Effect
 from zray.core.entries import contained_in, error_entry, lost, owner_died, worker_crashed
@@ -53,7 +52,7 @@ INFEASIBLE_TIMER = "owner.infeasible"
 _LOST: Entry = (INLINE, b"")  # of an argument that was lost again: that is seen when the task is sent
 
 
-class Owner(Sweeper, ActorOwner, GeneratorOwner, TaskCancellation):
+class Owner(Sweeper, ActorOwner, GeneratorOwner):
     """The brain of a driver or worker.
 
     Args:
@@ -209,7 +208,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner, TaskCancellation):
             if self.rebuilds:
                 self.settle_rebuilds(now)
             if self.unread:
-                self.settle_streams()
+                self.settle_streams(now)
             self.leases.pump(now)
             self.calls.pump(now)
             if references.freed:
@@ -463,6 +462,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner, TaskCancellation):
 
     def _give_up(self, now: float, queue: LeaseQueue, reason: str) -> None:
         for task in self.leases.give_up(queue):
+            self._sweep(self._left_behind(task), task.tried)
             text = f"{task.template.name}() (task {task.id.hex()}) can not be scheduled: {reason}"
             self._fail(now, task, error_entry(TaskUnschedulableError(text)))
 

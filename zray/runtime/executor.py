@@ -24,7 +24,7 @@ from zray.base.serialization import Payload, Serialized
 from zray.base.wire import CONTROL, DONE, ERROR, INLINE, STORED, Address, Entry
 from zray.base.wire_actors import ActorExiting, ActorStarted, StartActor
 from zray.core.actor_calls import ActorTaskQueue
-from zray.core.entries import error_entry
+from zray.core.entries import contained_in, error_entry
 from zray.exceptions import ActorDiedError
 from zray.runtime import failures
 from zray.runtime.actor import Actor, ActorExit
@@ -181,10 +181,6 @@ class Executor:
         if task_id in self.runners:
             self.runners[task_id].on_taken(taken)
 
-    def on_stop_generator(self, now: float, peer: bytes, task_id: bytes) -> None:
-        if task_id in self.runners:
-            self.runners[task_id].stop()
-
     def stop_generators(self, peer: bytes) -> None:
         """In the loop: who wanted the items is gone."""
         for runner in list(self.runners.values()):
@@ -224,6 +220,8 @@ class Executor:
 
     def on_cancel_task(self, now: float, peer: bytes, task_id: bytes, force: bool, recursive: bool) -> None:
         self.cancellation.cancel(now, task_id, force, recursive)
+        if task_id in self.runners and (self.actor is not None or not self.cancellation.interrupts):
+            self.runners[task_id].cancel()
 
     def on_call(self, now: float, peer: bytes, first: int, specs: list[Any]) -> None:
         self.owner.meet(peer)
@@ -432,8 +430,8 @@ class Executor:
         return self._given(peer, (self._result(peer, spec[0] + END_INDEX, result),))
 
     def give(self, peer: bytes, entry: Entry) -> None:
-        """Register the owner-to-be for the references inside an item of a generator."""
-        self.loop.post((self._give, entry[-1], peer))
+        """In the loop: register the owner-to-be for the references inside an item of a generator."""
+        self._give(contained_in(entry), peer)
 
     def send_items(self, peer: bytes, message: tuple[Any, ...]) -> None:
         """In the loop: send items of a generator to their owner."""
