@@ -26,6 +26,7 @@ from typing import Any
 
 from zray.base.config import Config
 from zray.base.resources import ResourceSet
+from zray.base.ids import agent_of
 from zray.base.wire import Reply
 from zray.base.wire_actors import ActorUpdated, EndActor, Notice, PlaceActor
 from zray.core.actor import Actor, ActorState, changed, saved
@@ -132,7 +133,7 @@ class ActorManager:
             self._subscribe(waiting, actor)
         self._out.append((PERSIST, "save_actor", saved(actor)))
         self._out.append((AFTER_PERSIST, peer, Reply(request_id, True, None)))
-        if peer in self._ended:
+        if self._has_ended(peer):
             self._end(now, actor, "the process that created it ended", force=True)
         elif actor_id in self._killed:
             del self._killed[actor_id]
@@ -163,7 +164,7 @@ class ActorManager:
         self._place(now, actor)
 
     def on_subscribe_actor(self, now: float, peer: bytes, actor_id: bytes) -> None:
-        if peer in self._ended:
+        if self._has_ended(peer):
             return
         actor = self.actors.get(actor_id)
         if actor is not None:
@@ -336,7 +337,10 @@ class ActorManager:
         return counts
 
     def node_ended(self, now: float, agent: bytes, reason: str) -> None:
-        """A node is dead: the actors that were there, or were to be, are placed elsewhere if they may."""
+        """A node is dead: the actors that were there are placed elsewhere if they may; those end whose owners were there."""
+        self._remember(self._ended, agent)
+        for process in [process for process in self._subscriptions if agent_of(process) == agent]:
+            self.process_ended(now, process)
         for actor in list(self.actors.values()):
             if actor.agent == agent:
                 self.on_actor_lost(now, agent, actor.id, actor.incarnation, reason)
@@ -398,6 +402,10 @@ class ActorManager:
         actor = self._current(actor_id, incarnation)
         return actor if actor is not None and actor.agent else None
 
+    def _has_ended(self, process: bytes) -> bool:
+        """Whether a process, or its node, is known to be gone."""
+        return process in self._ended or agent_of(process) in self._ended
+
     def _remember(self, table: dict[bytes, None], id: bytes) -> None:
         """Note what may matter for something that is still on its way."""
         table[id] = None
@@ -405,7 +413,7 @@ class ActorManager:
             del table[next(iter(table))]
 
     def _subscribe(self, peer: bytes, actor: Actor) -> None:
-        if peer not in self._ended:
+        if not self._has_ended(peer):
             actor.subscribers[peer] = None
             self._subscriptions.setdefault(peer, {})[actor.id] = None
 
