@@ -233,6 +233,7 @@ def handlers() -> dict[str, list[type]]:
     from zray.core.actors import ActorManager
     from zray.core.agent import NodeAgent
     from zray.core.bundles import NodeBundles
+    from zray.core.cancellation import TaskCancellation
     from zray.core.copy_search import CopySearch
     from zray.core.gcs import Gcs
     from zray.core.generators import GeneratorOwner
@@ -241,6 +242,7 @@ def handlers() -> dict[str, list[type]]:
     from zray.core.owner import Owner
     from zray.core.placement import PlacementGroupManager
     from zray.core.recovery import ObjectRecovery
+    from zray.core.resync import Resync
     from zray.core.transfer import ObjectTransfer
     from zray.runtime.client import Client
     from zray.runtime.core_worker import CoreWorker
@@ -252,7 +254,17 @@ def handlers() -> dict[str, list[type]]:
     return {
         "control": [Gcs, ActorManager, PlacementGroupManager],
         "agent": [NodeBundles, NodeAgent, ActorDesk, ObjectDesk, ObjectTransfer, CopySearch, OutputDesk],
-        "owner": [Owner, ActorOwner, GeneratorOwner, ObjectRecovery, CoreWorker, Explainer, DriverOutput],
+        "owner": [
+            Owner,
+            ActorOwner,
+            GeneratorOwner,
+            ObjectRecovery,
+            Resync,
+            TaskCancellation,
+            CoreWorker,
+            Explainer,
+            DriverOutput,
+        ],
         "worker": [Executor, TaskExecutor],
         "any": [Client, CoreWorker],
     }

@@ -18,6 +18,7 @@ _PUBLIC = {
     "put": "zray.api",
     "get": "zray.api",
     "wait": "zray.api",
+    "cancel": "zray.api",
     "nodes": "zray.api",
     "cluster_resources": "zray.api",
     "available_resources": "zray.api",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from zray.actor import kill as kill
     from zray.actor import method as method
     from zray.api import available_resources as available_resources
+    from zray.api import cancel as cancel
     from zray.api import cluster_resources as cluster_resources
     from zray.api import get as get
     from zray.api import get_gpu_ids as get_gpu_ids

@@ -266,8 +266,12 @@ class ActorClass(Generic[T]):
 
     def _register(self, worker: CoreWorker, registration: RegisterActor) -> Any:
         """Take the name; what is known of the actor that has it already, where that is wanted."""
+        handle_id = registration.handle_id
+        worker.loop.post((worker.owner.references.own, handle_id))  # others may find the name before this process hears of it
         request = worker.ask(CONTROL, RegisterActor, *registration[1:])
         worker.loop.wait(request)
+        if not request.ok or request.value is not None:
+            worker.release(handle_id)
         if request.ok:
             return request.value
         if worker.broken is not None:
@@ -553,7 +557,7 @@ def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
     worker = api.runtime()
     if actor._zray_worker is not worker:
         raise _left_behind(actor)
-    worker.loop.post((worker.owner.kill_actor, bytes(actor._actor_id), no_restart))
+    worker.loop.post((worker.owner.kill_actor, bytes(actor._actor_id), no_restart, actor._zray_handle_id))
     worker.loop.maybe_turn()
 
 

@@ -437,6 +437,32 @@ def wait(
     return ready, rest
 
 
+def cancel(object_ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True) -> None:
+    """Cancel the task that makes an object. ``get`` raises TaskCancelledError then.
+
+    What has not begun never does. A task that runs gets a KeyboardInterrupt, once; a call of an asynchronous actor
+    is cancelled as any ``asyncio.Task``; a call of another actor can find out with ``get_runtime_context().is_canceled()``.
+    A task that is over stays as it is. Returns at once: the end of what runs is awaited with ``get`` or ``wait``.
+
+    Args:
+        object_ref: a result of the task, or the generator it is. Its owner may be another process.
+        force: end the process that runs the task. What was queued there runs elsewhere.
+        recursive: cancel what the task has submitted too.
+
+    Raises:
+        TypeError: it was given something else than a reference; actors are ended with ``kill``.
+        ValueError: ``force`` for a call of an actor.
+
+    Example:
+        >>> cancel(f.remote())  # doctest: +SKIP
+    """
+    if isinstance(object_ref, ObjectRefGenerator):
+        object_ref = object_ref._completion
+    if not isinstance(object_ref, ObjectRef):
+        raise TypeError(f"cancel() takes an ObjectRef, not a {type(object_ref).__name__}; actors are ended with zray.kill()")
+    runtime().cancel(object_ref, force=force, recursive=recursive)
+
+
 def _mark(refs: list[Any]) -> tuple[Any, ...]:
     """What tells a list from others without looking at all of it, and without keeping it alive."""
     if not refs:

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import Any
 
 import zray
-from zray.io.session import living_nodes
+from zray.io.session import living_nodes, sweep
 
 _START_S = 60.0
 
@@ -57,6 +57,17 @@ class ClusterNode:
         for description in living_nodes(self._home):
             if description["pid"] == self.pid:
                 self.node_id, self.session_dir = description["node_id"], description["session"]
+
+    def child(self, title: str) -> int:
+        """The process id of one of the processes of ``zray-head``: "zray-control" or "zray-node"; 0 while there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            with open(f"/proc/{self.pid}/task/{self.pid}/children") as file:
+                children = file.read().split()
+            for pid in children:
+                with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/comm") as file:
+                    if file.read().strip() == title:
+                        return int(pid)
+        return 0
 
     def pause(self) -> None:
         """Stop its process where it is (SIGSTOP), as a machine that hangs; its workers run on."""
@@ -235,6 +246,9 @@ class Cluster:
     def _end_nodes(self) -> None:
         for node in reversed(self.list_all_nodes()):
             self.remove_node(node)
+        for home in os.scandir(self._home):
+            if home.is_dir():
+                sweep(home.path)  # of nodes that were killed, zygotes and all
         shutil.rmtree(self._home, ignore_errors=True)
 
     def __enter__(self) -> Cluster:

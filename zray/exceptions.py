@@ -125,7 +125,19 @@ def _fields(error: BaseException) -> Iterator[tuple[str, Any]]:
 
 
 class TaskCancelledError(RayError):
-    """The task was cancelled before it produced a result."""
+    """The task was cancelled before it produced a result.
+
+    Args:
+        message: which task.
+        task_id: hexadecimal id of the task.
+    """
+
+    def __init__(self, message: str = "", task_id: str = "") -> None:
+        self.task_id = task_id
+        super().__init__(message, task_id)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class WorkerCrashedError(RayError):

@@ -28,6 +28,9 @@ class Runtime(Protocol):
     def future(self, ref: ObjectRef[T]) -> Future[T]:
         """A future of the value."""
 
+    def awaited(self, ref: ObjectRef[T]) -> Generator[Any, None, T]:
+        """In an event loop: wait for the value."""
+
 
 connected: Runtime | None = None  # the one connected runtime of this process; zray.init and shutdown set it
 
@@ -82,9 +85,9 @@ class ObjectRef(Generic[T]):
         return connected.future(self)
 
     def __await__(self) -> Generator[Any, None, T]:
-        import asyncio  # not paid for by programs without asyncio
-
-        return asyncio.wrap_future(self.future()).__await__()
+        if connected is None:
+            raise RuntimeError("zray is not initialized in this process: call zray.init() first")
+        return connected.awaited(self)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ObjectRef) and self._id == other._id

@@ -54,6 +54,19 @@ class RuntimeContext:
         actor = self._actor()
         return actor.name if actor is not None else None
 
+    def is_canceled(self) -> bool:
+        """Whether the running task, or call of an actor with plain methods, was cancelled.
+
+        Raises:
+            RuntimeError: this is a driver, or an asynchronous actor, whose coroutines are cancelled by asyncio's own means.
+        """
+        executor = self._worker.executor()
+        if executor is None:
+            raise RuntimeError("is_canceled() is for tasks and methods of actors: a driver can not be cancelled")
+        if executor.becoming is not None and executor.becoming.extra["asyncio"]:
+            raise RuntimeError("is_canceled() is not for asynchronous actors: their coroutines get asyncio.CancelledError")
+        return executor.cancellation.current() in executor.cancellation.cancelled
+
     @property
     def current_actor(self) -> ActorHandle[Any]:
         """A handle of the actor this process is. It does not keep the actor alive by itself.

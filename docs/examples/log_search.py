@@ -1,6 +1,6 @@
 """Searches large logs with generators: what is found is shown as it is found, and nobody reads on when there is enough.
 
-Each file is read by a generator of its own. It pauses while what it has found waits to be taken, and it ends when its reader is gone.
+Each file is read by a generator of its own. It pauses while what it has found is not taken, and ends when its reader is gone.
 """
 
 import tempfile
@@ -52,4 +52,4 @@ if __name__ == "__main__":
 
         some = [match for match, _ in zip(search(paths, "fine"), range(ENOUGH), strict=False)]
         assert len(some) == ENOUGH
-        print(f"{len(found)} errors, the first one {found[0]}; and {len(some)} fine lines, without reading the files to their end")
+        print(f"{len(found)} errors, the first one {found[0]}; and {len(some)} fine lines, without reading to the end")

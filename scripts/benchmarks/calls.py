@@ -39,6 +39,38 @@ def tasks_and_waits(engine, seconds):
     return {"tasks_and_waits": stopwatch.run(one_round, seconds).rate}
 
 
+def tasks_awaited(engine, seconds):
+    """One event loop that awaits many references at once, and one after the other."""
+    import asyncio
+
+    nop = engine.api.remote(tasks.nop)
+    many, few = 10 * BATCH, 100
+    values = [engine.api.put(None) for _ in range(many)]
+
+    async def plain():
+        return None
+
+    def gathered(make):
+        async def main():
+            await asyncio.gather(*make())
+
+        return lambda: asyncio.run(main())
+
+    async def one_by_one():
+        for _ in range(few):
+            await nop.remote()
+
+    def cost_us(body, count):
+        return 1e6 / (stopwatch.run(body, seconds / 4).rate * count)
+
+    return {
+        "tasks_awaited_us": cost_us(gathered(lambda: [nop.remote() for _ in range(many)]), many),
+        "awaits_us": cost_us(gathered(lambda: values), many),
+        "coroutines_us": cost_us(gathered(lambda: [plain() for _ in range(many)]), many),
+        "await_one_us": cost_us(lambda: asyncio.run(one_by_one()), few),
+    }
+
+
 def multi_client_tasks(engine, seconds):
     # Clients ask for no processor, as in Ray's program: they only wait, and the processors are for what they submit.
     client = engine.api.remote(tasks.client_calls).options(num_cpus=0)

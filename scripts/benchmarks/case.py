@@ -124,6 +124,12 @@ CASES = (
     Case("tasks_and_waits", "calls:tasks_and_waits", (
         Metric("tasks_and_waits", "1000 tasks, 1000 single waits, rounds", "/s", _ray(8.0)),
     ), CLUSTERS),
+    Case("tasks_awaited", "calls:tasks_awaited", (
+        _less("tasks_awaited_us", "gather() of 10,000 tasks: cost of each", "us"),
+        _less("awaits_us", "gather() of 10,000 values that are there: cost of each", "us"),
+        _less("coroutines_us", "gather() of 10,000 plain coroutines: cost of each", "us"),
+        _less("await_one_us", "await of one task after the other", "us"),
+    ), CLUSTERS),
     Case("multi_client_tasks", "calls:multi_client_tasks", (
         Metric("multi_client_tasks", "multi-client tasks async", "/s", _ray(6.0)),
     ), CLUSTERS),
@@ -214,6 +220,11 @@ CASES = (
     Case("recovery", "recovery:processes", (
         _less("recovery_task", "worker killed: until its task runs again", "ms", Bound(50.0)),
         _less("recovery_actor", "actor killed: until it answers again", "ms", Bound(100.0)),
+    ), (SUBJECT,), alone=True),
+    Case("recovery_of_control", "recovery:control", (
+        _less("recovery_control", "control killed: to its first answer", "s"),
+        _less("recovery_new", "... to a new function, actor and key", "s", Bound(2.0)),
+        _less("recovery_longest", "... the longest of ten", "s"),
     ), (SUBJECT,), alone=True),
     Case("recovery_of_nodes", "recovery:nodes", (
         _less("recovery_node", "node killed: until that is known", "s", Bound(3.0)),

@@ -22,7 +22,7 @@ IDLE_S = 10.0
 
 
 @contextlib.contextmanager
-def _cluster(engine, nodes, **options):
+def cluster_of(engine, nodes, **options):
     """A head and nodes of one CPU each, in place of the engine's own cluster; this process is connected."""
     from zray.cluster_utils import Cluster
 
@@ -41,7 +41,7 @@ def transfer(engine, seconds):
     """An array of the head's node read on another one, beside as many bytes through plain tcp to another process."""
     raw, plain, curve = [], [], []
     for insecure, times in ((True, plain), (False, curve)):
-        with _cluster(engine, 1, insecure=insecure), _raw_server() as port:
+        with cluster_of(engine, 1, insecure=insecure), _raw_server() as port:
             read = engine.api.remote(_timed_read).options(resources={"n0": 0.1})
             array = numpy.ones(SIZE, numpy.uint8)
             for number in range(2 + int(4 * seconds)):
@@ -63,7 +63,7 @@ def broadcast(engine, seconds):
     """An array of the driver's node read on four nodes at once, beside one."""
     values = {}
     for name, insecure in (("plain", True), ("curve", False)):
-        with _cluster(engine, RECEIVERS, insecure=insecure):
+        with cluster_of(engine, RECEIVERS, insecure=insecure):
             reads = [engine.api.remote(_timed_read).options(resources={f"n{n}": 0.1}) for n in range(RECEIVERS)]
             array = numpy.ones(SIZE, numpy.uint8)
             one, all_of_them = [], []

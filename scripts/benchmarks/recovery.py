@@ -6,9 +6,10 @@ import statistics
 import tempfile
 import time
 
-from benchmarks.nodes import _cluster
+from benchmarks.nodes import cluster_of
 
 TIMES = 7
+KILLS = 10  # of the control
 
 
 def _die_once(path):
@@ -54,7 +55,7 @@ def processes(engine, seconds):
 def nodes(engine, seconds):
     """The agent of a node is killed: until everybody knows, and until an object that lay there can be read again."""
     noticed, rebuilt = [], []
-    with _cluster(engine, 1) as cluster:
+    with cluster_of(engine, 1) as cluster:
         for _ in range(3):
             node = cluster.worker_nodes[0]
             make = engine.api.remote(_array).options(resources={"n0": 0.1}, num_cpus=0)
@@ -75,3 +76,37 @@ def _array():
     import numpy
 
     return numpy.ones(1 << 20)
+
+
+def control(engine, seconds):
+    """The control of a head and two nodes is killed; how long until it answers, and until what is new is there."""
+    from zray.experimental import internal_kv as kv
+
+    answers, news = [], []
+    with cluster_of(engine, 2) as cluster:
+
+        class Counter:
+            def add(self):
+                return 1
+
+        actors = engine.api.remote(Counter)
+        engine.api.get(actors.remote().add.remote())
+        for number in range(KILLS):
+            new = engine.api.remote(lambda number=number: number)
+            while not (pid := cluster.head_node.child("zray-control")):
+                time.sleep(0.001)
+            os.kill(pid, signal.SIGKILL)
+            killed_at = time.monotonic()
+            kv._internal_kv_get(b"nothing")
+            answers.append(time.monotonic() - killed_at)
+            kv._internal_kv_put(b"key", b"%d" % number)
+            actor = actors.remote()
+            engine.api.get([new.remote(), actor.add.remote()])
+            news.append(time.monotonic() - killed_at)
+            del actor
+            time.sleep(0.2)
+    return {
+        "recovery_control": statistics.median(answers),
+        "recovery_new": statistics.median(news),
+        "recovery_longest": max(news),
+    }

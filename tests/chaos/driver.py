@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import zray as ray
-from zray.exceptions import NodeDiedError, RayActorError, RayError
+from zray.exceptions import ActorDiedError, NodeDiedError, RayActorError, RayError
 
 BLOCKS = 8
 PARTS = 3
@@ -149,6 +149,8 @@ def main() -> int:
             outcome = work(rng)
         except NodeDiedError:
             return NODE_DIED
+        except ActorDiedError as error:  # the cluster may know sooner than this process that its node is dead
+            outcome = "ActorDiedError" if "its job ended" in str(error) else f"wrong: {error}"
         except Exception as error:
             outcome = f"wrong: {type(error).__name__}: {error}"
         print(json.dumps({"work": work.__name__, "outcome": outcome, "s": time.monotonic() - started}), flush=True)

@@ -2,7 +2,7 @@
 
 Two drivers do work whose answer is known (``driver.py``), one of them on a node that may be killed under it. Every few seconds
 one process is killed, or stopped for a while: a worker, a zygote, the agent of a node (then another node comes), a driver (then
-another one comes). A round is right if its answer is exact, or an error of the kind that its documentation names; it must be over
+another one comes), the control, the agent of the head's machine. A round is right if its answer is exact, or an error of the kind that its documentation names; it must be over
 in time. At the end nothing may be left.
 """
 
@@ -70,6 +70,12 @@ class Driver:
         )
         self._buffer = b""
 
+    def close(self) -> None:
+        """Nothing more is asked of it, or heard."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
     def lines(self) -> list[dict[str, Any]]:
         """The rounds that it has finished since the last time."""
         assert self.process.stdout is not None
@@ -134,6 +140,7 @@ class Storm:
             code = driver.process.poll()
             if code is not None:
                 self._drivers.remove(driver)
+                driver.close()
                 if not (driver.killed or (code == NODE_DIED and not driver.node.alive()) or code == NODE_DIED):
                     self.report.problems.append(f"a driver ended with code {code}")
                 self.report.outcomes["NodeDiedError"] += code == NODE_DIED
@@ -166,6 +173,8 @@ class Storm:
             (2, self._kill_node),
             (1, self._stop_node),
             (1, self._kill_driver),
+            (2, self._kill_control),
+            (1, self._kill_agent_of_head),
         ]
         weights = [weight for weight, _ in faults]
         self._rng.choices([fault for _, fault in faults], weights)[0]()
@@ -220,6 +229,19 @@ class Storm:
         self._hit(f"node stopped for {seconds:g} s", node.pid, signal.SIGSTOP)
         self._stopped.append((time.monotonic() + seconds, node.pid, node))
 
+    def _kill_control(self) -> None:
+        self._kill_child("zray-control", "control killed")
+
+    def _kill_agent_of_head(self) -> None:
+        self._kill_child("zray-node", "agent of the head killed")
+
+    def _kill_child(self, title: str, name: str) -> None:
+        """The head starts another at once."""
+        assert self._cluster.head_node is not None
+        pid = self._cluster.head_node.child(title)
+        if pid:
+            self._hit(name, pid)
+
     def _kill_driver(self) -> None:
         driver = self._rng.choice(self._drivers)
         driver.killed = True
@@ -254,9 +276,11 @@ class Storm:
                 self.report.problems.append(f"a driver (pid {driver.process.pid}) did not end within {HANG_S:g} s")
                 driver.process.kill()
                 driver.process.wait()
+                driver.close()
                 continue
             for line in driver.lines():
                 self._judge(driver, line)
+            driver.close()
             if code not in (0, NODE_DIED) and not driver.killed:
                 self.report.problems.append(f"a driver ended with code {code}")
 

@@ -212,19 +212,6 @@ def test_num_returns_of_a_method() -> None:
             ray.get(ref)
 
 
-@pytest.mark.parametrize("returns", ["dynamic", "streaming"])
-def test_generators_are_not_there_yet(returns: str) -> None:
-    @ray.remote
-    class Stream:
-        def items(self) -> Any:
-            yield 1
-
-    with pytest.raises(NotImplementedError, match=r"Stream\.items\(\)"):
-        Stream.remote().items.remote()
-    with pytest.raises(NotImplementedError, match="generator"):
-        Counter.remote().get.options(num_returns=returns).remote()
-
-
 def test_the_name_of_a_call_is_in_its_errors() -> None:
     box = Box.remote()
     for method, name in ((box.run, "Box.run"), (box.run.options(name="a name"), "a name")):

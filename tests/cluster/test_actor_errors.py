@@ -428,7 +428,7 @@ def test_an_actor_that_no_node_can_run(script: Callable[..., Script]) -> None:
     )
     for demand in ("50 CPU", "50 CPU", "1 licence"):
         text = program.until("ActorUnschedulableError")
-        assert f"no node can run it: it asks for {demand} where the largest node has" in text
+        assert f"no node can run it: it asks for {demand} where the best node" in text
     program.until("free")
     assert program.until("value") == "1"
     code, _, errors = program.finish()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -269,7 +270,7 @@ def test_who_keeps_the_reference_to_the_end_has_it_go_on(tmp_path: Path) -> None
 def test_nothing_of_a_generator_is_left() -> None:
     generator = count.remote(10)
     held = [next(generator), next(generator)]
-    eventually(lambda: generator._stream.ended, "its end")
+    ray.get(generator.completed(), timeout=PATIENCE_S)
     owner, task_id = generator._worker.owner, generator._stream.task_id
     del generator
     eventually(lambda: task_id not in owner.streams, "it is forgotten")
@@ -303,8 +304,7 @@ def test_generators_are_drained_with_wait() -> None:
     seen = []
     while waiting:
         [generator], _ = ray.wait(waiting, timeout=PATIENCE_S)
-        for ref in itertools.islice(generator, 1):
-            seen.append(ray.get(ref))
+        seen += [ray.get(ref) for ref in itertools.islice(generator, 1)]
         if generator.is_finished():
             waiting.remove(generator)
     assert sorted(seen) == sorted([*range(20)] * 3)
@@ -343,6 +343,25 @@ def test_who_gives_up_waiting_in_a_coroutine_loses_nothing(tmp_path: Any) -> Non
         return await (await asyncio.wait_for(generator.__anext__(), PATIENCE_S))
 
     assert asyncio.run(main()) == 7
+
+
+def test_ctrl_c_while_waiting_loses_nothing(tmp_path: Any) -> None:
+    @ray.remote
+    def after(path: Any) -> Iterator[int]:
+        yield 1
+        while not path.exists():
+            threading.Event().wait(0.01)
+        yield 2
+
+    generator = after.remote(tmp_path / "now")
+    assert ray.get(next(generator), timeout=PATIENCE_S) == 1
+    thread = threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT])
+    with pytest.raises(KeyboardInterrupt):
+        thread.start()
+        next(generator)
+    thread.join()
+    (tmp_path / "now").touch()
+    assert ray.get(next(generator), timeout=PATIENCE_S) == 2
 
 
 # -- actors ---------------------------------------------------------------------------------------------------------

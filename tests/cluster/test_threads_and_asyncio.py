@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import zray as ray
-from zray.exceptions import GetTimeoutError
+from zray import object_ref
+from zray.exceptions import GetTimeoutError, TaskCancelledError
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -309,3 +310,106 @@ def test_the_event_loop_turns_while_a_reference_is_awaited(tmp_path: Any) -> Non
         return value
 
     assert asyncio.run(main()) == "value"
+
+
+@pytest.mark.processes("in local mode tasks are threads")
+def test_thousands_of_references_in_one_event_loop() -> None:
+    f = ray.remote(lambda x: x)
+
+    async def main() -> Any:
+        threads = threading.active_count()
+        values = await asyncio.gather(*[f.remote(i) for i in range(3000)])
+        return values, threading.active_count() - threads
+
+    assert asyncio.run(main()) == (list(range(3000)), 0)
+
+
+def test_large_values_are_awaited_together() -> None:
+    f = ray.remote(lambda x: bytes([x]) * 300_000)
+
+    async def main() -> Any:
+        return [len(value) for value in await asyncio.gather(*[f.remote(i) for i in range(12)], ray.put(bytes(400_000)))]
+
+    assert asyncio.run(main()) == [300_000] * 12 + [400_000]
+
+
+def test_a_coroutine_that_is_cancelled_leaves_the_task_alone_and_nothing_behind(tmp_path: Any) -> None:
+    worker: Any = object_ref.connected
+
+    async def main() -> Any:
+        ref = held(tmp_path / "open", "value")
+        waiting = asyncio.ensure_future(ref)
+        for _ in range(20):
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(ref, 0.001)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        left = [waiter for waiter in worker.owner.waiters.watchers.get(ref.binary(), ()) if waiter.callback is not None]
+        (tmp_path / "open").touch()
+        return await ref, left
+
+    assert asyncio.run(main()) == ("value", [])
+
+
+def test_an_event_loop_that_is_closed_before_its_references_are_ready(tmp_path: Any) -> None:
+    refs = [held(tmp_path / "open", n) for n in range(3)]
+
+    async def give_up() -> None:
+        waiting = [asyncio.ensure_future(ref) for ref in refs]
+        await asyncio.sleep(0.01)
+        assert not any(future.done() for future in waiting)
+
+    asyncio.run(give_up())
+    (tmp_path / "open").touch()
+
+    async def main() -> Any:
+        return await asyncio.gather(*refs)
+
+    assert asyncio.run(main()) == [0, 1, 2]
+
+
+def test_event_loops_in_several_threads_await_the_same_references(tmp_path: Any) -> None:
+    refs = [held(tmp_path / "open", n) for n in range(3)]
+
+    async def main() -> Any:
+        (tmp_path / "open").touch()
+        return await asyncio.gather(*refs)
+
+    assert in_threads(4, lambda index: asyncio.run(main())) == [[0, 1, 2]] * 4
+
+
+@pytest.mark.processes("a thread that runs is not interrupted in local mode")
+def test_a_task_that_is_awaited_is_cancelled(tmp_path: Any) -> None:
+    async def main() -> None:
+        ref = held(tmp_path / "never")
+        waiting = asyncio.ensure_future(ref)
+        await asyncio.sleep(0.01)
+        ray.cancel(ref)
+        with pytest.raises(TaskCancelledError):
+            await waiting
+
+    asyncio.run(main())
+
+
+def test_a_shutdown_ends_what_is_awaited(script: Any) -> None:
+    program = script(
+        """
+        import asyncio, threading
+        start()
+        f = ray.remote(lambda: time.sleep(1000))
+
+        async def main():
+            waiting = asyncio.ensure_future(f.remote())
+            await asyncio.sleep(0.05)
+            threading.Thread(target=ray.shutdown).start()
+            try:
+                await waiting
+            except Exception as error:
+                say("ended", type(error).__name__)
+
+        asyncio.run(main())
+        """
+    )
+    assert program.until("ended") in ("RaySystemError", "NodeDiedError"), "whichever it hears of first"
+    assert program.finish()[::2] == (0, "")

@@ -6,7 +6,7 @@ from typing import Any
 
 from zray.base import wire
 from zray.base.ids import agent_id, process_id
-from zray.core.effects import SEND, TIMER
+from zray.core.effects import AFTER_PERSIST, SEND, TIMER
 from zray.object_ref import ObjectRef
 
 CONTROL = b"control".ljust(16, b"-")
@@ -36,10 +36,10 @@ def drain(out: list[Any]) -> list[Any]:
 
 
 def sent(effects: list[Any], kind: type) -> list[tuple[bytes, Any]]:
-    """The messages of one kind among effects, with their receivers; hot ones are turned into their class."""
+    """The messages of one kind among effects, at once or after the disk, with their receivers; hot ones as their class."""
     found = []
     for effect in effects:
-        if effect[0] != SEND:
+        if effect[0] not in (SEND, AFTER_PERSIST):
             continue
         peer, message = effect[1], effect[2]
         packed = wire.pack(message)

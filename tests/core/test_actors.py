@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from zray.base.config import Config
+from zray.base.ids import agent_id, process_id
 from zray.base.wire import Reply
 from zray.base.wire_actors import ActorUpdated, EndActor, Notice, PlaceActor
+from zray.core.actor import ActorState
 from zray.core.actor_places import WAITING, Place
-from zray.core.actors import INFEASIBLE_TIMER, RESTART_TIMER, UNKNOWN_TIMER, ActorManager, ActorState
-from zray.core.effects import AFTER_PERSIST, PERSIST, SEND
+from zray.core.actors import INFEASIBLE_TIMER, RESTART_TIMER, UNKNOWN_TIMER, ActorManager
+from zray.core.effects import AFTER_PERSIST, PERSIST
 from zray.exceptions import ActorDiedError, ActorUnavailableError, ActorUnschedulableError, InvariantError
 
 from .reading import AGENT, drain, process, sent, timers, verbs
@@ -78,8 +80,16 @@ class Bench:
     ) -> list[Any]:
         return self.hears("actor_started", actor_id, incarnation, error, peer=worker, now=now)
 
-    def lost(self, incarnation: int = 1, reason: str = "killed by signal 9", actor_id: bytes = A, now: float = 0.0) -> list[Any]:
-        return self.hears("actor_lost", actor_id, incarnation, reason, peer=AGENT, now=now)
+    def lost(
+        self,
+        incarnation: int = 1,
+        reason: str = "killed by signal 9",
+        actor_id: bytes = A,
+        now: float = 0.0,
+        *,
+        willing: bool = False,
+    ) -> list[Any]:
+        return self.hears("actor_lost", actor_id, incarnation, reason, willing, peer=AGENT, now=now)
 
     def alive(self, actor_id: bytes = A, worker: bytes = WORKER, **options: Any) -> None:
         """An actor that takes calls."""
@@ -122,8 +132,9 @@ def test_a_registration_is_acknowledged_when_it_is_on_disk_and_nothing_is_placed
     assert order == [PERSIST, AFTER_PERSIST]
     assert verbs(effects, AFTER_PERSIST) == [(OWNER, Reply(7, True, None))]
     [row] = rows(effects, "save_actor")
-    assert row == (A, JOB, OWNER, "Counter", "counter", "space", False, 0, "DEPENDENCIES_UNREADY")
-    assert bench.register(name="counter") == [], "said twice"
+    assert row[:-1] == (A, JOB, OWNER, "Counter", "counter", "space", False, 0, "DEPENDENCIES_UNREADY")
+    effects = bench.register(name="counter")
+    assert effects == [(AFTER_PERSIST, OWNER, Reply(7, True, None))], "who says it again has not heard the answer"
 
 
 def test_when_its_arguments_are_there_an_actor_is_placed_with_what_it_needs() -> None:
@@ -145,7 +156,8 @@ def test_callers_hear_where_it_is_when_its_constructor_has_returned_and_not_befo
     effects = bench.started()
     assert updates(effects) == [(OWNER, "ALIVE", 1, WORKER), (CALLER, "ALIVE", 1, WORKER)]
     assert sent(effects, ActorUpdated)[0][1].endpoint == f"sim://{WORKER.decode()}"
-    assert rows(effects, "update_actor") == [("ALIVE", 0, NODE, WORKER, 42, "", A)]
+    [row] = rows(effects, "update_actor")
+    assert (*row[:6], row[-1]) == ("ALIVE", 0, NODE, WORKER, 42, "", A)
     assert bench.started() == [], "said twice"
 
 
@@ -166,15 +178,6 @@ def test_the_word_of_the_worker_may_overtake_that_of_its_agent() -> None:
     bench.create()
     assert updates(bench.started()) == []
     assert updates(bench.placed()) == [(OWNER, "ALIVE", 1, WORKER)]
-
-
-def test_the_exit_of_an_actor_may_be_announced_before_its_agent_says_where_it_is() -> None:
-    bench = Bench()
-    bench.register(restarts=-1)
-    bench.create()
-    bench.hears("actor_exiting", A, 1, "it called exit_actor()", peer=WORKER)
-    bench.placed()
-    assert updates(bench.lost()) == [(OWNER, "DEAD", 1, b"")]
 
 
 def test_an_error_among_its_arguments_is_the_end_of_an_actor() -> None:
@@ -278,7 +281,6 @@ def test_words_of_an_earlier_incarnation_are_ignored() -> None:
     bench.alive(restarts=-1)
     bench.lost()
     assert bench.lost(1) == [] and bench.started(1) == [] and bench.placed(1, WORKER) == []
-    assert bench.hears("actor_exiting", A, 1, "bye", peer=WORKER) == []
     bench.placed(2, NEXT)
     bench.started(2, NEXT)
     assert updates(bench.lost(2)) == [(OWNER, "RESTARTING", 2, b"")], "the exit of the first is not that of the second"
@@ -293,7 +295,6 @@ def test_what_a_lost_process_had_said_before_means_nothing_while_its_successor_i
     bench.placed(2, NEXT)
     bench.lost(2)  # the second death in a row: it waits
     assert updates(bench.started(2, NEXT)) == [] and bench.state() is ActorState.RESTARTING
-    bench.hears("actor_exiting", A, 2, "bye", peer=NEXT)
     assert bench.placed(2, NEXT) == [] and bench.lost(2) == []
     [(_, place)] = sent(bench.timer(9.0, RESTART_TIMER, A, 2), PlaceActor)
     assert place.incarnation == 3
@@ -413,20 +414,11 @@ def test_a_kill_may_overtake_the_registration() -> None:
     assert bench.create() == []
 
 
-def test_an_actor_that_announced_its_exit_is_not_restarted() -> None:
+def test_an_actor_that_ended_by_its_own_will_is_not_restarted() -> None:
     bench = Bench()
     bench.alive(restarts=-1)
-    assert bench.hears("actor_exiting", A, 1, "somebody else", peer=CALLER) == []
-    assert bench.hears("actor_exiting", A, 1, "it called exit_actor()", peer=WORKER) == []
-    effects = bench.lost()
+    effects = bench.lost(reason="it called exit_actor()", willing=True)
     assert updates(effects) == [(OWNER, "DEAD", 1, b"")] and "exit_actor()" in str(told_error(effects))
-
-
-def test_an_exit_announced_by_another_process_counts_for_nothing() -> None:
-    bench = Bench()
-    bench.alive(restarts=-1)
-    bench.hears("actor_exiting", A, 1, "bye", peer=CALLER)
-    assert updates(bench.lost()) == [(OWNER, "RESTARTING", 1, b"")]
 
 
 @pytest.mark.parametrize("detached", [False, True])
@@ -571,7 +563,7 @@ def test_words_about_unknown_actors_change_nothing() -> None:
     bench = Bench()
     assert bench.lost() == bench.started() == bench.placed() == bench.create() == []
     assert bench.hears("actor_out_of_scope", A) == bench.hears("unsubscribe_actor", A) == []
-    assert bench.hears("actor_exiting", A, 1, "") == bench.hears("kill_actor", A, False) == refused(bench) == []
+    assert bench.hears("kill_actor", A, False) == refused(bench) == []
     assert not bench.manager.actors
 
 
@@ -593,4 +585,20 @@ def test_effects_of_one_event_are_told_to_all_subscribers_in_the_order_in_which_
     for peer in (SECOND, CALLER):
         bench.hears("subscribe_actor", A, peer=peer)
     effects = bench.hears("kill_actor", A, True)
-    assert [e[1] for e in effects if e[0] == SEND] == [OWNER, SECOND, CALLER]
+    assert [peer for peer, *_ in updates(effects)] == [OWNER, SECOND, CALLER]
+
+
+def test_actors_whose_owners_lived_on_a_dead_node_end_with_it_wherever_they_run() -> None:
+    bench = Bench()
+    node = bytes(range(16))
+    owner, later = process_id(node, b"aaaa"), process_id(node, b"bbbb")
+    bench.register(A, peer=owner)
+    bench.create(A, peer=owner)
+    bench.register(B, peer=owner, detached=True)
+    bench.create(B, peer=owner)
+    bench.manager.node_ended(1.0, agent_id(node), "its node is dead")
+    assert sent(bench.effects(), EndActor), "it runs elsewhere"
+    actors = bench.manager.actors
+    assert actors[A].state is ActorState.DEAD and actors[B].state is not ActorState.DEAD
+    bench.register(C, peer=later)
+    assert actors[C].state is ActorState.DEAD, "what the dead had sent comes late"

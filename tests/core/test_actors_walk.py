@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from zray.base.config import Config
 from zray.base.wire_actors import ActorUpdated, EndActor, PlaceActor
+from zray.core.actor import ActorState
 from zray.core.actor_places import Place
-from zray.core.actors import ActorManager, ActorState
+from zray.core.actors import ActorManager
 
 from .reading import AGENT, drain, process, sent, timers
 
@@ -106,9 +107,9 @@ class Walk:
             elif (found.actor_id, found.incarnation) == message[:2]:
                 del self.processes[found.id]
 
-    def die(self, worker: Process) -> None:
+    def die(self, worker: Process, *, willing: bool = False) -> None:
         del self.processes[worker.id]
-        self.say(AGENT, "actor_lost", worker.actor_id, worker.incarnation, "killed")
+        self.say(AGENT, "actor_lost", worker.actor_id, worker.incarnation, "killed", willing)
 
     def work(self, index: int) -> None:
         """A constructor ends."""
@@ -153,10 +154,7 @@ class Walk:
         if what in ("register", "hear", "node", "work"):
             getattr(self, what)(index)
         elif what in ("die", "exit") and workers:
-            worker = workers[index % len(workers)]
-            if what == "exit":
-                self.say(worker.id, "actor_exiting", worker.actor_id, worker.incarnation, "bye")
-            self.die(worker)
+            self.die(workers[index % len(workers)], willing=what == "exit")
         elif what == "timer" and self.timers:
             self.fire(index)
         elif what == "owner dies" and OWNERS[index % 2] not in self.dead:

@@ -53,7 +53,7 @@ def test_jobs_are_counted_up_and_saved_before_the_driver_hears_of_it() -> None:
 
 
 def test_job_numbers_go_on_after_a_restart() -> None:
-    saved = {"jobs": [{"job_id": b"\0\0\0\7", "state": "FINISHED", "driver": DRIVER}]}
+    saved = {"jobs": [{"job_id": b"\0\0\0\7", "state": "FINISHED", "driver": WORKER}]}
     assert Bench(saved=saved).job() == b"\0\0\0\x08"
 
 
@@ -94,9 +94,9 @@ def test_a_worker_learns_its_job() -> None:
 
 def test_a_function_is_saved_once_and_served() -> None:
     bench = Bench()
-    effects = bench.hears("export_function", b"job1", F, "fun", b"body")
+    effects = bench.hears("export_function", 5, b"job1", F, "fun", b"body")
     assert verbs(effects, PERSIST) == [("save_function", (F, b"job1", "fun", b"body"))]
-    assert bench.hears("export_function", b"job2", F, "fun", b"body") == []
+    assert verbs(bench.hears("export_function", 5, b"job2", F, "fun", b"body"), PERSIST) == []
     [(peer, reply)] = sent(bench.hears("fetch_function", 8, F, peer=WORKER), Reply)
     assert peer == WORKER and reply == Reply(8, True, ("fun", b"body"))
 
@@ -105,8 +105,8 @@ def test_who_asks_for_a_function_before_its_export_is_answered_by_the_export() -
     bench = Bench()
     effects = bench.hears("fetch_function", 8, F, peer=WORKER, now=1.0)
     assert verbs(effects, SEND) == [] and timers(effects) == [(6.0, (FETCH_TIMER, F, WORKER, 8))]
-    effects = bench.hears("export_function", b"job1", F, "fun", b"body")
-    assert sent(effects, Reply) == [(WORKER, Reply(8, True, ("fun", b"body")))]
+    effects = bench.hears("export_function", 5, b"job1", F, "fun", b"body")
+    assert sent(effects, Reply) == [(DRIVER, Reply(5, True, None)), (WORKER, Reply(8, True, ("fun", b"body")))]
     bench.gcs.on_timer(6.0, (FETCH_TIMER, F, WORKER, 8))
     assert drain(bench.gcs.out) == [], "it has its answer"
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from zray.base.ids import END_INDEX, agent_id, return_id
-from zray.base.wire import ERROR, INLINE, STORED, Entry, FreeObjects, Push
-from zray.base.wire_generators import ALL_TAKEN, ItemsTaken, StopGenerator
+from zray.base.wire import ERROR, INLINE, STORED, CancelTask, Entry, FreeObjects, Push
+from zray.base.wire_generators import ALL_TAKEN, ItemsTaken
 from zray.base.wire_transfer import FindCopies
 from zray.core.effects import RESOLVE
 from zray.core.generators import STREAMING, Stream
@@ -37,7 +37,9 @@ def stored(node: bytes = THERE) -> Entry:
 class Generating(Bench):
     """A bench with one generator, whose items are taken as an ObjectRefGenerator takes them."""
 
-    def __init__(self, items_max: int = 4, bytes_max: int = 1 << 30, *, retries: int = 3, dynamic: bool = False) -> None:
+    def __init__(
+        self, items_max: int = 4, bytes_max: int = 1 << 30, *, retries: int = 3, dynamic: bool = False, ready: bool = True
+    ) -> None:
         super().__init__()
         template = TaskTemplate(b"f" * 16, "fun", ONE, STREAMING, retries, None)
         self.task_id = self.ids()
@@ -48,8 +50,10 @@ class Generating(Bench):
         del task
         self.taken = 0
         self.orders: list[Any] = []  # what the workers were told
-        self.lease, effects = self.grant(self.turn())
-        self.pushed(effects)
+        effects = self.turn()
+        if ready:
+            self.lease, effects = self.grant(effects)
+            self.pushed(effects)
 
     def pushed(self, effects: list[Any]) -> list[Any]:
         """Note with which order the generator was pushed."""
@@ -333,23 +337,23 @@ def test_an_item_that_is_lost_when_it_has_passed_comes_with_another_run() -> Non
 # -- the end --------------------------------------------------------------------------------------------------------
 
 
-def test_a_generator_that_nobody_wants_is_stopped() -> None:
+def test_a_generator_that_nobody_wants_is_cancelled() -> None:
     bench = Generating()
     bench.items(0, value(0), stored())
     bench.completion = None
     effects = bench.drop()
-    assert sent(effects, StopGenerator) == [(WORKER[0], StopGenerator(bench.task_id))]
+    assert sent(effects, CancelTask) == [(WORKER[0], CancelTask(bench.task_id, False, False))]
     assert freed(effects) == [return_id(bench.task_id, 2)]
     assert freed(bench.items(2, stored())) == [return_id(bench.task_id, 3)]
     bench.over()
     assert bench.at_rest()
 
 
-def test_it_is_stopped_as_soon_as_it_is_known_who_runs_it() -> None:
-    bench = Generating()
+def test_one_that_has_not_begun_never_does() -> None:
+    bench = Generating(ready=False)
     bench.completion = None
-    assert sent(bench.drop(), StopGenerator) == []
-    assert sent(bench.items(0, value(0)), StopGenerator) == [(WORKER[0], StopGenerator(bench.task_id))]
+    bench.drop()
+    assert bench.at_rest()
 
 
 def test_it_does_not_run_again_when_nobody_wants_it() -> None:
@@ -368,7 +372,7 @@ def test_who_holds_the_reference_to_the_end_has_it_go_on() -> None:
     bench.items(1, value(1))
     assert bench.known(1) is None
     bench.completion = None
-    assert sent(bench.turn(), StopGenerator) == [(WORKER[0], StopGenerator(bench.task_id))]
+    assert sent(bench.turn(), CancelTask) == [(WORKER[0], CancelTask(bench.task_id, False, False))]
 
 
 def test_the_items_of_a_dynamic_generator_are_held_by_its_result() -> None:

@@ -422,3 +422,13 @@ def test_an_error_entry_holds_the_error() -> None:
     kind, payload = error_entry(ObjectLostError("gone", "abc"))
     error = pickle.loads(payload)
     assert kind == ERROR and error.object_id == "abc" and str(error) == "gone"
+
+
+def test_what_a_worker_left_in_the_store_goes_when_its_task_can_not_be_run_again() -> None:
+    bench = Bench()
+    refs, effects = bench.call()
+    lease, _ = bench.grant(effects)
+    [(_, again)] = sent(bench.hears("lease_lost", lease, "it was killed"), RequestLease)
+    effects = bench.hears("lease_rejected", again.request_id, "exhausted", "its placement group was removed")
+    assert [refs[0].binary()] in [message.object_ids for _, message in sent(effects, FreeObjects)]
+    assert isinstance(bench.error(refs[0]), TaskUnschedulableError)

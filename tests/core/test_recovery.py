@@ -194,20 +194,28 @@ def test_a_value_with_references_inside_holds_those_that_it_has_now() -> None:
     assert bench.at_rest()
 
 
-def test_a_task_whose_argument_is_lost_before_it_is_pushed_is_told_where_it_was() -> None:
+def test_a_task_whose_argument_is_lost_before_it_is_pushed_waits_for_it_again() -> None:
     bench = Losing()
     [ref] = bench.made()
     [busy], _ = bench.call()
     [result], _ = bench.call(ref, bench.ref(busy.binary()))
     bench.inbox.clear()
     bench.node_dies()
-    [(_, push)] = sent(bench.done(bench.lease, busy, (INLINE, b"1")), Push)
-    [spec] = push.specs
-    assert spec[3][0][3] == stored(), "the worker can not read it there, and asks"
+    assert not pushed(bench.done(bench.lease, busy, (INLINE, b"1")))
+    assert pushed(bench.nowhere(ref)) == [ref.binary()[:16]] and bench.lost(ref) is LostState.REBUILDING
+    assert pushed(bench.done(bench.lease, ref, stored(ELSEWHERE))) == [result.binary()[:16]]
+
+
+def test_a_worker_that_has_the_task_already_asks_and_is_answered_when_it_is_there() -> None:
+    bench = Losing()
+    [ref] = bench.made()
+    [result], effects = bench.call(ref)
+    assert pushed(effects) == [result.binary()[:16]]
+    bench.node_dies()
     effects = bench.hears("recover_object", ref.binary(), THERE, peer=WORKER[0])
     assert not sent(effects, ObjectValue) and not sent(effects, FindCopies)
-    assert pushed(bench.nowhere(ref)) == [ref.binary()[:16]] and bench.lost(ref) is LostState.REBUILDING
-    assert result is not None
+    effects = bench.found((ref.binary(), True, ELSEWHERE, "sim://elsewhere"))
+    assert sent(effects, ObjectValue) == [(WORKER[0], ObjectValue(ref.binary(), stored(ELSEWHERE)))]
 
 
 # -- who notices ----------------------------------------------------------------------------------------------------

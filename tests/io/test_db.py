@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import random
 import resource
 import signal
 import sqlite3
@@ -56,16 +57,14 @@ def put(database: Database, key: bytes, value: bytes = b"v") -> None:
 
 def test_what_was_written_is_there_after_a_restart(path: str, errors: Any) -> None:
     first = Database(path, errors.put)
-    first.execute("save_job", (b"\0\0\0\1", b"driver", 7, "python x.py", "ns", "RUNNING"))
+    first.execute("save_job", (b"\0\0\0\1", b"driver", 7, "python x.py", "ns", b"", "RUNNING"))
     first.execute("save_function", (b"id", b"\0\0\0\1", "f", b"body"))
     put(first, b"kept")
     put(first, b"gone")
     first.execute("delete_kv", (b"", b"gone"))
     first.execute("finish_job", ("FINISHED", b"\0\0\0\1"))
     first.close()
-    second = Database(path, errors.put)
-    saved = second.load()
-    second.close()
+    saved = db.read(path)
     assert [row["key"] for row in saved["kv"]] == [b"kept"]
     assert saved["functions"][0]["body"] == b"body"
     assert saved["jobs"][0]["state"] == "FINISHED"
@@ -144,8 +143,8 @@ def test_words_come_in_order(database: Database) -> None:
 def test_text_that_is_no_text_and_numbers_that_are_too_large(path: str, database: Database, errors: Any) -> None:
     """They are stored readably: the name of a script may hold any bytes."""
     name = os.fsdecode(b"caf\xe9.py")
-    database.execute("save_job", (b"1", b"d", 1 << 70, name, "\udcff", "RUNNING"))
-    database.execute("save_job", (b"2", b"d", 1, "café", "", "RUNNING"))
+    database.execute("save_job", (b"1", b"d", 1 << 70, name, "\udcff", b"", "RUNNING"))
+    database.execute("save_job", (b"2", b"d", 1, "café", "", b"", "RUNNING"))
     sync(database)
     assert rows(path, "SELECT entrypoint, pid FROM jobs ORDER BY job_id") == [
         ("caf\\udce9.py", hex(1 << 70)),
@@ -241,6 +240,51 @@ def test_a_process_killed_while_it_writes_loses_nothing_it_acknowledged(path: st
     found = {int(key) for (key,) in rows(path, "SELECT key FROM kv")}
     assert found >= set(range(last + 1))
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+def write_until_killed(path: str, first: int, said: int) -> None:
+    """The life of a control process, as far as its file is concerned; it says which keys it has acknowledged."""
+    assert all(row["value"] == bytes(1000) for row in db.read(path)["kv"])
+    database = Database(path, lambda error: os._exit(1))
+    for number in range(first, 1 << 31):
+        put(database, b"%d" % number, bytes(1000))
+        database.after(lambda number=number: os.write(said, number.to_bytes(4, "big")))  # type: ignore[misc]
+        if number % 7 == 0:
+            sync(database)
+
+
+def test_a_file_whose_writers_are_killed_one_after_the_other_is_whole_and_has_all_they_acknowledged(path: str) -> None:
+    """Wherever they are: in their first migration, reading what the one before has left, writing, or moving it to the file."""
+    chance = random.Random(1)
+    acknowledged: set[int] = set()
+    for life in range(30):
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                write_until_killed(path, life << 16, write)
+            finally:
+                os._exit(1)
+        os.close(write)
+        said = b""
+        for _ in range(chance.choice([0, 1, 1, 20, 100])):
+            said += os.read(read, 4)
+        os.kill(pid, signal.SIGKILL)
+        assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL, "it ended by itself"
+        while data := os.read(read, 65536):
+            said += data
+        os.close(read)
+        acknowledged |= {int.from_bytes(said[at : at + 4], "big") for at in range(0, len(said) - 3, 4)}
+    assert {int(row["key"]) for row in db.read(path)["kv"]} >= acknowledged
+    assert len(acknowledged) > 500
+    assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_what_can_not_be_read_is_said_with_the_reason(path: str) -> None:
+    with open(path, "wb") as file:
+        file.write(b"this is no database at all" * 1000)
+    with pytest.raises(RuntimeError, match=r"gcs\.sqlite can not be read: file is not a database"):
+        db.read(path)
 
 
 def test_migrations_run_once_and_in_order(tmp_path: Any, monkeypatch: Any) -> None:

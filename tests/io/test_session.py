@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from zray.io.session import Session, base_directory, sweep
+from zray.io.session import Session, base_directory, forget_heads, living_heads, sweep, take_up
 
 _SHM = "/dev/shm"
 
@@ -177,3 +177,48 @@ def test_two_sweeps_at_once_do_not_disturb_each_other() -> None:
     sweep()
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0]
     assert not any(os.path.exists(session.path) for session in sessions)
+
+
+# -- what heads leave -------------------------------------------------------------------------------------------------
+
+
+def left_by_a_head(port: int, pid: int = 0) -> str:
+    """The session of a head that was killed; its path."""
+    session = Session()
+    session.note_head({"role": "zray-head", "pid": pid or ended_process(), "port": port})
+    session.release()
+    return session.path
+
+
+def ended_process() -> int:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return pid
+
+
+def test_a_head_takes_up_what_one_on_the_same_port_has_left() -> None:
+    older, other = left_by_a_head(6390), left_by_a_head(6391)
+    os.utime(os.path.join(older, "head.json"), (1, 1))
+    path = left_by_a_head(6390)
+    assert sweep() == [], "it is waited for"
+    session = take_up(6390)
+    assert session is not None and session.path == path and not os.path.exists(older) and os.path.exists(other)
+    assert take_up(6392) is None
+    session.note_head({"role": "zray-head", "pid": os.getpid(), "port": 6390})
+    assert [head["session"] for head in living_heads()] == [path] and take_up(6390) is None
+    assert forget_heads() == [other]
+    session.release()
+    session.remove()
+
+
+def test_a_port_that_nobody_has_chosen_says_nothing() -> None:
+    path = left_by_a_head(0)
+    assert take_up(0) is None and sweep() == [path]
+
+
+def test_what_a_head_has_left_is_not_kept_for_ever() -> None:
+    path = left_by_a_head(6390)
+    os.utime(path, (1, 1))
+    assert sweep() == [path]

@@ -11,7 +11,8 @@ from . import actors
 from .actors import Handle, Options
 
 if TYPE_CHECKING:
-    from .bodies import OwnerBody, Steps
+    from .bodies import OwnerBody
+    from .threads import Steps
     from .workloads import Arguments
 
 ACTORS_MAX = 20  # in one simulation

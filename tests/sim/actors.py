@@ -12,13 +12,16 @@ from zray import object_ref
 from zray.base import serialization
 from zray.base.ids import return_id
 from zray.base.resources import ResourceSet
-from zray.base.wire import ERROR, INLINE, Address
+from zray.base.wire import DONE, ERROR, INLINE, Address
 from zray.base.wire_actors import ActorExiting, ActorStarted, GetActor, KillActor, RegisterActor
 from zray.core.actor_calls import ActorTaskQueue
 from zray.core.tasks import CallBudget, Task, TaskTemplate
 from zray.object_ref import ObjectRef
 
-from .bodies import CONTROL, OwnerBody, Steps, Thread
+from . import cancels
+from .bodies import CONTROL, OwnerBody
+from .cancels import Interrupted
+from .threads import Steps, Thread
 
 if TYPE_CHECKING:
     from .processes import WorkerBody
@@ -191,6 +194,7 @@ def call(
     body.judge.call_made(task_id, body.id, handle, retried=arguments.retried)
     nested = tuple(made.refs) if handle.ref is None else (handle.ref, *made.refs)
     task = Task(task_id, template, made.pickle, tuple(enumerate(slots)), nested, ids, 0)
+    body.adopt_task(task)
     body.owner.submit(body.world.now, task)
     return [ObjectRef(object_id, body.address, body.inbox.append) for object_id in ids]
 
@@ -225,10 +229,12 @@ class ActorHost:
         self.order = ActorTaskQueue()
         self.closing = False
         self.ready = False
+        self.started: ActorStarted | None = None  # what the control was told
         self._body = body
         self._handle: tuple[bytes, Address, Any] = extra["handle"]
         self._waiting: deque[tuple[bytes, Any]] = deque()
         self._active: dict[bytes, None] = {spec[0]: None}
+        self._cancelled: dict[bytes, None] = {}
         body.job_id = job_id
         body.owner.enter_job(job_id)
         body.dial(self.owner[0])
@@ -251,6 +257,20 @@ class ActorHost:
             self._waiting.append((peer, spec))
         self._start_more()
 
+    def cancel(self, task_id: bytes) -> bool:
+        """A call is not wanted any more; whether it runs."""
+        for peer, spec in self._waiting:
+            if spec[0] == task_id:
+                self._waiting.remove((peer, spec))
+                error = cancels.outcome(Interrupted(), task_id)
+                answer = (task_id, ((ERROR, pickle.dumps(error, 5)),) * spec[4], 0, ())
+                self._body.send(peer, (DONE, 0, [answer]))
+                return False
+        if task_id in self._active and self.ready:
+            self._cancelled[task_id] = None
+            return True
+        return False
+
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _construct(self, spec: Any) -> Steps:
@@ -269,7 +289,8 @@ class ActorHost:
         body.finished(self.owner[0], 0, spec[0], (entry,), started)
         if body.world.rng.random() < 0.5:
             body.flush()
-        body.send(CONTROL, ActorStarted(self.id, self.incarnation, payload))
+        self.started = ActorStarted(self.id, self.incarnation, payload)
+        body.send(CONTROL, self.started)
         body.flush()
         self._start_more()
 
@@ -279,7 +300,9 @@ class ActorHost:
             peer, spec = self._waiting.popleft()
             self._active[spec[0]] = None
             ended = functools.partial(self._ended, peer, spec, body.world.now)
-            body.world.after(0.0, Thread(body, self._execute(peer, spec), ended).step)
+            thread = Thread(body, self._execute(peer, spec), ended)
+            thread.task_id = spec[0]
+            body.world.after(0.0, thread.step)
 
     def _execute(self, peer: bytes, spec: Any) -> Steps:
         body = self._body
@@ -287,20 +310,24 @@ class ActorHost:
         body.world.note(body, f"runs call {spec[0].hex()}")
         arguments = yield from body.arguments(spec)
         values = yield from body.cluster.run_task(body, arguments, spec[4], self.depth)
+        if spec[0] in self._cancelled:
+            raise Interrupted
         return (yield from body.results(peer, spec[0], values))
 
     def _ended(self, peer: bytes, spec: Any, started: float, entries: Any, error: BaseException | None) -> None:
         body = self._body
         del self._active[spec[0]]
+        self._cancelled.pop(spec[0], None)
         if isinstance(error, ActorExit):
             if not self.closing:
                 self.closing = True
                 body.judge.actor_exits(self.id)
-                body.send(CONTROL, ActorExiting(self.id, self.incarnation, "it called exit_actor()"))
+                body.send(body.agent, ActorExiting(self.id, self.incarnation, "it called exit_actor()"))
         else:
             if error is not None:
-                entry: Any = (ERROR, pickle.dumps(error, 5))
-                entries = ((*entry, True) if body.judge.calls[spec[0]].retried else entry,) * spec[4]
+                entry: Any = (ERROR, pickle.dumps(cancels.outcome(error, spec[0]), 5))
+                again = body.judge.calls[spec[0]].retried and not isinstance(error, Interrupted)
+                entries = ((*entry, True) if again else entry,) * spec[4]
             body.finished(peer, 0, spec[0], entries, started)
         if self.closing or not self._waiting or body.world.rng.random() < 0.4:
             body.flush()

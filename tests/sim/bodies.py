@@ -8,25 +8,28 @@ what all processes have in common, and what owners have; drivers and workers are
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from zray import object_ref
 from zray.base import serialization, wire
 from zray.base.ids import PUT_INDEX, TaskIDs, return_id
 from zray.base.resources import ResourceSet
 from zray.base.wire import DONE, ERROR, INLINE, OBJECT_VALUE, PUSH, REFS, STORED, Address, Entry
 from zray.base.wire_actors import CALL, StartActor
+from zray.base.wire_generators import ITEMS
 from zray.base.wire_transfer import CopiesHeld, FreePrimaries, RequestCopy
 from zray.core import effects as e
 from zray.core.entries import contained_in
 from zray.core.owner import Owner
+from zray.core.resync import Resync
 from zray.core.tasks import CallBudget, Task, TaskTemplate
 from zray.core.waiters import Waiter
 from zray.exceptions import ObjectLostError, ObjectStoreFullError
 from zray.object_ref import ObjectRef
 
+from .cancels import Interrupted, check_wanted
+from .threads import Steps, Thread
 from .world import SimulationError
 
 if TYPE_CHECKING:
@@ -36,7 +39,6 @@ if TYPE_CHECKING:
     from .nodes import SimNode
 
 RECOVERIES_MAX = 10  # of one get, as in a real process
-Steps = Generator[tuple[Any, ...], Any, Any]
 CONTROL = wire.CONTROL
 
 
@@ -85,6 +87,9 @@ class Body:
 
     def hang_up(self, peer: bytes) -> None:
         self.world.network.hang_up(self, peer)
+
+    def on_broken(self, peer: bytes) -> None:
+        """There is another process in the place of one that was dialled."""
 
     def receive(self, peer: bytes, message: tuple[Any, ...]) -> None:
         """Mail that arrives while the process is busy with a turn is taken together in the next."""
@@ -136,7 +141,7 @@ class Body:
         elif verb == e.TIMER:
             self.world.at(effect[1], self.on_timer, effect[2])
         elif verb == e.PERSIST:
-            self._durable_at = self.world.now + self.world.some(0.002)
+            self._durable_at = max(self._durable_at, self.world.now + self.world.some(0.002))
         elif verb == e.AFTER_PERSIST:
             self.world.at(self._durable_at, self.send, effect[1], effect[2])
         elif verb == e.WARN:
@@ -146,6 +151,7 @@ class Body:
 
     def send(self, peer: bytes, message: tuple[Any, ...]) -> None:
         if type(message) is tuple and message[0] in (PUSH, CALL):
+            check_wanted(self, message[2])
             for spec in message[2]:
                 self.cluster.judge.task_pushed(spec[0], peer)
         elif isinstance(message, StartActor):
@@ -175,42 +181,6 @@ class Unreadable(Exception):
     """An object can not be read where it is said to lie."""
 
 
-class Thread:
-    """User code of one process."""
-
-    def __init__(self, body: OwnerBody, steps: Steps, on_end: Callable[[Any, BaseException | None], None]) -> None:
-        self.body = body
-        self._steps = steps
-        self._on_end = on_end
-        self.borrowed: dict[bytes, Address] | None = None  # references that came with the arguments of a task, and later
-        self.starting = False  # the arguments of a task are being read
-        body.threads.append(self)
-
-    def step(self, value: Any = None) -> None:
-        """Go on until the code waits for something."""
-        body = self.body
-        if not body.alive:
-            return
-        object_ref.connected = body
-        body.current = self
-        try:
-            request = self._steps.send(value)
-        except StopIteration as stop:
-            body.threads.remove(self)
-            self._on_end(stop.value, None)
-        except (SimulationError, AssertionError, KeyError, AttributeError):
-            raise
-        except Exception as error:
-            body.threads.remove(self)
-            self._on_end(None, error.with_traceback(None))
-        else:
-            body.perform(self, request)
-        body.finish()
-
-    def close(self) -> None:
-        self._steps.close()
-
-
 class OwnerBody(Body):
     """A driver or worker: an Owner, and threads of user code."""
 
@@ -221,6 +191,9 @@ class OwnerBody(Body):
         self.agent = node.agent_id
         self.address: Address = (process_id, f"sim://{name}")
         self.owner = Owner(self.address, b"", node.id, self.agent, cluster.world.config, self._counted_ref)
+        self._exported: dict[bytes, None] = {}
+        self._requests: dict[int, tuple[Thread | None, bytes, Any]] = {}
+        self.resync = Resync(self.owner, self.open_words)
         super().__init__(cluster, process_id, name, role, node.machine.name, self.owner, "owner", "any", *receivers)
         self.judge = cluster.judge
         self.inbox: list[bytes] = []
@@ -231,15 +204,26 @@ class OwnerBody(Body):
         self.task_ids = TaskIDs(process_id)
         self.current: Thread | None = None  # the thread that runs, or was the last to run
         self.job_id = b""
-        self._requests: dict[int, Thread] = {}
         self._asked: dict[int, str] = {}  # what those requests were, for the text of a failure
         self._next_request = 1
-        self._exported: dict[bytes, None] = {}
         self._templates: dict[Any, TaskTemplate] = {}
         self._fail_call = self.owner.calls._fail
         self.owner.calls._fail = self._judge_failed_call
         self.dial(self.agent)
         self.dial(CONTROL)
+
+    def leaves(self) -> list[Any]:
+        return [self.resync]
+
+    def on_broken(self, peer: bytes) -> None:
+        if peer == CONTROL:
+            self.turn()  # what the one before had said came first
+            self.resync.begin()
+            self.finish()
+
+    def open_words(self) -> list[Any]:
+        """The questions to the control that have no answer yet."""
+        return [message for _, peer, message in self._requests.values() if peer == CONTROL]
 
     def _counted_ref(self, object_id: bytes, owner: Address) -> ObjectRef[Any]:
         return ObjectRef(object_id, owner, self.inbox.append)
@@ -258,6 +242,8 @@ class OwnerBody(Body):
             entries = [message[2]]
         elif message[0] in (PUSH, CALL):
             entries = [slot[3] for spec in message[2] for slot in spec[3]]
+        elif message[0] == ITEMS:
+            entries = message[4]
         for entry in entries:
             for object_id, _ in contained_in(entry):
                 self.judge.touched(self.id, object_id)
@@ -328,28 +314,38 @@ class OwnerBody(Body):
     def on_reply(self, now: float, peer: bytes, request_id: int, ok: bool, value: Any) -> None:
         if request_id == 0:
             return  # nobody waits for the registration of an actor without a name
-        thread = self._requests.pop(request_id)
+        if request_id not in self._requests:
+            return  # it was asked twice
+        thread, *_ = self._requests.pop(request_id)
         del self._asked[request_id]
-        self.world.after(self.world.some(0.0002), thread.step, (ok, value))
+        if thread is not None:
+            self.world.after(self.world.some(0.0002), thread.step, (ok, value))
 
     # -- what threads wait for ------------------------------------------------------------------------------------
 
     def perform(self, thread: Thread, request: tuple[Any, ...]) -> None:
         what = request[0]
-        if what == "sleep":
+        if what in ("sleep", "work"):
             self.world.after(request[1], thread.step)
         elif what == "ask":
-            _, peer, message, fields = request
-            self._requests[self._next_request] = thread
-            self._asked[self._next_request] = f"{message.__name__} of {self.world.name(peer)}"
-            self.send(peer, message(self._next_request, *fields))
-            self._next_request += 1
+            self._ask(thread, *request[1:])
+        elif what == "item":
+            _, waiter, stream, index = request
+            waiter.signal = thread
+            self.owner.await_item(waiter, stream, index)
         elif what == "wait":
             _, waiter, refs, timeout_s = request
             waiter.signal = thread
             self.owner.watch(waiter, refs)
             if timeout_s is not None:
                 self.world.after(timeout_s, self._time_out, waiter)
+
+    def _ask(self, thread: Thread | None, peer: bytes, message: Any, fields: tuple[Any, ...]) -> None:
+        asked = message(self._next_request, *fields)
+        self._requests[self._next_request] = (thread, peer, asked)
+        self._asked[self._next_request] = f"{message.__name__} of {self.world.name(peer)}"
+        self._next_request += 1
+        self.send(peer, asked)
 
     def waits_for(self) -> str:
         """What it has asked for and not got, for the text of a failure."""
@@ -394,7 +390,7 @@ class OwnerBody(Body):
         if not ok:
             raise ObjectStoreFullError(place[1])
         if place != "exists":
-            yield ("sleep", self.world.some(0.001))
+            yield ("work", self.world.some(0.001))
             self._write(object_id, place, made.pickle, owner)
         return (STORED, size, self.node.id, contained)
 
@@ -418,7 +414,7 @@ class OwnerBody(Body):
         """Give a function to the cluster, once."""
         if function not in self._exported:
             self._exported[function] = None
-            self.send(CONTROL, wire.ExportFunction(self.job_id, function, function.decode(), b"body"))
+            self._ask(None, CONTROL, wire.ExportFunction, (self.job_id, function, function.decode(), b"body"))
 
     def call(
         self,
@@ -451,8 +447,14 @@ class OwnerBody(Body):
             self.judge.infeasible[task_id] = None
         self.judge.strategies[task_id] = (strategy, demand)
         task = Task(task_id, template, made.pickle, tuple(enumerate(slots)), tuple(made.refs), ids, depth)
+        self.adopt_task(task)
         self.owner.submit(self.world.now, task)
         return [ObjectRef(object_id, self.address, self.inbox.append) for object_id in ids]
+
+    def adopt_task(self, task: Task) -> None:
+        """Whose child a task is."""
+        if self.current is not None and self.role == "worker":
+            task.parent = self.judge.parents[task.id] = self.current.task_id
 
     def get(self, refs: list[ObjectRef[Any]], timeout_s: float | None = None) -> Steps:
         """The outcome of each reference, a value or an exception; None when the time ran out."""
@@ -472,7 +474,11 @@ class OwnerBody(Body):
         if not missing:
             return True
         self.on_blocking(True)
-        in_time = yield ("wait", Waiter(len(missing)), missing, timeout_s)
+        try:
+            in_time = yield ("wait", Waiter(len(missing)), missing, timeout_s)
+        except Interrupted:
+            self.on_blocking(False)
+            raise
         self.on_blocking(False)
         return in_time
 
@@ -517,7 +523,7 @@ class OwnerBody(Body):
 
     def adopt_file(self, object_id: bytes, size: int, path: str, position: int, checksum: int) -> Steps:
         """Bring what a lost node has spilled into the store of this one."""
-        yield ("sleep", self.world.some(0.005))
+        yield ("work", self.world.some(0.005))
         problem = f"{path} can not be read from here"
         if path in self.cluster.bucket:
             problem = ""

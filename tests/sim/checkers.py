@@ -10,13 +10,14 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from zray.base.ids import agent_id, agent_of
-from zray.core.actors import ActorState
+from zray.core.actor import ActorState
 from zray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
     ActorUnschedulableError,
     ObjectLostError,
     ObjectStoreFullError,
+    TaskCancelledError,
     TaskUnschedulableError,
     WorkerCrashedError,
 )
@@ -98,6 +99,9 @@ class Judge:
         self._failed: dict[str, None] = {}  # actors of which a call failed, for a reason
         self.answered: dict[bytes, None] = {}  # tasks and calls whose callers have their results
         self.small_store = False
+        self.cancelled: dict[bytes, None] = {}  # tasks that a user cancelled, or tried to
+        self.parents: dict[bytes, bytes] = {}  # tasks -> those that submitted them
+        self.control_ends = False
         self.links_break = False  # between the machines
         self.late_news = False  # somebody may not have heard of a node for long
         self.values = 0
@@ -136,6 +140,12 @@ class Judge:
             raise SimulationError(
                 f"{self._world.name(process)} got {name} for {object_id.hex()} and nobody's death explains it: {error}"
             )
+
+    def was_cancelled(self, task_id: bytes) -> bool:
+        """Whether somebody has cancelled a task, or one that it descends from."""
+        while task_id and task_id not in self.cancelled:
+            task_id = self.parents.get(task_id, b"")
+        return bool(task_id)
 
     # -- actors ---------------------------------------------------------------------------------------------------
 
@@ -189,6 +199,8 @@ class Judge:
         dead = self._world.dead if self._world.faults else {}
         if getattr(error, "actor_id", actor_id.hex()) != actor_id.hex():
             good = self._excused(error)  # an argument of its constructor was a call of another
+        elif isinstance(error, TaskCancelledError):
+            good = self._excused(error)  # it, or an argument of the constructor
         elif isinstance(error, ActorUnavailableError):
             attempts = sum(1 for process in self.pushed.get(task.id, ()) if process in dead)
             good = attempts > self.calls[task.id].retries >= 0
@@ -267,6 +279,8 @@ class Judge:
             return any(process in dead for process in self.hands.get(bytes.fromhex(error.object_id), {}))
         if isinstance(error, (ActorDiedError, ActorUnavailableError, ActorUnschedulableError)):
             return error.actor_id in self._failed
+        if isinstance(error, TaskCancelledError):
+            return self.was_cancelled(bytes.fromhex(error.task_id))
         found = _TASK.search(str(error))
         if found is None:
             return False
@@ -276,6 +290,7 @@ class Judge:
             return deaths > self.retries[task_id] >= 0
         if isinstance(error, TaskUnschedulableError):
             small = task_id in self.infeasible or self._world.config.workers_max < 100
+            small |= self.control_ends and self._world.config.infeasible_grace_s < 3  # nodes did not hear of others in time
             return small or self._has_no_place(*self.strategies[task_id])
         return False
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 from collections.abc import Callable
+from random import Random
 
 from zray.base.ids import process_id
 from zray.core.gcs import Gcs
 from zray.core.owner import Owner
+from zray.io.db import load, migrate
 
-from .bodies import OwnerBody, Steps
+from .bodies import CONTROL, OwnerBody
 from .checkers import Judge
 from .nodes import Machine, SimNode
 from .processes import DriverBody, WorkerBody
 from .servers import ControlBody
 from .storage import Bucket
+from .threads import Steps
 from .transfer import ByteService
 from .world import World
 
@@ -42,14 +46,20 @@ class Cluster:
         # Where few workers may be started, an actor that lives hides that all others wait for each other.
         self.with_actors = rng.random() < 0.75 and world.config.workers_max > 100
         self.with_groups = rng.random() < 0.6 and world.config.workers_max > 100
+        self.cancels = Random(world.seed).random() < 0.3  # users cancel; drawn apart, so that other worlds stay as they were
         self.copies = world.machines > 1 and rng.random() < 0.4  # what is made on one machine is read on others
         self.violent = rng.random() < 0.4  # users kill actors, and actors exit
         self.cpus_to_hold = self.machines[0].cpus - 1.0  # for actors and groups; tasks would wait for ever without the rest
         self.judge.small_store = any(machine.small for machine in self.machines)
         home = process_id(b"n000" + b"-" * 12, bytes(4))
         self.judge.links_break = self.links_break > 0
-        gcs = Gcs(b"cluster", world.config, home=home, rng=random.Random(rng.getrandbits(40)))
-        self.control = ControlBody(self, gcs, self.machines[0].name)
+        self.control_alone = rng.random() < 0.5  # a process of its own, which may end and be started again
+        self._home_agent = b"" if self.control_alone else home
+        self._database = sqlite3.connect(":memory:", isolation_level=None)
+        migrate(self._database)
+        self.start_control()
+        if self.control_alone:
+            world.network.returning[CONTROL] = None
         self.home = self.start_node(self.machines[0])
         late = rng.random() < 0.3
         self.judge.late_news = late
@@ -62,6 +72,23 @@ class Cluster:
             node = self.home if number == 0 else rng.choice(self.nodes)
             own = (1 << 31 | number + 1).to_bytes(4, "big")
             self.drivers.append(DriverBody(self, node, process_id(node.id, own), f"driver{number + 1}"))
+
+    def start_control(self) -> None:
+        """The control begins, with what an earlier one had on disk."""
+        rng = random.Random(self.world.rng.getrandbits(40))
+        gcs = Gcs(b"cluster", self.world.config, home=self._home_agent, rng=rng, saved=load(self._database))
+        self.control = ControlBody(self, gcs, self.machines[0].name, self._database)
+        gcs.start(self.world.now)
+        self.control.finish()
+        self.world.network.come_back(CONTROL)
+
+    def end_control(self) -> None:
+        """The control is killed, and started again."""
+        if self.control.alive:
+            self.world.note(self.control, "DIES")
+            self.control.die()
+            self.world.network.leave(CONTROL)
+            self.world.after(self.world.some(0.05), self.start_control)
 
     def start_node(self, machine: Machine) -> SimNode:
         """A node comes, unless one is there."""

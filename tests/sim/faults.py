@@ -33,6 +33,9 @@ class Faults:
         if driver:
             world.after(world.rng.uniform(0.002, 0.08), self._kill_driver)
         self.plan(nodes)
+        if cluster.control_alone:
+            for _ in range(world.rng.choice([0, 1, 3, 10])):
+                world.after(world.rng.uniform(0.002, SPAN_S), self._kill_control)
 
     def plan(self, count: int) -> None:
         """Have so many faults of nodes happen."""
@@ -63,6 +66,12 @@ class Faults:
             self._world.faults += 1
             self._cluster.end_driver(drivers[-1])
 
+    def _kill_control(self) -> None:
+        """Nobody dies of that, and nothing fails."""
+        if self._on and not self._cluster.control.frozen:
+            self._cluster.judge.control_ends = True
+            self._cluster.end_control()
+
     # -- nodes ----------------------------------------------------------------------------------------------------
 
     def _others(self) -> list[SimNode]:
@@ -85,20 +94,24 @@ class Faults:
     def _freeze_head(self) -> None:
         """The machine of the control stops: nobody dies of that, unless it takes too long for the others."""
         home, config, rng = self._cluster.home, self._world.config, self._world.rng
-        if self._on and not home.agent.frozen:
+        control = self._cluster.control
+        if self._on and not home.agent.frozen and control.alive and not control.frozen:
             span_s = rng.choice([0.02, config.node_death_s * 1.5])
+            if self._cluster.control_alone:  # else the first machine, where a driver is, would end as the others do
+                span_s = min(span_s, config.control_death_s * 0.5)
             if span_s > 0.1:
                 self._cluster.judge.late_news = True
             if span_s > config.control_death_s * 0.8:
                 self._world.faults += 1
-            control = self._cluster.control
-            home.freeze(agent_only=True)
+            if not self._cluster.control_alone:
+                home.freeze(agent_only=True)
             control.frozen = True
             self._world.after(span_s, self._thaw_head, home)
 
     def _thaw_head(self, home: SimNode) -> None:
         self._world.thaw(self._cluster.control)
-        home.thaw()
+        if not self._cluster.control_alone:
+            home.thaw()
 
     def _freeze(self, node: SimNode, *, agent_only: bool) -> None:
         world, config = self._world, self._world.config

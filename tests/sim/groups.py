@@ -14,8 +14,9 @@ from .bodies import CONTROL
 from .checkers import GroupTruth
 
 if TYPE_CHECKING:
-    from .bodies import OwnerBody, Steps
+    from .bodies import OwnerBody
     from .cluster import Cluster
+    from .threads import Steps
 
 STRATEGIES = ["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
 

@@ -24,7 +24,23 @@ FAR = 3.0  # as long as on one machine takes a message between two
 class Connection:
     """The way between a process that dialled and one that listens; direction 0 is that of the dialler's words."""
 
-    __slots__ = ("accepted", "asked", "closed", "dialler", "last", "listener", "lost", "name", "pending", "remote", "slow")
+    __slots__ = (
+        "accepted",
+        "asked",
+        "away",
+        "closed",
+        "dialler",
+        "heard",
+        "held",
+        "last",
+        "listener",
+        "lost",
+        "name",
+        "pending",
+        "remote",
+        "slow",
+        "unheard",
+    )
 
     def __init__(self, dialler: Inhabitant, name: bytes, listener: bytes, remote: bool, slow: float) -> None:
         self.dialler = dialler
@@ -38,6 +54,10 @@ class Connection:
         self.last = [0.0, 0.0]
         self.pending: tuple[list[int], list[int]] = ([], [])  # serial numbers of messages on the way
         self.lost = [0, 0]  # messages with this serial number or a later one are lost
+        self.away = 0  # the listener has ended, and will be back: how often that has happened
+        self.held: list[bytes] = []  # what the dialler says meanwhile, and said before and does not know to be heard
+        self.unheard: dict[int, bytes] = {}  # by serial number
+        self.heard: list[bytes] = []  # the latest, of which the dialler may not know yet
 
 
 class Network:
@@ -47,6 +67,7 @@ class Network:
         self._world = world
         self._by_process: dict[bytes, list[Connection]] = {}
         self._cuts: dict[tuple[str, str], float] = {}
+        self.returning: dict[bytes, None] = {}  # listeners that end and come back
 
     # -- what processes do ----------------------------------------------------------------------------------------
 
@@ -59,6 +80,7 @@ class Network:
         remote = listener is not None and listener.machine != process.machine
         slow = world.rng.choice([1.0, 1.0, 1.0, 10.0]) * (FAR if remote else 1.0)
         connection = Connection(process, peer, peer, remote, slow)
+        connection.away = int(listener is not None and not listener.alive and peer in self.returning)
         process.links[peer] = connection
         for end in (process.id, peer):
             self._by_process.setdefault(end, []).append(connection)
@@ -119,6 +141,43 @@ class Network:
         """Nobody can say anything to a process any more, nor it to them, once this has arrived."""
         self._by_process.pop(process, None)
 
+    def leave(self, listener: bytes) -> None:
+        """A listener ended, and will be back: what was on its way to it is said again then, and perhaps more than that."""
+        rng = self._world.rng
+        for connection in self._by_process.get(listener, ()):
+            if connection.dialler.alive and not connection.closed:
+                connection.away += 1
+                known = rng.randrange(len(connection.heard) + 1)
+                connection.held = [*connection.heard[known:], *connection.unheard.values(), *connection.held]
+                connection.heard.clear()
+                connection.unheard.clear()
+                connection.pending[0].clear()
+                del connection.pending[1][rng.randrange(len(connection.pending[1]) + 1) :]
+
+    def come_back(self, listener: bytes) -> None:
+        """It is there again, another process: who had dialled it finds that out one after the other."""
+        for connection in self._by_process.get(listener, ()):
+            if connection.away:  # the last words of the one before come over a connection that is over then
+                when = max(self._world.now + self._world.some(0.1), connection.last[1])
+                self._world.at(when, self._find, connection, connection.away)
+
+    def _find(self, connection: Connection, time: int) -> None:
+        dialler = connection.dialler
+        listener = self._world.processes[connection.listener]
+        if connection.away != time or connection.closed or not dialler.alive or not listener.alive:
+            return
+        if dialler.frozen:
+            dialler.backlog.append((self._find, (connection, time)))
+            return
+        connection.away = 0
+        connection.accepted = True
+        listener.links[dialler.id] = connection
+        listener.accepted.setdefault(dialler.id, []).append(connection)
+        held, connection.held = connection.held, []
+        dialler.on_broken(connection.name)
+        for frame in held:
+            self._put(connection, 0, frame)
+
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _lose(self, connection: Connection, side: int) -> None:
@@ -128,6 +187,11 @@ class Network:
 
     def _put(self, connection: Connection, side: int, packed: Any) -> None:
         world = self._world
+        frame = packed if type(packed) is bytes else wire.encode([packed])
+        if connection.away:
+            if side == 0:
+                connection.held.append(frame)
+            return
         start = world.now
         if connection.remote:
             listener = world.processes.get(connection.listener)
@@ -135,9 +199,10 @@ class Network:
                 start = self.open_at(connection.dialler.machine, listener.machine)
         when = max(connection.last[side], start + world.some(world.delay_s * connection.slow))
         connection.last[side] = when
-        frame = packed if packed == WHO else wire.encode([packed])
         serial = world.at(when, self._deliver, connection, side, frame, world.serial + 1)
         connection.pending[side].append(serial)
+        if side == 0 and connection.listener in self.returning:
+            connection.unheard[serial] = frame
 
     def _deliver(self, connection: Connection, side: int, frame: bytes, serial: int) -> None:
         world = self._world
@@ -145,7 +210,11 @@ class Network:
         if receiver is not None and receiver.frozen and receiver.alive:
             receiver.backlog.append((self._deliver, (connection, side, frame, serial)))
             return
+        if serial not in connection.pending[side]:
+            return  # it was on its way to a process that ended
         connection.pending[side].remove(serial)
+        if side == 0 and connection.unheard.pop(serial, None) is not None:
+            connection.heard = [*connection.heard[-2:], frame]
         lost = connection.lost[side]
         if receiver is None or not receiver.alive or (lost and serial >= lost):
             return

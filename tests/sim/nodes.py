@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from zray.base import wire
 from zray.base.ids import agent_id
 from zray.base.resources import ResourceSet
 from zray.core.agent import NodeAgent
@@ -75,13 +74,13 @@ class SimNode:
             world.config,
             machine.directories,
             rng=random.Random(world.rng.getrandbits(40)),
-            remote=machine is not cluster.machines[0],
+            remote=machine is not cluster.machines[0] or cluster.control_alone,
             labels=machine.labels,
         )
         self.agent = AgentBody(cluster, self, brain)
         hostname, resources = machine.name, dict(machine.resources)
         registration = (self.id, self.agent.endpoint, hostname, 1, resources, machine.labels, "arena", machine.store_bytes)
-        self.agent.send(CONTROL, wire.RegisterNode(*registration))
+        brain.register(registration)
         brain.start(world.now)
         self.agent.finish()
 

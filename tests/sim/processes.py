@@ -14,9 +14,12 @@ from zray.core import effects as e
 from zray.core.entries import contained_in
 from zray.object_ref import ObjectRef
 
+from . import cancels
 from .actors import ActorHost
-from .bodies import CONTROL, OwnerBody, Steps, Thread, Unreadable
+from .bodies import CONTROL, OwnerBody, Unreadable
 from .checkers import TaskFailure
+from .generators import Runner
+from .threads import Steps, Thread
 
 if TYPE_CHECKING:
     from .cluster import Cluster
@@ -70,16 +73,21 @@ class WorkerBody(OwnerBody):
         self.running: bytes | None = None
         self.blocked = False
         self.actor: ActorHost | None = None
-        self._queue: deque[tuple[bytes, int, Any]] = deque()
+        self.queue: deque[tuple[bytes, int, Any]] = deque()
         self._functions: dict[bytes, None] = {}
         self._results: dict[tuple[bytes, int], list[Any]] = {}
         self._busy_since = 0.0
+        self.runners: dict[bytes, Runner] = {}
         self.send(self.agent, wire.WorkerReady(self.id, self.address[1], 1))
 
     @property
     def busy(self) -> bool:
         """Whether it runs user code, or will."""
         return self.running is not None or (self.actor is not None and self.actor.busy)
+
+    def open_words(self) -> list[Any]:
+        started = self.actor.started if self.actor is not None else None
+        return [*super().open_words(), *([started] if started is not None else [])]
 
     def on_open_lease(self, now: float, peer: bytes, lease_id: int, job_id: bytes, *rest: Any) -> None:
         self.job_id = job_id
@@ -101,40 +109,47 @@ class WorkerBody(OwnerBody):
 
     def on_push(self, now: float, peer: bytes, lease_id: int, specs: list[Any]) -> None:
         for spec in specs:
-            self._queue.append((peer, lease_id, spec))
+            self.queue.append((peer, lease_id, spec))
         if self.running is None:
             self._start()
         elif self.blocked or now >= self._busy_since + self.world.config.handback_ms / 1000:
             self._hand_back()
 
+    def on_cancel_task(self, now: float, peer: bytes, task_id: bytes, force: bool, recursive: bool) -> None:
+        cancels.on_cancel_task(self, task_id, force, recursive)
+        if task_id in self.runners:
+            self.runners[task_id].stop()
+
     def _hand_back(self) -> None:
         back: dict[tuple[bytes, int], list[bytes]] = {}
-        while self._queue:
-            peer, lease_id, spec = self._queue.popleft()
+        while self.queue:
+            peer, lease_id, spec = self.queue.popleft()
             back.setdefault((peer, lease_id), []).append(spec[0])
         for (peer, lease_id), task_ids in back.items():
             self.send(peer, wire.HandBack(lease_id, task_ids))
 
     def _start(self) -> None:
-        peer, lease_id, spec = self._queue.popleft()
+        peer, lease_id, spec = self.queue.popleft()
         self.running = spec[0]
         self._busy_since = started = self.world.now
         self.world.after(self.world.config.handback_ms / 1000, self._on_busy, spec[0])
 
         def end(entries: Any, error: BaseException | None) -> None:
             if error is not None:
-                entries = ((ERROR, pickle.dumps(error, 5)),) * spec[4]
+                entries = ((ERROR, pickle.dumps(cancels.outcome(error, spec[0]), 5)),) * abs(spec[4])
             self.running = None
             self.finished(peer, lease_id, spec[0], entries, started)
-            if not self._queue or self.world.rng.random() < 0.4:
+            if not self.queue or self.world.rng.random() < 0.4:
                 self.flush()
-            if self._queue:
+            if self.queue:
                 self._start()
 
-        self.world.after(0.0, Thread(self, self._execute(peer, spec), end).step)
+        thread = Thread(self, self._execute(peer, spec), end)
+        thread.task_id = spec[0]
+        self.world.after(0.0, thread.step)
 
     def _on_busy(self, task_id: bytes) -> None:
-        if self.alive and self.running == task_id and self._queue:
+        if self.alive and self.running == task_id and self.queue:
             self._hand_back()
 
     def finished(self, peer: bytes, lease_id: int, task_id: bytes, entries: Any, started: float) -> None:
@@ -165,8 +180,30 @@ class WorkerBody(OwnerBody):
         self.world.note(self, f"runs {spec[0].hex()}")
         yield from self.fetch(spec[1])
         arguments = yield from self.arguments(spec)
+        thread = self.current
+        assert thread is not None
+        if spec[4] < 0:
+            thread.in_code = True
+            try:
+                return (yield from self.generate(peer, spec, arguments))
+            finally:
+                thread.in_code = False
+        thread.in_code = True
         values = yield from self.cluster.run_task(self, arguments, spec[4], spec[5])
+        thread.in_code = False
         return (yield from self.results(peer, spec[0], values))
+
+    def generate(self, peer: bytes, spec: Any, arguments: Any) -> Steps:
+        """Make the items of a generator."""
+        runner = self.runners[spec[0]] = Runner(self, peer, spec)
+        try:
+            return (yield from runner.run(arguments))
+        finally:
+            del self.runners[spec[0]]
+
+    def on_items_taken(self, now: float, peer: bytes, task_id: bytes, taken: int) -> None:
+        if task_id in self.runners:
+            self.runners[task_id].on_taken(taken)
 
     # -- what tasks and calls have in common ----------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zray.base.ids import agent_of
-from zray.core.actors import ActorState
+from zray.core.actor import ActorState
 from zray.core.nodes import NodeState
 from zray.core.placement import GroupState
 

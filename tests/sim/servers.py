@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from zray.core import effects as e
 from zray.core.agent import SIGN_TIMER, NodeAgent
 from zray.core.gcs import Gcs
 from zray.core.nodes import HEALTH_TIMER
+from zray.io.db import STATEMENTS, storable
 
 from .bodies import CONTROL, Body
 from .transfer import ByteService
@@ -24,12 +26,13 @@ if TYPE_CHECKING:
 class ControlBody(Body):
     """The control: one brain for the tables, and two inside it for actors and placement groups.
 
-    It lives in the process of the first machine's agent: who comes from elsewhere and greets the one greets both, and who is
-    hung up on by the agent can not be reached by the control.
+    Unless it is a process of its own it lives in that of the first machine's agent: who comes from elsewhere and greets the one
+    greets both, and who is hung up on by the agent can not be reached by the control.
     """
 
-    def __init__(self, cluster: Cluster, brain: Gcs, machine: str) -> None:
+    def __init__(self, cluster: Cluster, brain: Gcs, machine: str, database: sqlite3.Connection) -> None:
         super().__init__(cluster, CONTROL, "control", "control", machine, brain, "control")
+        self._database = database
 
     def leaves(self) -> list[Any]:
         return [self.brain.actors, self.brain.placement]
@@ -37,7 +40,7 @@ class ControlBody(Body):
     def handle(self, peer: bytes, message: tuple[Any, ...]) -> None:
         if message[0] == HELLO:
             home, known = self.cluster.home.agent, self.world.processes[peer]
-            if known.machine != home.machine:
+            if known.machine != home.machine and not self.cluster.control_alone:
                 home.handle(peer, message)
                 home.after_event()
                 home.finish()
@@ -49,9 +52,18 @@ class ControlBody(Body):
         (leaf or self.brain).on_timer(self.world.now, key)
 
     def execute(self, effect: tuple[Any, ...]) -> None:
-        if effect[:2] == (e.PERSIST, "save_node") and effect[2][-1] == "DEAD":
-            self.cluster.give_up(effect[2][0])
         super().execute(effect)
+        if effect[0] == e.PERSIST:
+            self.world.at(self._durable_at, self._commit, *effect[1:])
+
+    def _commit(self, statement: str, parameters: tuple[Any, ...]) -> None:
+        if self.alive:
+            self._database.execute(STATEMENTS[statement], tuple(storable(value) for value in parameters))
+            if statement == "save_node" and parameters[-1] == "DEAD":
+                self.cluster.give_up(parameters[0])
+
+    def _excused(self, peer: bytes, message: tuple[Any, ...]) -> bool:
+        return True  # who has not come back to a control that was started again can not be reached
 
     def send(self, peer: bytes, message: tuple[Any, ...]) -> None:
         if isinstance(message, PlaceActor):
@@ -59,7 +71,7 @@ class ControlBody(Body):
         super().send(peer, message)
 
     def on_timer(self, key: tuple[Any, ...]) -> None:
-        if key == (HEALTH_TIMER,):
+        if key == (HEALTH_TIMER,) and self.alive:
             self.fire(key)  # nothing has changed, most of the time
             self.finish()
         else:
@@ -79,6 +91,13 @@ class AgentBody(Body):
 
     def leaves(self) -> list[Any]:
         return [self.brain.bundles, self.brain.transfer, self.brain.transfer.search]
+
+    def on_broken(self, peer: bytes) -> None:
+        if peer == CONTROL:
+            self.turn()  # what the one before had said came first
+            self.brain.on_control_broken(self.world.now)
+            self.after_event()
+            self.finish()
 
     def handle(self, peer: bytes, message: tuple[Any, ...]) -> None:
         if message[0] == HELLO:
@@ -123,7 +142,7 @@ class AgentBody(Body):
         elif verb == e.STOP:
             world.note(self, f"STOPS: {effect[1]}")
             node.stop(rejoin=self.brain.rejoin)
-        elif verb in (e.SERVE, e.UNSERVE, e.FETCH, e.CANCEL_FETCH, e.ANSWER):
+        elif verb in (e.SERVE, e.SERVE_REST, e.UNSERVE, e.FETCH, e.CANCEL_FETCH, e.ANSWER):
             self._move_bytes(verb, effect[1:])
         else:
             super().execute(effect)
@@ -133,6 +152,8 @@ class AgentBody(Body):
             self.brain.transfer.on_answer(self.world.now, *fields)
         elif verb == e.SERVE:
             self.bytes.serve(*fields)
+        elif verb == e.SERVE_REST:
+            self.bytes.serve_rest(*fields)
         elif verb == e.UNSERVE:
             self.bytes.unserve(*fields)
         elif verb == e.FETCH:
@@ -150,7 +171,7 @@ class AgentBody(Body):
 
     def hang_up(self, peer: bytes) -> None:
         super().hang_up(peer)
-        if self.node is self.cluster.home:
+        if self.node is self.cluster.home and not self.cluster.control_alone:
             self.world.network.hang_up(self.cluster.control, peer)
 
     def report(self, happen: Callable[[], tuple[Any, ...]]) -> None:

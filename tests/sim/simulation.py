@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zray import object_ref
 from zray.base.wire_actors import KillActor
-from zray.core.actors import ActorState
+from zray.core.actor import ActorState
 
 from .bodies import CONTROL, OwnerBody
 from .cluster import JOINING_S, Cluster

@@ -41,11 +41,30 @@ class ByteService:
         self.fetches: dict[bytes, Fetch] = {}
         self._world = body.world
         self._sending: dict[int, int] = {}  # ticket -> chunks that the network still reads from there
+        self._partial: dict[int, list[tuple[ByteService, Fetch, int]]] = {}  # tickets of what still comes, and who waits for more
 
     # -- sending --------------------------------------------------------------------------------------------------
 
-    def serve(self, ticket: int, object_id: bytes, place: tuple[Any, ...]) -> None:
+    def serve(self, ticket: int, object_id: bytes, place: tuple[Any, ...], whole: bool) -> None:
         self.served[ticket] = (object_id, place)
+        if not whole:
+            self._partial[ticket] = []
+
+    def serve_rest(self, ticket: int) -> None:
+        for waiting in self._partial.pop(ticket, ()):
+            self.answer(*waiting)
+
+    def _pass_on(self, object_id: bytes) -> None:
+        """More of an object has come: others may wait for that."""
+        for ticket in [ticket for ticket in self._partial if self.served[ticket][0] == object_id]:
+            waiting, self._partial[ticket] = self._partial[ticket], []
+            for each in waiting:
+                self.answer(*each)
+
+    def _here(self, ticket: int) -> int:
+        """How many bytes of an object that still comes can be sent on."""
+        coming = self.fetches.get(self.served[ticket][0])
+        return coming.received if coming is not None else 0
 
     def unserve(self, ticket: int) -> None:
         self._world.after(self._world.some(0.001), self._unserved, ticket)
@@ -54,7 +73,8 @@ class ByteService:
         if self._sending.get(ticket):
             self._world.after(0.0005, self._unserved, ticket)
             return
-        self.read(ticket)  # until now the bytes must have been left alone
+        if self._partial.pop(ticket, None) is None:
+            self.read(ticket)  # until now the bytes must have been left alone
         del self.served[ticket]
         self._tell("on_unserved", ticket)
 
@@ -110,6 +130,10 @@ class ByteService:
         if known is None or known[0] != fetch.object_id:
             world.at(when, reader.take, fetch, number, None, self)
             return
+        wanted = min(fetch.size, fetch.received + world.config.transfer_chunk_bytes)
+        if fetch.ticket in self._partial and wanted > self._here(fetch.ticket):
+            self._partial[fetch.ticket].append((reader, fetch, number))
+            return
         chunk = self.read(fetch.ticket)[fetch.received : fetch.received + world.config.transfer_chunk_bytes]
         self._sending[fetch.ticket] = self._sending.get(fetch.ticket, 0) + 1
         world.at(world.now + world.some(0.001), self._sent, fetch.ticket)
@@ -133,6 +157,7 @@ class ByteService:
         else:
             node.memory.append(fetch.place[0], fetch.object_id, fetch.received, chunk, fetch.size)
         fetch.received += len(chunk)
+        self._pass_on(fetch.object_id)
         self._next(fetch)
 
     def _finish(self, fetch: Fetch) -> None:

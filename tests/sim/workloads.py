@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from zray.exceptions import ObjectStoreFullError
 from zray.object_ref import ObjectRef
 
-from . import actor_workloads, groups
+from . import actor_workloads, cancels, generators, groups
 from .actors import ActorExit, Handle
 from .checkers import TaskFailure
 
 if TYPE_CHECKING:
-    from .bodies import OwnerBody, Steps
+    from .bodies import OwnerBody
     from .processes import DriverBody, WorkerBody
+    from .threads import Steps
 
 T = TypeVar("T")
 DEPTH_MAX = 3
 TASK_STEPS = ["nest", "nest", "leave", "put", "put", "get", "get", "open", "open", "keep", "keep"]
-TASK_STEPS += ["recall", "recall", "drop", "burst", "sleep"]
+TASK_STEPS += ["recall", "recall", "drop", "burst", "sleep", "generate"]
 DRIVER_STEPS = ["call", "call", "call", "call", "burst", "put", "put", "get", "open", "timeout", "drop", "sleep"]
+DRIVER_STEPS += ["generate", "generate"]
 
 
 @dataclass
@@ -76,6 +78,14 @@ def submit(
         depth=depth,
         strategy=strategy,
     )
+
+
+def drawn(body: OwnerBody, rng: random.Random, tag: str, refs: list[ObjectRef[Any]]) -> Arguments:
+    """The arguments of a generator."""
+    arguments = Arguments(tag, rng.getrandbits(30), rng.random() < 0.1, pick(rng, refs, 2))
+    if arguments.raises:
+        body.judge.raising[tag] = None
+    return arguments
 
 
 def burst(body: OwnerBody, rng: random.Random, tag: str, depth: int) -> list[ObjectRef[Any]]:
@@ -136,6 +146,9 @@ def run_step(
     depth: int,
 ) -> Steps:
     """One step of a task; ``mine`` are the references it was given, ``made`` its own."""
+    if body.cluster.cancels and mine + made and rng.random() < 0.15:
+        cancels.cancel(body, rng, mine + made)
+        return
     what = rng.choice(TASK_STEPS)
     if what == "nest":
         children = submit(body, rng, tag, mine + made, handles, depth + 1)
@@ -162,6 +175,8 @@ def run_step(
     elif what == "recall" and body.kept:
         # It may be this very task's own result, or wait for it: so nobody waits for ever.
         yield from body.get([body.world.rng.choice(body.kept)], timeout_s=0.01)
+    elif what == "generate":
+        yield from generators.read(body, rng, drawn(body, rng, tag, mine + made), made, depth + 1)
     elif what == "drop":
         body.forget()
     elif what == "sleep":
@@ -280,6 +295,9 @@ def drive(
     body: DriverBody, rng: random.Random, tag: str, held: list[ObjectRef[Any]], handles: list[Handle]
 ) -> Steps:
     """One step of a driver."""
+    if body.cluster.cancels and held and rng.random() < 0.3:
+        cancels.cancel(body, rng, held)
+        return
     what = rng.choice(DRIVER_STEPS)
     if what == "call":
         held += submit(body, rng, tag, held, handles, 1)
@@ -300,6 +318,8 @@ def drive(
             if isinstance(outcome, tuple):
                 held += outcome[2]
                 handles += outcome[4]
+    elif what == "generate":
+        yield from generators.read(body, rng, drawn(body, rng, tag, held), held, 1)
     elif what == "timeout" and held:
         yield from body.get([rng.choice(held)], timeout_s=rng.choice([0.0, 0.001, 0.01]))
     elif what == "drop" and held:

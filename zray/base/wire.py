@@ -18,6 +18,7 @@ from zray.base import (  # noqa: F401 - their messages belong to the schema
     wire_nodes,
     wire_output,
     wire_placement,
+    wire_return,
     wire_state,
     wire_transfer,
 )
@@ -108,8 +109,9 @@ class FetchJob(NamedTuple):
 
 @message(13, "owner", "control")
 class ExportFunction(NamedTuple):
-    """A function, before the first task that calls it."""
+    """A function, before the first task that calls it; the reply is None when it is written down."""
 
+    request_id: int
     job_id: bytes
     function_id: bytes
     name: str
@@ -188,6 +190,7 @@ class RegisterNode(NamedTuple):
     labels: dict[str, str]
     store_name: str  # of the shared-memory arena
     store_bytes: int
+    running: dict[str, Any] = {}  # noqa: RUF012 - what runs there, if it registers again: see ControlDesk.inventory
 
 
 @message(21, "agent", "control", rows=3)
@@ -464,6 +467,15 @@ class Push(NamedTuple):
     specs: list[Any]
 
 
+@message(74, "owner", "worker")
+class CancelTask(NamedTuple):
+    """Stop a task or call that was sent before: hand it back, interrupt it, or (``force``) end the process that runs it."""
+
+    task_id: bytes
+    force: bool
+    recursive: bool  # what it has submitted is cancelled too
+
+
 @message(73, "owner", "worker")
 class ListEvents(NamedTuple):
     """The reply: (name, started_s, ended_s) of the tasks this worker ran lately, on the machine's monotonic clock."""
@@ -483,6 +495,15 @@ class ObjectsSpilled(NamedTuple):
     """Objects were written to disk: ``(object_id, path, position, checksum)`` each."""
 
     rows: list[Any]
+
+
+@message(68, "owner", "owner")
+class CancelObject(NamedTuple):
+    """A borrower cancels the task that makes an object."""
+
+    object_id: bytes
+    force: bool
+    recursive: bool
 
 
 @message(60, "agent", "any")

@@ -91,15 +91,6 @@ class ActorStarted(NamedTuple):
     error: bytes
 
 
-@message(82, "worker", "control")
-class ActorExiting(NamedTuple):
-    """The actor ends by its own will: its process will be gone soon, and shall not be restarted."""
-
-    actor_id: bytes
-    incarnation: int
-    reason: str
-
-
 @message(83, "agent", "control")
 class ActorPlaced(NamedTuple):
     """A worker was found, and told to become the actor."""
@@ -124,13 +115,23 @@ class ActorRefused(NamedTuple):
 
 @message(85, "agent", "control")
 class ActorLost(NamedTuple):
-    """The process of an actor is gone."""
+    """The process of an actor is gone. ``willing``: the actor wanted that, and shall not be restarted."""
 
     actor_id: bytes
     incarnation: int
     reason: str
+    willing: bool = False
 
 # --------------------------------------------------------------------------------------------------------- to the agent
+
+
+@message(82, "worker", "agent")
+class ActorExiting(NamedTuple):
+    """The actor ends by its own will: its process will be gone soon, and shall not be restarted."""
+
+    actor_id: bytes
+    incarnation: int
+    reason: str
 
 
 @message(86, "control", "agent")

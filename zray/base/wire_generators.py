@@ -25,11 +25,4 @@ class ItemsTaken(NamedTuple):
     taken: int
 
 
-@message(172, "owner", "worker")
-class StopGenerator(NamedTuple):
-    """Nobody wants the other items."""
-
-    task_id: bytes
-
-
 ITEMS = OPS[Items]

@@ -24,9 +24,10 @@ from typing import Any
 
 from zray.base.config import Config
 from zray.base.wire import CONTROL, ERROR, Entry
-from zray.base.wire_actors import CALL, KillActor, SubscribeActor, UnsubscribeActor
-from zray.core.actors import ActorState
+from zray.base.wire_actors import CALL, KillActor, RegisterActor, SubscribeActor, UnsubscribeActor
+from zray.core.actor import ActorState
 from zray.core.effects import DIAL, SEND, TIMER, Effect
+from zray.core.entries import task_cancelled
 from zray.core.tasks import Task, TaskManager
 from zray.exceptions import ActorUnavailableError, InvariantError
 
@@ -39,6 +40,7 @@ class CallQueue:
 
     __slots__ = (
         "actor_id",
+        "cancelled",
         "continues",
         "dirty",
         "error",
@@ -47,6 +49,7 @@ class CallQueue:
         "inflight",
         "killed",
         "next",
+        "registration",
         "session",
         "tasks",
         "worker",
@@ -57,12 +60,14 @@ class CallQueue:
         self.actor_id = actor_id
         self.handle_id = handle_id
         self.tasks: deque[Task] = deque()
+        self.cancelled: set[Task] = set()  # those that will be taken out together
         self.inflight: dict[bytes, Task] = {}  # in the order in which they were sent
         self.incarnation = 0
         self.worker = b""  # the process of the actor, while it is known
         self.next = session  # the number of the next call that is sent there
         self.error = b""  # why it is dead, if it is
         self.killed = False  # this process has it ended: the news will come
+        self.registration: RegisterActor | None = None  # until the control has it on disk
         self.dirty = False
         self.continues = False  # there is more to send, at the next timer
 
@@ -74,7 +79,7 @@ class ActorTaskSubmitter:
         config: limits.
         out: where effects go.
         tasks: the tasks of this process: what is not pending there any more has its result.
-        make_spec: turns a task into the tuple that is sent.
+        make_spec: turns a task into the tuple that is sent; None if it must wait for its arguments after all.
         fail: gives a task an error as its result, if it has none; the last argument is the process that had it.
         held: whether a handle is counted in this process.
     """
@@ -98,7 +103,7 @@ class ActorTaskSubmitter:
         config: Config,
         out: list[Effect],
         tasks: TaskManager,
-        make_spec: Callable[[Task], tuple[Any, ...]],
+        make_spec: Callable[[Task], tuple[Any, ...] | None],
         fail: Callable[[float, Task, Entry, bytes], None],
         held: Callable[[bytes], bool],
     ) -> None:
@@ -150,12 +155,27 @@ class ActorTaskSubmitter:
         if queue is not None:
             self._touch(queue)
 
+    def cancel(self, task: Task) -> bytes:
+        """Take a call out of its queue, if it is there; if it was sent, the process that has it."""
+        actor = task.template.actor
+        queue = self.queues.get(actor[0]) if actor is not None else None
+        if queue is None:
+            return b""
+        if task.id in queue.inflight:
+            return queue.worker
+        queue.cancelled.add(task)
+        self._touch(queue)
+        return b""
+
     def pump(self, now: float) -> None:
         """Send what can be sent, for every actor where something changed."""
         while self._dirty:
             dirty, self._dirty = self._dirty, []
             for queue in dirty:
                 queue.dirty = False
+                if queue.cancelled:
+                    queue.tasks = deque(task for task in queue.tasks if task not in queue.cancelled)
+                    queue.cancelled.clear()
                 if queue.error:
                     self._fail_all(now, queue)
                     if self.queues.get(queue.actor_id) is queue and not self._held(queue.handle_id):
@@ -180,6 +200,7 @@ class ActorTaskSubmitter:
         if queue is None or queue.error or incarnation < queue.incarnation:
             return
         queue.incarnation = incarnation
+        queue.registration = None
         if state == ActorState.DEAD.name:
             queue.error = error
         if queue.worker and queue.worker != worker:
@@ -191,10 +212,10 @@ class ActorTaskSubmitter:
             self._out.append((DIAL, worker, endpoint))
         self._touch(queue)
 
-    def kill(self, actor_id: bytes, no_restart: bool) -> None:
+    def kill(self, actor_id: bytes, no_restart: bool, handle_id: bytes) -> None:
         """Have an actor ended. Whether later calls of this process would still run is a matter of chance, so they do not."""
-        queue = self.queues.get(actor_id)
-        if queue is not None and no_restart:
+        if no_restart:
+            queue = self.queues.get(actor_id) or self.open(actor_id, handle_id, subscribed=False)
             queue.killed = True
         self._out.append((SEND, CONTROL, KillActor(actor_id, no_restart)))
 
@@ -209,11 +230,12 @@ class ActorTaskSubmitter:
     def forget(self, handle_id: bytes) -> bytes:
         """No handle of an actor is counted in this process any more: the actor.
 
-        There are handles that are not counted, of detached actors for example: their calls go on.
+        There are handles that are not counted, of detached actors for example: their calls go on. Of one that was killed the
+        news is waited for: the word may have to be said again.
         """
         actor_id = self.handles[handle_id]
         queue = self.queues[actor_id]
-        if not queue.tasks and not queue.inflight:
+        if not queue.tasks and not queue.inflight and not queue.killed:
             self._close(queue)
         return actor_id
 
@@ -254,8 +276,13 @@ class ActorTaskSubmitter:
             task = tasks.popleft()
             if task.id not in pending:  # an argument was an error, and that is its result
                 continue
+            spec = make_spec(task)
+            if spec is None:  # it must wait for its arguments after all: an ordered one here
+                if task.template.ordered and task.id in pending:
+                    tasks.appendleft(task)
+                continue
             inflight[task.id] = task
-            specs.append(make_spec(task))
+            specs.append(spec)
             room -= _size_bytes(task)
         if specs:
             self._out.append((SEND, queue.worker, (CALL, queue.next, specs)))
@@ -276,7 +303,8 @@ class ActorTaskSubmitter:
             if wanted and not queue.error and self._tasks.may_retry(task):
                 again.append(task)
             else:
-                self._fail(now, task, (ERROR, error or _missed(queue.actor_id)), worker)
+                gone: Entry = task_cancelled(task) if task.cancelled else (ERROR, error or _missed(queue.actor_id))
+                self._fail(now, task, gone, worker)
         queue.tasks.extendleft(reversed(again))
 
     def _fail_all(self, now: float, queue: CallQueue) -> None:

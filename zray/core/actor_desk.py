@@ -2,6 +2,8 @@
 
 The control has chosen the node; here the actor waits for resources as any request does. One that waits although another node has
 room by now goes back to the control, which chooses again.
+
+The control is told what becomes of them. One that begins anew asks for that once more, so the ends of the latest are remembered.
 """
 
 from __future__ import annotations
@@ -9,27 +11,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from zray.base.config import Config
-from zray.base.wire_actors import ActorLost, ActorRefused, PlaceActor
+from zray.base.wire_actors import ActorLost, ActorPlaced, ActorRefused, PlaceActor, StartActor
 from zray.core.actor_places import ELSEWHERE
 from zray.core.bundles import NodeBundles
-from zray.core.effects import SEND, Effect
+from zray.core.effects import SEND
+from zray.core.object_desk import ObjectDesk
 from zray.core.policy import readable
 from zray.core.scheduler import GrantedLease, LeaseScheduler, Request
 from zray.core.workers import Worker, WorkerPool
 
+ENDS_MAX = 1000  # that are remembered
 
-class ActorDesk:
+
+class ActorDesk(ObjectDesk):
     """What ``NodeAgent`` inherits; the fields are made there."""
 
-    __slots__ = ()
+    __slots__ = ("_actors", "_ends", "_exiting", "_placements")
 
     _actors: dict[bytes, GrantedLease]
-    _config: Config
     _control: bytes
+    _ends: dict[bytes, tuple[int, str, bool]]
+    _exiting: dict[bytes, str]
     _placements: Iterator[int]
     bundles: NodeBundles
-    out: list[Effect]
     pool: WorkerPool
     scheduler: LeaseScheduler
 
@@ -100,3 +104,40 @@ class ActorDesk:
         self.scheduler.cancel(request.owner, request.id)
         self._actors.pop(request.actor.actor_id, None)
         self.out.append((SEND, self._control, ActorRefused(*request.actor[:2], ELSEWHERE, reason)))
+
+    def on_actor_exiting(self, now: float, peer: bytes, actor_id: bytes, incarnation: int, reason: str) -> None:
+        """An actor is about to end its process, and does not want to come back."""
+        lease = self._actors.get(actor_id)
+        if lease is not None and lease.worker == peer:
+            self._exiting[peer] = reason
+
+    def _become(self, lease: GrantedLease, actor: PlaceActor, worker: Worker) -> None:
+        """A worker was found for an actor."""
+        worker.lasting = actor.detached
+        start = StartActor(*actor[:3], dict(lease.request.demand), lease.gpu_ids, actor.creation)
+        placed = ActorPlaced(*actor[:2], bytes(self._node_id), worker.id, worker.endpoint, worker.pid)
+        self.out.append((SEND, self._control, placed))
+        self.out.append((SEND, worker.id, start))
+
+    def _actor_gone(self, lease: GrantedLease, actor: PlaceActor, reason: str) -> None:
+        """The process of an actor ended."""
+        if self._actors.get(actor.actor_id) is lease:
+            del self._actors[actor.actor_id]
+        will = self._exiting.pop(lease.worker or b"", "")
+        end = (actor.incarnation, will or reason, bool(will))
+        self._ends.pop(actor.actor_id, None)
+        self._ends[actor.actor_id] = end
+        if len(self._ends) > ENDS_MAX:
+            del self._ends[next(iter(self._ends))]
+        self.out.append((SEND, self._control, ActorLost(actor.actor_id, *end)))
+
+    def actors_here(self) -> list[tuple[Any, ...]]:
+        """The actors that are here or will be: id, incarnation, worker, endpoint, pid."""
+        waiting = [request.actor for request in self.scheduler.queue.values() if request.actor is not None]
+        rows: list[tuple[Any, ...]] = [(actor.actor_id, actor.incarnation, b"", "", 0) for actor in waiting]
+        for actor_id, lease in self._actors.items():
+            assert lease.request.actor is not None
+            worker = self.pool.workers.get(lease.worker or b"")
+            place = (worker.id, worker.endpoint, worker.pid) if worker is not None else (b"", "", 0)
+            rows.append((actor_id, lease.request.actor.incarnation, *place))
+        return rows

@@ -12,8 +12,8 @@ from typing import Any
 
 from zray.base.wire import CONTROL, ERROR, Entry
 from zray.base.wire_actors import ActorOutOfScope, CreateActor, RegisterActor
+from zray.core.actor import ActorState
 from zray.core.actor_calls import ActorTaskSubmitter
-from zray.core.actors import ActorState
 from zray.core.effects import SEND, Effect
 from zray.core.references import ReferenceCounter
 from zray.core.tasks import Task, TaskManager
@@ -35,7 +35,7 @@ class ActorOwner:
         """A task will have no other result."""
         raise NotImplementedError
 
-    def _make_spec(self, task: Task) -> tuple[Any, ...]:
+    def _make_spec(self, task: Task) -> tuple[Any, ...] | None:
         """What a worker must know of a task."""
         raise NotImplementedError
 
@@ -58,7 +58,8 @@ class ActorOwner:
         self.references.counts.setdefault(actor[1], 1)
         if registration is not None:
             self.out.append((SEND, CONTROL, registration))
-        self.calls.open(*actor, subscribed=registration is not None)  # or ask what has happened since
+        queue = self.calls.open(*actor, subscribed=registration is not None)  # or ask what has happened since
+        queue.registration = registration
         self.creations[actor[0]] = task
         missing = self.tasks.submit(task, self.memory.__contains__)
         for ref in missing:
@@ -66,9 +67,9 @@ class ActorOwner:
         if not missing:
             self._ready(now, task)
 
-    def kill_actor(self, actor_id: bytes, no_restart: bool) -> None:
+    def kill_actor(self, actor_id: bytes, no_restart: bool, handle_id: bytes) -> None:
         """End an actor, after what was said of it before."""
-        self.calls.kill(actor_id, no_restart)
+        self.calls.kill(actor_id, no_restart, handle_id)
 
     def on_actor_updated(
         self,
@@ -90,9 +91,12 @@ class ActorOwner:
             if task is not None and task.id in self.tasks.pending:
                 self._fail(now, task, (ERROR, error))
 
-    def _send_creation(self, actor_id: bytes, task: Task) -> None:
+    def send_creation(self, actor_id: bytes, task: Task) -> None:
         """The arguments of a constructor are there."""
-        creation = pickle.dumps((self._make_spec(task), self.references.me), 5)
+        spec = self._make_spec(task)
+        if spec is None:
+            return  # one of them was lost meanwhile: this comes again
+        creation = pickle.dumps((spec, self.references.me), 5)
         self.out.append((SEND, CONTROL, CreateActor(actor_id, creation, b"")))
 
     def _created(self, task: Task) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from zray.base.wire_actors import ActorUpdated
 
 if TYPE_CHECKING:
-    from zray.core.actors import Actor
+    from zray.core.actor import Actor
 
 
 def found(actor: Actor) -> tuple[Any, ...]:

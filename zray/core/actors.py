@@ -22,127 +22,22 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from enum import Enum
 from typing import Any
 
 from zray.base.config import Config
 from zray.base.resources import ResourceSet
+from zray.base.ids import agent_of
 from zray.base.wire import Reply
 from zray.base.wire_actors import ActorUpdated, EndActor, Notice, PlaceActor
+from zray.core.actor import Actor, ActorState, changed, saved
 from zray.core.actor_places import ELSEWHERE, INFEASIBLE, WAITING, Member, Place
 from zray.core.actor_rows import explained, found, row_of, update_of
 from zray.core.effects import AFTER_PERSIST, PERSIST, SEND, TIMER, Effect
-from zray.core.lifecycle import Lifecycle
 from zray.exceptions import ActorDiedError, ActorUnavailableError, ActorUnschedulableError, InvariantError, RayError
 
 RESTART_TIMER = "actors.restart"
 INFEASIBLE_TIMER = "actors.infeasible"
 UNKNOWN_TIMER = "actors.unknown"
-
-
-class ActorState(Enum):
-    DEPENDENCIES_UNREADY = 1
-    PENDING_CREATION = 2
-    ALIVE = 3
-    RESTARTING = 4
-    DEAD = 5
-
-
-_S = ActorState
-ACTOR_LIFECYCLE = Lifecycle(
-    "actor",
-    {
-        _S.DEPENDENCIES_UNREADY: "It is registered; the arguments of its constructor are not all there.",
-        _S.PENDING_CREATION: "It waits for a worker, or its constructor runs.",
-        _S.ALIVE: "Its constructor has returned, and it takes calls.",
-        _S.RESTARTING: "Its process ended; another will take its place. Calls wait.",
-        _S.DEAD: "It will never take a call again; the reason is known.",
-    },
-    {
-        _S.DEPENDENCIES_UNREADY: {"created": _S.PENDING_CREATION, "ended": _S.DEAD},
-        _S.PENDING_CREATION: {"started": _S.ALIVE, "lost": _S.RESTARTING, "ended": _S.DEAD},
-        _S.ALIVE: {"lost": _S.RESTARTING, "ended": _S.DEAD},
-        _S.RESTARTING: {"started": _S.ALIVE, "lost": _S.RESTARTING, "ended": _S.DEAD},
-        _S.DEAD: {},
-    },
-)
-
-
-class Actor:
-    """What the control knows of one actor."""
-
-    __slots__ = (
-        "agent",
-        "class_name",
-        "creation",
-        "description",
-        "detached",
-        "early",
-        "endpoint",
-        "error",
-        "exiting",
-        "handle_id",
-        "id",
-        "incarnation",
-        "infeasible",
-        "job_id",
-        "max_restarts",
-        "name",
-        "namespace",
-        "node_id",
-        "owner",
-        "pid",
-        "placement",
-        "reason",
-        "resources",
-        "restarts",
-        "started_at",
-        "state",
-        "strategy",
-        "subscribers",
-        "worker_id",
-        "young_deaths",
-    )
-
-    def __init__(self, id: bytes, job_id: bytes, owner: tuple[bytes, str]) -> None:
-        self.id = id
-        self.job_id = job_id
-        self.owner = owner
-        self.state = ActorState.DEPENDENCIES_UNREADY
-        self.handle_id = b""
-        self.class_name = ""
-        self.name = ""
-        self.namespace = ""
-        self.detached = False
-        self.max_restarts = 0
-        self.placement: dict[str, int] = {}
-        self.resources: dict[str, int] = {}
-        self.description = b""
-        self.strategy: tuple[Any, ...] = ("default",)
-        self.creation = b""
-        self.incarnation = 0
-        self.restarts = 0
-        self.young_deaths = 0  # in a row
-        self.started_at = 0.0
-        self.agent = b""  # of the node it was placed on; nothing while it waits for its next try
-        self.node_id = b""
-        self.worker_id = b""
-        self.endpoint = ""
-        self.pid = 0
-        self.early: tuple[bytes, bytes] | None = None  # the word of a worker that came before that of its agent
-        self.exiting = ""  # why it is about to end by its own will
-        self.infeasible = ""  # why no node can run it, while that is so
-        self.reason = ""  # of its death
-        self.error = b""  # what its calls get: for ever, or while it restarts
-        self.subscribers: dict[bytes, None] = {}
-
-    def move(self, event: str) -> None:
-        self.state = ACTOR_LIFECYCLE.next(self.state, event)
-
-    def title(self) -> str:
-        """The actor in the words of an error."""
-        name = f" {self.name!r}" if self.name else ""
-        return f"actor {self.class_name}{name} ({self.id.hex()})"
 
 
 class ActorManager:
@@ -211,7 +106,8 @@ class ActorManager:
         strategy: tuple[Any, ...] = ("default",),
     ) -> None:
         if actor_id in self.actors:
-            return  # said twice
+            self._register_again(peer, request_id, self.actors[actor_id])
+            return
         known = self.names.get((namespace, name)) if name else None
         if known is not None:
             text = f"the name {name!r} is taken in namespace {namespace!r} by {known.title()}"
@@ -235,14 +131,23 @@ class ActorManager:
         self._subscribe(peer, actor)
         for waiting in self._unknown.pop(actor_id, ()):
             self._subscribe(waiting, actor)
-        row = (actor_id, job_id, peer, class_name, name, namespace, detached, max_restarts, actor.state.name)
-        self._out.append((PERSIST, "save_actor", row))
+        self._out.append((PERSIST, "save_actor", saved(actor)))
         self._out.append((AFTER_PERSIST, peer, Reply(request_id, True, None)))
-        if peer in self._ended:
+        if self._has_ended(peer):
             self._end(now, actor, "the process that created it ended", force=True)
         elif actor_id in self._killed:
             del self._killed[actor_id]
             self._end(now, actor, "zray.kill() was called on it", force=True)
+
+    def _register_again(self, peer: bytes, request_id: int, actor: Actor) -> None:
+        """The answer may have been lost with an earlier control."""
+        if actor.owner[0] != peer:
+            return  # nobody else registers it
+        self._out.append((AFTER_PERSIST, peer, Reply(request_id, True, None)))
+        if actor.state is ActorState.DEAD:
+            self._tell(peer, update_of(actor))
+        else:
+            self._subscribe(peer, actor)
 
     def on_create_actor(self, now: float, peer: bytes, actor_id: bytes, creation: bytes, error: bytes) -> None:
         actor = self.actors.get(actor_id)
@@ -254,17 +159,19 @@ class ActorManager:
             return
         actor.creation = creation
         actor.move("created")
+        self._out.append((PERSIST, "save_creation", (creation, actor_id)))
+        self._out.append((PERSIST, "update_actor", changed(actor)))
         self._place(now, actor)
 
     def on_subscribe_actor(self, now: float, peer: bytes, actor_id: bytes) -> None:
-        if peer in self._ended:
+        if self._has_ended(peer):
             return
         actor = self.actors.get(actor_id)
         if actor is not None:
             if actor.state is not ActorState.DEAD:
                 self._subscribe(peer, actor)
             if actor.state is not ActorState.DEPENDENCIES_UNREADY:
-                self._out.append((SEND, peer, update_of(actor)))
+                self._tell(peer, update_of(actor))
             return
         if actor_id not in self._unknown:
             at = now + self._config.function_fetch_timeout_s
@@ -288,7 +195,7 @@ class ActorManager:
         elif no_restart:
             self._end(now, actor, "zray.kill() was called on it", force=True)
         elif actor.agent:
-            self._out.append((SEND, actor.agent, EndActor(actor_id, actor.incarnation, True)))
+            self._tell(actor.agent, EndActor(actor_id, actor.incarnation, True))
 
     def on_get_actor(self, now: float, peer: bytes, request_id: int, name: str, namespace: str) -> None:
         actor = self.names.get((namespace, name))
@@ -366,19 +273,16 @@ class ActorManager:
         actor.move("started")
         self._changed(actor)
 
-    def on_actor_exiting(self, now: float, peer: bytes, actor_id: bytes, incarnation: int, reason: str) -> None:
-        actor = self._placed(actor_id, incarnation)
-        if actor is not None and actor.worker_id in (peer, b""):
-            actor.exiting = reason
-
-    def on_actor_lost(self, now: float, peer: bytes, actor_id: bytes, incarnation: int, reason: str) -> None:
-        """The process of an actor is gone."""
+    def on_actor_lost(
+        self, now: float, peer: bytes, actor_id: bytes, incarnation: int, reason: str, willing: bool = False
+    ) -> None:
+        """The process of an actor is gone; by its own will, it does not come back."""
         actor = self._placed(actor_id, incarnation)
         if actor is None:
             return
         actor.agent = b""
-        if actor.exiting:
-            self._end(now, actor, actor.exiting, force=True)
+        if willing:
+            self._end(now, actor, reason, force=True)
         elif 0 <= actor.max_restarts <= actor.restarts:
             allowed = f"it was restarted {actor.restarts} time(s)" if actor.restarts else "it may not be restarted"
             self._end(now, actor, f"{reason}; {allowed}, max_restarts allows more", force=True)
@@ -398,6 +302,32 @@ class ActorManager:
         for waiting in self._unknown.values():
             waiting.pop(process, None)
 
+    def owned_by(self, process: bytes) -> list[tuple[bytes, bytes, str]]:
+        """The actors of an owner that live."""
+        owned = [self.actors[actor_id] for actor_id in self._subscriptions.get(process, ())]
+        return [(actor.id, actor.handle_id, actor.state.name) for actor in owned if actor.owner[0] == process]
+
+    def restore(self, actor: Actor) -> None:
+        """An actor that an earlier control process knew."""
+        self.actors[actor.id] = actor
+        if actor.state is ActorState.DEAD:
+            self._dead[actor.id] = None
+            return
+        if actor.name:
+            self.names[actor.namespace, actor.name] = actor
+        self._subscribe(actor.owner[0], actor)
+
+    def place_again(self, now: float, actor: Actor) -> None:
+        """Its node never heard that it was placed there."""
+        self._tell(actor.agent, EndActor(actor.id, actor.incarnation, True))
+        actor.agent = b""
+        self._place(now, actor)
+
+    def place_waiting(self, now: float) -> None:
+        """There are nodes for those that wait for one."""
+        for actor in self._unplaced():
+            self._place(now, actor)
+
     def count_by_agent(self) -> dict[bytes, int]:
         """How many actors each node has or is to have."""
         counts: dict[bytes, int] = {}
@@ -407,7 +337,10 @@ class ActorManager:
         return counts
 
     def node_ended(self, now: float, agent: bytes, reason: str) -> None:
-        """A node is dead: the actors that were there, or were to be, are placed elsewhere if they may."""
+        """A node is dead: the actors that were there are placed elsewhere if they may; those end whose owners were there."""
+        self._remember(self._ended, agent)
+        for process in [process for process in self._subscriptions if agent_of(process) == agent]:
+            self.process_ended(now, process)
         for actor in list(self.actors.values()):
             if actor.agent == agent:
                 self.on_actor_lost(now, agent, actor.id, actor.incarnation, reason)
@@ -469,6 +402,10 @@ class ActorManager:
         actor = self._current(actor_id, incarnation)
         return actor if actor is not None and actor.agent else None
 
+    def _has_ended(self, process: bytes) -> bool:
+        """Whether a process, or its node, is known to be gone."""
+        return process in self._ended or agent_of(process) in self._ended
+
     def _remember(self, table: dict[bytes, None], id: bytes) -> None:
         """Note what may matter for something that is still on its way."""
         table[id] = None
@@ -476,7 +413,7 @@ class ActorManager:
             del table[next(iter(table))]
 
     def _subscribe(self, peer: bytes, actor: Actor) -> None:
-        if peer not in self._ended:
+        if not self._has_ended(peer):
             actor.subscribers[peer] = None
             self._subscriptions.setdefault(peer, {})[actor.id] = None
 
@@ -499,7 +436,8 @@ class ActorManager:
             actor.creation,
             actor.strategy,
         )
-        self._out.append((SEND, agent, place))
+        self._out.append((PERSIST, "update_actor", changed(actor)))
+        self._tell(agent, place)
 
     def _wait(self, now: float, actor: Actor, kind: str, reason: str) -> None:
         """There is no place for it now, or there will never be one."""
@@ -547,13 +485,15 @@ class ActorManager:
             where = f" (pid {actor.pid} on node {actor.node_id.hex()[:8]})" if actor.pid else ""
             actor.error = pickle.dumps(error(text + where, actor.id.hex()), 5)
         if actor.agent:
-            self._out.append((SEND, actor.agent, EndActor(actor.id, actor.incarnation, force)))
+            self._tell(actor.agent, EndActor(actor.id, actor.incarnation, force))
         actor.agent = b""
-        actor.creation = b""
         actor.move("ended")
         if actor.name:
             del self.names[actor.namespace, actor.name]
         self._changed(actor)
+        if actor.creation:
+            actor.creation = b""
+            self._out.append((PERSIST, "save_creation", (b"", actor.id)))
         for peer in actor.subscribers:
             self._subscriptions[peer].pop(actor.id, None)
         actor.subscribers.clear()
@@ -566,12 +506,15 @@ class ActorManager:
             self._out.append((PERSIST, "forget_actor", (oldest,)))
 
     def _changed(self, actor: Actor) -> None:
-        """Tell who wants to know, and write it down."""
+        """Write it down, and tell who wants to know."""
+        self._out.append((PERSIST, "update_actor", changed(actor)))
         update = update_of(actor)
         for peer in actor.subscribers:
-            self._out.append((SEND, peer, update))
-        row = (actor.state.name, actor.restarts, actor.node_id, actor.worker_id, actor.pid, actor.reason, actor.id)
-        self._out.append((PERSIST, "update_actor", row))
+            self._tell(peer, update)
+
+    def _tell(self, peer: bytes, message: Any) -> None:
+        """What others hear is on disk: a control that begins anew knows it too."""
+        self._out.append((AFTER_PERSIST, peer, message))
 
     # -- checks ---------------------------------------------------------------------------------------------------
 

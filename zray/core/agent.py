@@ -29,16 +29,14 @@ from zray.base.wire import (
     ProcessDied,
     Reply,
 )
-from zray.base.wire_actors import ActorLost, ActorPlaced, StartActor
 from zray.base.wire_nodes import LeaseRedirected
-from zray.core.actor_desk import ActorDesk
 from zray.core.bundles import Bundle, NodeBundles
 from zray.core.chance import First
+from zray.core.control_desk import ControlDesk
 from zray.core.death_watch import DeathWatch
 from zray.core.effects import DIAL, HANG_UP, JOINED, KILL_WORKER, MEASURE, SEND, STOP, TIMER, WARN, WATCH, Effect
 from zray.core.memory import Candidate, verdicts
 from zray.core.neighbours import Neighbours
-from zray.core.object_desk import ObjectDesk
 from zray.core.output import OutputDesk
 from zray.core.policy import DEFAULT, Rng, Verdict, Waiting, read_locality, readable
 from zray.core.scheduler import GrantedLease, LeaseScheduler, Request
@@ -57,7 +55,7 @@ RELIEF_TIMER = "agent.relief"
 _RESTING = (WorkerState.IDLE, WorkerState.LEAVING)
 
 
-class NodeAgent(ObjectDesk, ActorDesk):
+class NodeAgent(ControlDesk):
     """The brain of one node.
 
     Args:
@@ -74,7 +72,6 @@ class NodeAgent(ObjectDesk, ActorDesk):
     """
 
     __slots__ = (
-        "_actors",
         "_config",
         "_control",
         "_control_heard",
@@ -83,11 +80,9 @@ class NodeAgent(ObjectDesk, ActorDesk):
         "_me",
         "_memory_watched",
         "_node_id",
-        "_placements",
         "_reap_set",
         "_relief_at",
         "_remote",
-        "_reported",
         "bundles",
         "clients",
         "deaths",
@@ -122,7 +117,11 @@ class NodeAgent(ObjectDesk, ActorDesk):
         self._remote = remote
         self.rejoin = False  # the cluster gave this node up by mistake, and would have it back
         self._actors: dict[bytes, GrantedLease] = {}  # actor -> its lease
+        self._exiting: dict[bytes, str] = {}  # workers whose actors end by their own will, and why
+        self._ends: dict[bytes, tuple[int, str, bool]] = {}  # actors that ended lately: incarnation, reason, if by their will
         self._placements = count(1)  # requests of the control for actors
+        self._fields: tuple[Any, ...] = ()  # of the registration of this node
+        self._registrations = 0
         self._control_heard = float("inf")  # when; nothing is missed before it was heard first
         self._collected = float("-inf")
         self._ended_for_memory: dict[bytes, str] = {}  # workers on their way out, and the report
@@ -206,12 +205,8 @@ class NodeAgent(ObjectDesk, ActorDesk):
         shortage = self._ended_for_memory.pop(worker_id, "")
         if lease is not None:
             self.scheduler.end(lease.id)
-            actor = lease.request.actor
-            if actor is not None:
-                if self._actors.get(actor.actor_id) is lease:
-                    del self._actors[actor.actor_id]
-                lost_actor = ActorLost(actor.actor_id, actor.incarnation, shortage or reason)
-                self.out.append((SEND, self._control, lost_actor))
+            if lease.request.actor is not None:
+                self._actor_gone(lease, lease.request.actor, shortage or reason)
             elif not self.deaths.is_dead(lease.request.owner):
                 lost = LeaseLost(lease.id, shortage or reason, bool(shortage))
                 self.out.append((SEND, lease.request.owner, lost))
@@ -511,13 +506,8 @@ class NodeAgent(ObjectDesk, ActorDesk):
         if not self._memory_watched:
             self._memory_watched = True
             self.out.append((MEASURE,))
-        actor = lease.request.actor
-        if actor is not None:
-            worker.lasting = actor.detached
-            start = StartActor(*actor[:3], dict(lease.request.demand), lease.gpu_ids, actor.creation)
-            placed = ActorPlaced(*actor[:2], bytes(self._node_id), worker.id, worker.endpoint, worker.pid)
-            self.out.append((SEND, self._control, placed))
-            self.out.append((SEND, worker.id, start))
+        if lease.request.actor is not None:
+            self._become(lease, lease.request.actor, worker)
             return
         grant = LeaseGranted(lease.request.id, lease.id, worker.id, worker.endpoint, lease.gpu_ids)
         self.out.append((SEND, lease.request.owner, grant))

@@ -231,6 +231,10 @@ class NodeBundles:
             self._asked[group_id] = None
             self._out.append((SEND, self._control, SubscribePlacementGroup(group_id)))
 
+    def known(self) -> list[bytes]:
+        """The groups that the control was asked for."""
+        return list(self._asked)
+
     def take(self, group_id: bytes, index: int, demand: ResourceSet) -> tuple[Bundle, tuple[int, ...]] | None:
         """Resources for a lease from a bundle that is here, any of the group for -1: the bundle, and the GPUs."""
         wanted = self._of(group_id) if index == -1 else [self.bundles.get((group_id, index))]

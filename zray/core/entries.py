@@ -11,6 +11,7 @@ from zray.exceptions import (
     ObjectReconstructionFailedError,
     OutOfMemoryError,
     OwnerDiedError,
+    TaskCancelledError,
     WorkerCrashedError,
 )
 
@@ -50,6 +51,12 @@ def owner_died(object_id: bytes, owner: bytes, reason: str) -> Entry:
         f"{reason}. An object lives only as long as the process that made its reference"
     )
     return error_entry(OwnerDiedError(text, object_id.hex()))
+
+
+def task_cancelled(task: Task) -> Entry:
+    """The result of a task that was cancelled."""
+    text = f"{task.template.name}() (task {task.id.hex()}) was cancelled"
+    return error_entry(TaskCancelledError(text, task.id.hex()))
 
 
 def worker_crashed(task: Task, reason: str, *, out_of_memory: bool) -> Entry:

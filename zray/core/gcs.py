@@ -6,10 +6,14 @@ The control keeps what the whole cluster must agree on: nodes, jobs, functions, 
 key-value store. All of it is in memory for reading and in SQLite for surviving: a change is handed to the database first
 (PERSIST) and acknowledged when it is on disk (AFTER_PERSIST). Nothing here is on the path of a task or an object; a worker asks
 for a function once and keeps it.
+
+A control that ended is started again with what was on disk, and hears the rest from nodes and owners (``restart``). They
+ask again whatever they had no answer to, so a question may come twice: the second time it is answered as the first.
 """
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 from zray.base.config import Config
@@ -18,16 +22,19 @@ from zray.base.resources import ResourceSet
 from zray.base.wire import JobFinished, Reply
 from zray.base.wire_nodes import NodeRefused
 from zray.base.wire_output import DriverFound
-from zray.core.actor_places import Place, choose_place
+from zray.base.wire_return import OwnerKnown
+from zray.core.actor_places import WAITING, Place, choose_place
 from zray.core.actors import ActorManager
 from zray.core.chance import First
 from zray.core.effects import AFTER_PERSIST, PERSIST, SEND, STOP, TIMER, Effect
 from zray.core.nodes import HEALTH_TIMER, VIEW_TIMER, Node, NodeManager, NodeState
 from zray.core.placement import PlacementGroupManager
 from zray.core.policy import Policy, Rng, readable
+from zray.core.restart import EXPECTED_TIMER, Restart
 from zray.core.views import NodeView
 
 FETCH_TIMER = "gcs.fetch"
+ANSWERS_MAX = 4096  # to changes of the key-value store, that are remembered in case the question comes again
 
 
 class Gcs:
@@ -39,13 +46,15 @@ class Gcs:
         embedded: whether this control lives for one driver only and ends with it.
         home: the agent that lives in the same process.
         rng: chance, for choices among nodes that are equally good.
-        saved: rows of an earlier run: table name -> list of dicts.
+        saved: rows of an earlier control process: table name -> list of dicts.
     """
 
     __slots__ = (
+        "_answers",
         "_cluster_id",
         "_config",
         "_embedded",
+        "_next_answer",
         "_next_job",
         "_policy",
         "_wanted",
@@ -57,6 +66,7 @@ class Gcs:
         "members",
         "out",
         "placement",
+        "restart",
     )
 
     def __init__(
@@ -78,16 +88,26 @@ class Gcs:
         self.members = NodeManager(config, self.out, home)
         self.placement = PlacementGroupManager(config, self.out, self._views, self._group_changed)
         self.actors = ActorManager(config, self.out, self._choose_node, self.placement.actor_ended)
+        self.restart = Restart(config, self.out, self.members, self.actors, self.placement)
         saved = saved or {}
-        self.jobs: dict[bytes, dict[str, Any]] = {row["job_id"]: row for row in saved.get("jobs", [])}
+        self.restart.load(saved)
+        self.jobs: dict[bytes, dict[str, Any]] = {row["job_id"]: _job(row) for row in saved.get("jobs", [])}
         self.functions: dict[bytes, tuple[str, bytes]] = {
             row["function_id"]: (row["name"], row["body"]) for row in saved.get("functions", [])
         }
         self.kv: dict[tuple[bytes, bytes], bytes] = {
             (row["namespace"], row["key"]): row["value"] for row in saved.get("kv", [])
         }
+        answers = saved.get("answers", [])
+        self._answers: dict[tuple[bytes, int], bool] = {(r["asker"], r["request_id"]): bool(r["existed"]) for r in answers}
+        self._next_answer = len(answers)
         self.heard: dict[str, int] = {}  # messages by kind; the body counts them
         self._next_job = max((int.from_bytes(job, "big") for job in self.jobs), default=0) + 1
+
+    def start(self, now: float) -> None:
+        """The control process has begun: what an earlier one knew is expected to show itself."""
+        running = {job_id: job["driver"] for job_id, job in self.jobs.items() if job["state"] == "RUNNING"}
+        self.restart.start(now, running)
 
     # -- nodes ----------------------------------------------------------------------------------------------------
 
@@ -103,10 +123,22 @@ class Gcs:
         labels: dict[str, str],
         store_name: str,
         store_bytes: int,
+        running: dict[str, Any] | None = None,
     ) -> None:
-        self.members.register(
-            now, peer, node_id, endpoint, hostname, pid, resources, labels, store_name, store_bytes
+        number = running["number"] if running else 0
+        node = self.members.register(
+            now, peer, node_id, endpoint, hostname, pid, resources, labels, store_name, store_bytes, number
         )
+        if node is None:
+            return
+        if running:
+            self.members.heard(now, peer, node_id, running["available"])
+            for job_id in running["jobs"]:
+                job = self.jobs.get(job_id)
+                if job is not None and job["state"] != "RUNNING":
+                    self.out.append((SEND, peer, JobFinished(job_id, job["driver"])))
+            self.restart.node_returned(now, node, running)
+        self.restart.look(now)
         self.placement.nodes_changed(now)
         self.actors.node_joined(now)
 
@@ -152,6 +184,7 @@ class Gcs:
         """A node is dead: so is all that lived there."""
         self.members.end(now, node, reason)
         self.placement.node_ended(now, node.id, node.agent)
+        self.restart.look(now)
         self.actors.node_ended(now, node.agent, f"its node {node.id.hex()[:8]} on {node.hostname} is dead: {reason}")
         for job in self.jobs.values():
             if agent_of(job["driver"]) == node.agent:
@@ -172,19 +205,23 @@ class Gcs:
         environment: dict[str, Any],
     ) -> None:
         """A driver starts. The reply: its job, the limits, and the nodes."""
-        job_id = self._next_job.to_bytes(4, "big")
-        self._next_job += 1
-        self.jobs[job_id] = {
-            "job_id": job_id,
-            "driver": driver,
-            "endpoint": endpoint,
-            "pid": pid,
-            "entrypoint": entrypoint,
-            "namespace": namespace,
-            "environment": environment,
-            "state": "RUNNING",
-        }
-        self.out.append((PERSIST, "save_job", (job_id, driver, pid, entrypoint, namespace, "RUNNING")))
+        known = [job["job_id"] for job in self.jobs.values() if job["driver"] == driver]
+        job_id = known[0] if known else self._next_job.to_bytes(4, "big")
+        self.restart.heard(driver)
+        if not known:
+            self._next_job += 1
+            self.jobs[job_id] = {
+                "job_id": job_id,
+                "driver": driver,
+                "endpoint": endpoint,
+                "pid": pid,
+                "entrypoint": entrypoint,
+                "namespace": namespace,
+                "environment": environment,
+                "state": "RUNNING",
+            }
+            details = pickle.dumps((endpoint, namespace, environment), 5)
+            self.out.append((PERSIST, "save_job", (job_id, driver, pid, entrypoint, namespace, details, "RUNNING")))
         answer = {
             "job_id": job_id,
             "cluster_id": self._cluster_id,
@@ -205,6 +242,11 @@ class Gcs:
         self.actors.process_ended(now, process)
         self.placement.process_ended(process)
 
+    def on_owner_returned(self, now: float, peer: bytes) -> None:
+        """A driver or worker found this control process in the place of an earlier one."""
+        self.restart.heard(peer)
+        self.out.append((SEND, peer, OwnerKnown(self.actors.owned_by(peer))))
+
     def on_fetch_job(self, now: float, peer: bytes, request_id: int, job_id: bytes) -> None:
         job = self.jobs.get(job_id)
         if job is None:
@@ -214,7 +256,7 @@ class Gcs:
 
     def on_find_driver(self, now: float, peer: bytes, job_id: bytes) -> None:
         job = self.jobs.get(job_id)
-        if job is None or "environment" not in job or job["state"] != "RUNNING":  # or of an earlier head
+        if job is None or "environment" not in job or job["state"] != "RUNNING":
             self.out.append((SEND, peer, DriverFound(job_id, b"", "", False)))
             return
         wants = job["environment"].get("log_to_driver") is not False
@@ -223,13 +265,14 @@ class Gcs:
     # -- functions ------------------------------------------------------------------------------------------------
 
     def on_export_function(
-        self, now: float, peer: bytes, job_id: bytes, function_id: bytes, name: str, body: bytes
+        self, now: float, peer: bytes, request_id: int, job_id: bytes, function_id: bytes, name: str, body: bytes
     ) -> None:
         if function_id not in self.functions:
             self.functions[function_id] = (name, body)
             self.out.append((PERSIST, "save_function", (function_id, job_id, name, body)))
-        for waiting, request_id in self._wanted.pop(function_id, ()):
-            self.out.append((SEND, waiting, Reply(request_id, True, (name, body))))
+        self.out.append((AFTER_PERSIST, peer, Reply(request_id, True, None)))
+        for waiting, asked in self._wanted.pop(function_id, ()):
+            self.out.append((SEND, waiting, Reply(asked, True, (name, body))))
 
     def on_fetch_function(self, now: float, peer: bytes, request_id: int, function_id: bytes) -> None:
         known = self.functions.get(function_id)
@@ -243,6 +286,10 @@ class Gcs:
     def on_timer(self, now: float, key: tuple[Any, ...]) -> None:
         if key[0] == VIEW_TIMER:
             self.members.publish(now)
+            return
+        if key[0] == EXPECTED_TIMER:
+            for process in self.restart.missing():
+                self.on_process_died(now, b"", process, "it ended while the control was away")
             return
         if key[0] == HEALTH_TIMER:
             for node, reason in self.members.tick(now):
@@ -263,10 +310,13 @@ class Gcs:
         self, now: float, peer: bytes, request_id: int, namespace: bytes, key: bytes, value: bytes, overwrite: bool
     ) -> None:
         """The reply: whether the key existed."""
-        existed = (namespace, key) in self.kv
-        if overwrite or not existed:
-            self.kv[namespace, key] = value
-            self.out.append((PERSIST, "save_kv", (namespace, key, value)))
+        existed = self._answers.get((peer, request_id))
+        if existed is None:
+            existed = (namespace, key) in self.kv
+            if overwrite or not existed:
+                self.kv[namespace, key] = value
+                self.out.append((PERSIST, "save_kv", (namespace, key, value)))
+                self._note_answer(peer, request_id, existed)
         self.out.append((AFTER_PERSIST, peer, Reply(request_id, True, existed)))
 
     def on_kv_get(self, now: float, peer: bytes, request_id: int, namespace: bytes, key: bytes) -> None:
@@ -274,9 +324,12 @@ class Gcs:
 
     def on_kv_delete(self, now: float, peer: bytes, request_id: int, namespace: bytes, key: bytes) -> None:
         """The reply: whether the key existed."""
-        existed = self.kv.pop((namespace, key), None) is not None
-        if existed:
-            self.out.append((PERSIST, "delete_kv", (namespace, key)))
+        existed = self._answers.get((peer, request_id))
+        if existed is None:
+            existed = self.kv.pop((namespace, key), None) is not None
+            if existed:
+                self.out.append((PERSIST, "delete_kv", (namespace, key)))
+                self._note_answer(peer, request_id, existed)
         self.out.append((AFTER_PERSIST, peer, Reply(request_id, True, existed)))
 
     def on_kv_keys(self, now: float, peer: bytes, request_id: int, namespace: bytes, prefix: bytes) -> None:
@@ -284,6 +337,14 @@ class Gcs:
         self.out.append((SEND, peer, Reply(request_id, True, keys)))
 
     # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _note_answer(self, peer: bytes, request_id: int, existed: bool) -> None:
+        """If the question comes again it is answered so, and the change is not made twice."""
+        if len(self._answers) >= ANSWERS_MAX:
+            del self._answers[next(iter(self._answers))]
+        self._answers[peer, request_id] = existed
+        self.out.append((PERSIST, "save_answer", (self._next_answer % ANSWERS_MAX, peer, request_id, existed)))
+        self._next_answer += 1
 
     def _finish(self, now: float, job_id: bytes, state: str) -> None:
         job = self.jobs.get(job_id)
@@ -300,6 +361,8 @@ class Gcs:
 
     def _choose_node(self, demand: dict[str, int], strategy: tuple[Any, ...]) -> Place:
         """A place for an actor."""
+        if not self.restart.settled:
+            return Place(b"", WAITING, "not all nodes have come back to the control")
         views = self._views()
         group = None
         if readable(strategy) and strategy[0] == "bundle":
@@ -317,7 +380,7 @@ class Gcs:
         self.actors.group_changed(now, group_id)
 
     def _views(self) -> dict[bytes, NodeView]:
-        return {node.id: _view(node) for node in self.members.alive()}
+        return {node.id: _view(node) for node in self.members.alive() if node.registered}
 
     def check(self) -> None:
         """Assert the invariants of its leaf; the tables have none."""
@@ -334,6 +397,15 @@ class Gcs:
             "functions_wanted": len(self._wanted),
             **self.actors.statistics(),
         }
+
+
+def _job(row: dict[str, Any]) -> dict[str, Any]:
+    """The job of a row."""
+    job = dict(row)
+    details = job.pop("details", None)
+    if details:
+        job["endpoint"], job["namespace"], job["environment"] = pickle.loads(details)
+    return job
 
 
 def _view(node: Node) -> NodeView:

@@ -16,8 +16,8 @@ items are here, and sends those that follow, besides large ones that were lost m
 arrive late: they are as good as those of the new one, and whichever comes second is dropped. *Attempts* are counted so that
 the word about room goes to the worker that needs it.
 
-*The end.* A generator whose reference was dropped is stopped, unless somebody still has the object at its end. Items that nobody
-took are freed. What was made by a generator that is over can be made again as all results of tasks can.
+*The end.* A generator whose reference was dropped is cancelled, unless somebody still has the object at its end. Items that
+nobody took are freed. What was made by a generator that is over can be made again as all results of tasks can.
 
 ``num_returns="dynamic"`` is the same with one reader, the worker itself: its result is the list of the references to the items.
 """
@@ -29,7 +29,8 @@ from typing import Any
 from zray.base import serialization
 from zray.base.ids import END_INDEX, agent_id, return_id
 from zray.base.wire import ERROR, INLINE, STORED, Entry
-from zray.base.wire_generators import ALL_TAKEN, ItemsTaken, StopGenerator
+from zray.base.wire_generators import ALL_TAKEN, ItemsTaken
+from zray.core.cancellation import TaskCancellation
 from zray.core.effects import SEND
 from zray.core.entries import contained_in, irrecoverable
 from zray.core.recovery import LostState, ObjectRecovery
@@ -65,7 +66,6 @@ class Stream:
         "report_at",
         "size_bytes",
         "step",
-        "stopped",
         "taken",
         "task_id",
         "told",
@@ -84,14 +84,13 @@ class Stream:
         self.size_bytes = 0  # of all that was received
         self.ended = False  # nothing will come any more
         self.dropped = dynamic  # nobody reads any more
-        self.stopped = False  # nobody wants anything of it: the worker is to stop
         self.attempt = 0
         self.begun: dict[int, None] = {}  # with which items attempts began, that went on after others
         self.worker = b""  # that makes this attempt, when it has said so
         self.told = 0  # how many were taken, as far as it knows
 
 
-class GeneratorOwner(ObjectRecovery):
+class GeneratorOwner(ObjectRecovery, TaskCancellation):
     """What ``Owner`` inherits; the fields are made there."""
 
     __slots__ = ()
@@ -143,20 +142,17 @@ class GeneratorOwner(ObjectRecovery):
         for number in range(stream.taken, stream.received):
             self.references.release(return_id(stream.task_id, number + 1))
 
-    def settle_streams(self) -> None:
-        """Stop generators that nobody wants anything of, and forget those that are over."""
+    def settle_streams(self, now: float) -> None:
+        """Cancel generators that nobody wants anything of, and forget those that are over."""
         for task_id, stream in list(self.unread.items()):
+            if not stream.ended and not self.references.needed(task_id + END_INDEX):
+                self._cancel(now, self.tasks.pending[task_id], force=False, recursive=False)  # once
             if stream.ended:
                 del self.unread[task_id], self.streams[task_id]
                 if stream.dynamic:  # the result holds them now
                     self._let_go(stream)
             elif self.references.needed(task_id + END_INDEX):
                 self.hurry(stream)
-            elif not stream.stopped:
-                stream.stopped = True
-                self.tasks.pending[task_id].retries_left = 0
-                if stream.worker:
-                    self.out.append((SEND, stream.worker, StopGenerator(task_id)))
 
     def hurry(self, stream: Stream) -> None:
         """Somebody waits for the end, and takes no items: there is room for all of them."""
@@ -284,10 +280,7 @@ class GeneratorOwner(ObjectRecovery):
     def _found_worker(self, stream: Stream, peer: bytes) -> None:
         """A worker has begun with an attempt."""
         stream.worker = peer
-        if stream.stopped:
-            self.out.append((SEND, peer, StopGenerator(stream.task_id)))
-        else:
-            self._tell_taken(stream)
+        self._tell_taken(stream)
 
     def _tell_taken(self, stream: Stream) -> None:
         taken = stream.taken if stream.items_max else ALL_TAKEN

@@ -20,7 +20,8 @@ something (``stalled``).
 
 *Blame.* When a worker dies with several tasks in its queue nobody can say which one it was running, so none is charged, but
 all become *suspects* and run alone from then on: a second death is then certain to be its task's own. Tasks that must not be
-retried are never queued behind others, so that none of them is ever started twice or failed for another's crash.
+retried are never queued behind others, so that none of them is ever started twice or failed for another's crash. Where a task
+was to be ended by force (``cancellation``) it is known why the worker died, and nobody is a suspect.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from zray.base.wire import (
     ReturnLease,
 )
 from zray.core.effects import DIAL, SEND, TIMER, Effect
-from zray.core.tasks import Task
+from zray.core.tasks import FORCED, Task
 from zray.exceptions import InvariantError
 
 IDLE_TIMER = "leases.idle"
@@ -70,13 +71,25 @@ class Lease:
 class LeaseQueue:
     """The tasks of one scheduling key, and the leases that serve them."""
 
-    __slots__ = ("dirty", "give_up_at", "infeasible", "leases", "locality", "requests", "resources", "strategy", "tasks")
+    __slots__ = (
+        "cancelled",
+        "dirty",
+        "give_up_at",
+        "infeasible",
+        "leases",
+        "locality",
+        "requests",
+        "resources",
+        "strategy",
+        "tasks",
+    )
 
     def __init__(self, resources: ResourceSet, strategy: tuple[Any, ...]) -> None:
         self.resources = resources
         self.strategy = strategy
         self.locality: Locality = ()  # of the arguments of the last task
         self.tasks: deque[Task] = deque()
+        self.cancelled: set[Task] = set()  # those that will be taken out together
         self.leases: dict[int, Lease] = {}
         self.requests: dict[int, tuple[bytes, int]] = {}  # id -> the agent that was asked, and after how many others
         self.dirty = False
@@ -92,7 +105,7 @@ class NormalTaskSubmitter:
         agent: process id of the local node agent.
         config: limits.
         out: where effects go.
-        make_spec: turns a task into the tuple that is pushed.
+        make_spec: turns a task into the tuple that is pushed; None if it must wait for its arguments after all.
     """
 
     __slots__ = (
@@ -116,7 +129,7 @@ class NormalTaskSubmitter:
         agent: bytes,
         config: Config,
         out: list[Effect],
-        make_spec: Callable[[Task], tuple[Any, ...]],
+        make_spec: Callable[[Task], tuple[Any, ...] | None],
     ) -> None:
         self.job_id = job_id
         self._agent = agent
@@ -155,6 +168,9 @@ class NormalTaskSubmitter:
         dirty, self._dirty = self._dirty, []
         for queue in dirty:
             queue.dirty = False
+            if queue.cancelled:
+                queue.tasks = deque(task for task in queue.tasks if task not in queue.cancelled)
+                queue.cancelled.clear()
             if queue.tasks:
                 self._push(now, queue)
                 self._request(queue)
@@ -179,19 +195,34 @@ class NormalTaskSubmitter:
         lease.stalled = False
         self._touch(lease.queue)
 
-    def on_handed_back(self, lease_id: int, task_ids: list[bytes]) -> None:
-        """A worker will not start these now: they go to the front of the queue."""
+    def on_handed_back(self, lease_id: int, task_ids: list[bytes]) -> list[Task]:
+        """A worker will not start these now: they go to the front of the queue. Returns those that were cancelled."""
         lease = self.leases.get(lease_id)
         if lease is None:
-            return
-        back = [lease.inflight.pop(t) for t in task_ids if t in lease.inflight]
-        lease.stalled = bool(lease.inflight)  # with nothing left there, no DONE would ever end it
+            return []
+        tasks = [lease.inflight.pop(t) for t in task_ids if t in lease.inflight]
+        back = [task for task in tasks if not task.cancelled]
+        # With nothing left there, no DONE would ever end it; and what was taken out says nothing about the others.
+        lease.stalled = bool(lease.inflight) and (bool(back) or lease.stalled)
         lease.queue.tasks.extendleft(reversed(back))
         self._touch(lease.queue)
+        return [task for task in tasks if task.cancelled]
+
+    def cancel(self, task: Task) -> bytes:
+        """Take a task out of its queue, if it is there; if it was sent, the worker that has it."""
+        queue = self.queues.get(task.template.key)
+        if queue is None or task.missing:
+            return b""
+        for lease in queue.leases.values():
+            if task.id in lease.inflight:
+                return lease.worker
+        queue.cancelled.add(task)
+        self._touch(queue)
+        return b""
 
     def give_up(self, queue: LeaseQueue) -> list[Task]:
         """Take all waiting tasks out of a queue."""
-        tasks = list(queue.tasks)
+        tasks = [task for task in queue.tasks if task not in queue.cancelled]
         queue.tasks.clear()
         self._touch(queue)
         return tasks
@@ -270,9 +301,10 @@ class NormalTaskSubmitter:
         del lease.queue.leases[lease_id]
         self._touch(lease.queue)
         tasks = list(lease.inflight.values())
+        forced = any(task.cancelled == FORCED for task in tasks)
         for task in tasks:
             task.tried_on(lease.worker)
-            task.suspect |= len(tasks) > 1
+            task.suspect |= len(tasks) > 1 and not forced
         return tasks
 
     def requeue(self, tasks: list[Task]) -> None:
@@ -354,9 +386,12 @@ class NormalTaskSubmitter:
                 if alone and inflight:
                     break
                 tasks.popleft()
+                spec = make_spec(task)
+                if spec is None:  # it comes again when its arguments do
+                    continue
                 inflight[task.id] = task
                 lease.alone = alone
-                specs.append(make_spec(task))
+                specs.append(spec)
                 room = 0 if alone else room - 1
             if specs:
                 lease.idle_since = None

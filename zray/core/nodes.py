@@ -16,10 +16,14 @@ between two of its own ticks) gives every node the time it has missed.
 A cut network says nothing, but the end of a process does: its connections end with it. A node that was heard lately and whose
 connection has ended is given ``node_lost_s`` to make another, which takes a living one a moment. A connection that ends after
 a silence was given up by one side, and says no more than the silence.
+
+A node registers again when there is another control process, which knows the node from the database (``restore``) and gives it
+``node_return_s`` for that.
 """
 
 from __future__ import annotations
 
+import pickle
 from enum import Enum
 from typing import Any
 
@@ -69,7 +73,9 @@ class Node:
         "id",
         "labels",
         "lost_at",
+        "number",
         "pid",
+        "registered",
         "state",
         "store_bytes",
         "store_name",
@@ -83,6 +89,8 @@ class Node:
         self.heard_at = now
         self.lost_at = float("inf")  # when its connection ended
         self.state = NodeState.ALIVE
+        self.registered = True  # with this control process; else it is known from an earlier one
+        self.number = -1  # of its last registration: words that were said again may be older
         self.endpoint = ""
         self.hostname = ""
         self.pid = 0
@@ -157,9 +165,24 @@ class NodeManager:
         labels: dict[str, str],
         store_name: str,
         store_bytes: int,
-    ) -> None:
-        """A machine is a node from now on; it learns of all others, of those that are dead too: whom it does not know is new."""
-        node = Node(node_id, peer, now)
+        number: int = 0,
+    ) -> Node | None:
+        """A machine is a node from now on, or still; None if it was given up, or has registered since that was said.
+
+        It learns of all others, of those that are dead too: whom it does not know is new.
+        """
+        node = self.nodes.get(node_id)
+        if node is None:
+            node = Node(node_id, peer, now)
+        elif node.state is NodeState.DEAD:
+            self._refuse(peer)
+            return None
+        elif number <= node.number:
+            return None
+        node.number = number
+        node.heard_at = now
+        node.lost_at = float("inf")
+        node.registered = True
         node.endpoint = endpoint
         node.hostname = hostname
         node.pid = pid
@@ -168,16 +191,30 @@ class NodeManager:
         node.labels = labels
         node.store_name = store_name
         node.store_bytes = store_bytes
-        others = [other.row() for other in self.nodes.values()]
+        others = [other.row() for other in self.nodes.values() if other is not node]
         self.nodes[node_id] = node
         if others:
             self._out.append((SEND, peer, ClusterView(others)))
         self._note(now, node, self._changed)
-        self._out.append((PERSIST, "save_node", (node_id, endpoint, hostname, pid, as_text(resources), "ALIVE")))
-        if peer != self.home and not self._ticking:
-            self._ticking = True
-            self._ticked_at = now
-            self._out.append((TIMER, now + self._config.health_check_ms / 1000, (HEALTH_TIMER,)))
+        self._out.append((PERSIST, "save_node", _saved(node)))
+        if peer != self.home:
+            self._tick_on(now)
+        return node
+
+    def restore(self, row: dict[str, Any]) -> None:
+        """A node that an earlier control process knew."""
+        details = pickle.loads(row["details"])
+        node = self.nodes[row["node_id"]] = Node(row["node_id"], details[0], 0.0)
+        node.registered = False
+        node.endpoint, node.hostname, node.pid = row["endpoint"], row["hostname"], row["pid"]
+        _, node.total, node.labels, node.store_name, node.store_bytes = details
+        node.state = NodeState.DEAD if row["state"] == "DEAD" else NodeState.ALIVE
+
+    def expect(self, now: float) -> None:
+        """From now on those that were restored are silent."""
+        for node in self.alive():
+            node.heard_at = now
+            self._tick_on(now)
 
     def heard(self, now: float, peer: bytes, node_id: bytes, available: dict[str, int]) -> None:
         """A sign of life, and what is free."""
@@ -185,8 +222,7 @@ class NodeManager:
         if node is None:
             return
         if node.state is NodeState.DEAD:
-            reason = "the cluster had not heard of this node for too long and gave it up"
-            self._out.append((SEND, peer, NodeRefused(reason, True)))
+            self._refuse(peer)
             return
         node.heard_at = now
         node.lost_at = float("inf")
@@ -205,7 +241,7 @@ class NodeManager:
     def end(self, now: float, node: Node, reason: str) -> None:
         """A node is dead."""
         node.state = NODE_LIFECYCLE.next(node.state, "ended")
-        self._out.append((PERSIST, "save_node", (*_saved(node), "DEAD")))
+        self._out.append((PERSIST, "save_node", _saved(node)))
         self._out.append((WARN, f"node {node.id.hex()[:8]} on {node.hostname} is dead: {reason}"))
         self._note(now, node, self._changed)
 
@@ -237,7 +273,9 @@ class NodeManager:
                 node.heard_at = min(now, node.heard_at + held_up)
                 node.lost_at += held_up
             silent_s = now - node.heard_at
-            if silent_s >= config.node_death_s:
+            if not node.registered and silent_s >= config.node_return_s:
+                late.append((node, f"it did not come back within {config.node_return_s:g} s after the control had been away"))
+            elif silent_s >= config.node_death_s:
                 late.append((node, f"it was silent for {config.node_death_s:g} s"))
             elif now - node.lost_at >= config.node_lost_s:
                 late.append((node, f"its connection ended, and it did not come back within {config.node_lost_s:g} s"))
@@ -267,6 +305,16 @@ class NodeManager:
             self._out.append((SEND, node.agent, loads))
         if self._loaded:
             self._plan(now)
+
+    def _refuse(self, peer: bytes) -> None:
+        reason = "the cluster had not heard of this node for too long and gave it up"
+        self._out.append((SEND, peer, NodeRefused(reason, True)))
+
+    def _tick_on(self, now: float) -> None:
+        if not self._ticking:
+            self._ticking = True
+            self._ticked_at = now
+            self._out.append((TIMER, now + self._config.health_check_ms / 1000, (HEALTH_TIMER,)))
 
     def _loads(self, most: int) -> list[tuple[bytes, dict[str, int]]]:
         """What is free on some of the nodes where that has changed."""
@@ -303,7 +351,9 @@ class NodeManager:
 
 
 def _saved(node: Node) -> tuple[Any, ...]:
-    return node.id, node.endpoint, node.hostname, node.pid, as_text(node.total)
+    details = pickle.dumps((node.agent, node.total, node.labels, node.store_name, node.store_bytes), 5)
+    state = "DEAD" if node.state is NodeState.DEAD else "ALIVE"
+    return node.id, node.endpoint, node.hostname, node.pid, as_text(node.total), details, state
 
 
 def as_text(resources: dict[str, int]) -> str:

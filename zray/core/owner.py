@@ -25,6 +25,7 @@ from zray.base.config import Config
 from zray.base.ids import agent_id, agent_of, return_id
 from zray.base.wire import (
     ERROR,
+    INLINE,
     OBJECT_VALUE,
     REFS,
     STORED,
@@ -48,6 +49,7 @@ from zray.core.waiters import Waiter, Waiters
 from zray.exceptions import InvariantError, TaskUnschedulableError
 
 INFEASIBLE_TIMER = "owner.infeasible"
+_LOST: Entry = (INLINE, b"")  # of an argument that was lost again: that is seen when the task is sent
 
 
 class Owner(Sweeper, ActorOwner, GeneratorOwner):
@@ -206,7 +208,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
             if self.rebuilds:
                 self.settle_rebuilds(now)
             if self.unread:
-                self.settle_streams()
+                self.settle_streams(now)
             self.leases.pump(now)
             self.calls.pump(now)
             if references.freed:
@@ -270,9 +272,6 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
             for entry in (entry for item in items for entry in item[1]):
                 self.references.come_home(contained_in(entry))
 
-    def on_hand_back(self, now: float, peer: bytes, lease_id: int, task_ids: list[bytes]) -> None:
-        self.leases.on_handed_back(lease_id, task_ids)
-
     def on_lease_granted(
         self,
         now: float,
@@ -321,6 +320,9 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
         budget = self._config.oom_retries_max if out_of_memory else None
         again = []
         for task in tasks:
+            if task.cancelled:
+                self._end_cancelled(now, task)
+                continue
             if task.id in self.tasks.pending and (len(tasks) > 1 or self.tasks.may_run_again(task, budget)):
                 again.append(task)
                 continue
@@ -387,21 +389,18 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _known(self, object_id: bytes) -> Entry:
-        """What is known of an object that was there."""
-        entry = self.memory.get(object_id) or self.lost[object_id].entry
-        assert entry is not None
-        return entry
-
-    def _make_spec(self, task: Task) -> tuple[Any, ...]:
+    def _make_spec(self, task: Task) -> tuple[Any, ...] | None:
+        """What is sent of a task; None if it waits for an argument again, which was lost after it had been there."""
         template = task.template
         slots: tuple[Any, ...] = ()
         if task.slots:
             memory = self.memory
             try:
                 slots = tuple([(where, ref.binary(), ref.owner, memory[ref.binary()]) for where, ref in task.slots])
-            except KeyError:  # one was lost after it had been there: the worker will ask for it
-                slots = tuple([(where, ref.binary(), ref.owner, self._known(ref.binary())) for where, ref in task.slots])
+            except KeyError:
+                for ref in self.tasks.submit(task, memory.__contains__):
+                    self._seek(ref.binary(), ref.owner)
+                return None
         return (
             task.id,
             template.function_id,
@@ -417,7 +416,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
         """All arguments are there; one that is an error is the result."""
         far = False
         for _, ref in task.slots:
-            entry = self._known(ref.binary())
+            entry = self.memory.get(ref.binary(), _LOST)
             if entry[0] == STORED and entry[2] != self._node_id:
                 far = True
             elif entry[0] == ERROR:
@@ -436,7 +435,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
         elif not task.template.creates:
             self.calls.submit(task)
         else:
-            self._send_creation(actor[0], task)
+            self.send_creation(actor[0], task)
 
     def _fail(self, now: float, task: Task, entry: Entry) -> None:
         if self.tasks.pending.pop(task.id, None) is None:
@@ -463,6 +462,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
 
     def _give_up(self, now: float, queue: LeaseQueue, reason: str) -> None:
         for task in self.leases.give_up(queue):
+            self._sweep(self._left_behind(task), task.tried)
             text = f"{task.template.name}() (task {task.id.hex()}) can not be scheduled: {reason}"
             self._fail(now, task, error_entry(TaskUnschedulableError(text)))
 

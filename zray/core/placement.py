@@ -19,11 +19,13 @@ its bundles are whenever that changes.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 from zray.base.config import Config
+from zray.base.ids import agent_id
 from zray.base.resources import ResourceSet
 from zray.base.wire import Reply
 from zray.base.wire_actors import Notice
@@ -59,6 +61,7 @@ class PlacementGroupManager:
         "_unplaced",
         "_views",
         "_waits",
+        "frozen",
         "groups",
         "names",
     )
@@ -80,6 +83,7 @@ class PlacementGroupManager:
         self._rounds: dict[bytes, PlacementGroup] = {}  # whose nodes are being asked
         self._waits: dict[bytes, dict[bytes, None]] = {}  # process -> groups it waits for
         self._unplaced: dict[bytes, PlacementGroup] = {}  # those that look for places
+        self.frozen = False  # not all nodes are known: nobody looks for places
         self.groups: dict[bytes, PlacementGroup] = {}
         self.names: dict[tuple[str, str], PlacementGroup] = {}  # (namespace, name) of those that are not removed
 
@@ -100,8 +104,9 @@ class PlacementGroupManager:
         bundles: list[dict[str, int]],
         conditions: list[tuple[Any, ...]],
     ) -> None:
-        if group_id in self.groups:
-            return  # said twice
+        if group_id in self.groups:  # the answer may have been lost with an earlier control
+            self._out.append((AFTER_PERSIST, peer, Reply(request_id, True, None)))
+            return
         refusal = self._refusal(strategy, bundles, conditions)
         known = self.names.get((namespace, name)) if name else None
         if known is not None:
@@ -121,7 +126,8 @@ class PlacementGroupManager:
         if name:
             self.names[namespace, name] = group
         held = "; ".join(repr(bundle) for bundle in group.bundles)
-        row = (group_id, job_id, peer, name, namespace, detached, strategy, held, group.state.name)
+        details = pickle.dumps((actor_id, name, namespace, bundles, conditions), 5)
+        row = (group_id, job_id, peer, name, namespace, detached, strategy, held, group.state.name, details)
         self._out.append((PERSIST, "save_placement_group", row))
         self._out.append((AFTER_PERSIST, peer, Reply(request_id, True, None)))
         self._end_if_over(now, group)
@@ -154,7 +160,7 @@ class PlacementGroupManager:
         if group is None or group.state is GroupState.REMOVED:
             self._out.append((SEND, peer, Reply(request_id, False, self._gone(group_id))))
         elif group.state is GroupState.CREATED or timeout_s == 0:
-            self._out.append((SEND, peer, Reply(request_id, True, group.state is GroupState.CREATED)))
+            self._out.append((AFTER_PERSIST, peer, Reply(request_id, True, group.state is GroupState.CREATED)))
         else:
             group.waiters[peer, request_id] = None
             self._waits.setdefault(peer, {})[group_id] = None
@@ -210,22 +216,46 @@ class PlacementGroupManager:
                 group.asked.pop(node_id, None)
                 group.prepared.pop(node_id, None)
                 self._give_up(group, f"node {node_id.hex()[:8]} died")
-            for index in lost:
-                group.nodes[index] = b""
-                group.free.pop(index, None)
             if lost:
-                group.reason = f"node {node_id.hex()[:8]} died"
-                group.move("lost")
-                self._unplaced[group.id] = group
-                self._changed(now, group)
-            if in_round or lost:
+                self.lose(now, group, lost, f"node {node_id.hex()[:8]} died")
+            elif in_round:
                 self._try(now, group)
+
+    def lose(self, now: float, group: PlacementGroup, indexes: list[int], reason: str) -> None:
+        """Some of its bundles are gone, and need new places."""
+        for index in indexes:
+            group.nodes[index] = b""
+            group.free.pop(index, None)
+        group.reason = reason
+        group.move("lost")
+        self._unplaced[group.id] = group
+        self._changed(now, group)
+        self._try(now, group)
 
     def nodes_changed(self, now: float) -> None:
         """There are new nodes, or something is free that was not."""
         failed: dict[tuple[Any, ...], Packing] = {}
         for group in list(self._unplaced.values()):
             self._try(now, group, failed)
+
+    def break_off(self, now: float, node_id: bytes, reason: str) -> None:
+        """A node may not have heard what it was asked for, or not have been heard: those rounds begin anew."""
+        for group in list(self._rounds.values()):
+            if node_id in group.asked or node_id in group.prepared:
+                self._give_up(group, reason)
+                self._later(now, group)
+
+    def restore(self, group: PlacementGroup) -> None:
+        """A group that an earlier control process knew."""
+        self.groups[group.id] = group
+        self._agents.update({node: agent_id(node) for node in group.nodes if node})
+        if group.state is GroupState.REMOVED:
+            self._dead[group.id] = None
+            return
+        if group.state is not GroupState.CREATED:
+            self._unplaced[group.id] = group
+        if group.name:
+            self.names[group.namespace, group.name] = group
 
     # -- ends -----------------------------------------------------------------------------------------------------
 
@@ -288,7 +318,7 @@ class PlacementGroupManager:
 
     def _try(self, now: float, group: PlacementGroup, failed: dict[tuple[Any, ...], Packing] | None = None) -> None:
         """Look for places and ask the nodes, unless they are being asked already."""
-        if group.asked or group.state not in (GroupState.PENDING, GroupState.RESCHEDULING):
+        if self.frozen or group.asked or group.state not in (GroupState.PENDING, GroupState.RESCHEDULING):
             return
         placed = {index: node for index, node in enumerate(group.nodes) if node}
         shape = (group.strategy, group.bundles, group.conditions, tuple(group.nodes))
@@ -356,19 +386,19 @@ class PlacementGroupManager:
 
     def _commit(self, now: float, group: PlacementGroup) -> None:
         """All nodes have prepared theirs."""
-        for node in group.prepared:
-            self._out.append((SEND, self._agents[node], CommitBundles(group.id, group.attempt)))
+        nodes, group.prepared = list(group.prepared), {}
         for index, node in group.plan.items():
             group.nodes[index] = node
         group.plan = {}
-        group.prepared = {}
         del self._rounds[group.id]
         group.tries = 0
         group.reason = ""
         group.move("placed")
         self._unplaced.pop(group.id, None)
-        self._answer(group, True, True)
         self._changed(now, group)
+        for node in nodes:
+            self._out.append((AFTER_PERSIST, self._agents[node], CommitBundles(group.id, group.attempt)))
+        self._answer(group, True, True)
 
     def _give_up(self, group: PlacementGroup, reason: str) -> None:
         """The round has failed: what was asked for is not wanted any more."""
@@ -411,7 +441,7 @@ class PlacementGroupManager:
     def _answer(self, group: PlacementGroup, ok: bool, value: Any) -> None:
         """Tell those who wait for its places."""
         for peer, request_id in group.waiters:
-            self._out.append((SEND, peer, Reply(request_id, ok, value)))
+            self._out.append((AFTER_PERSIST, peer, Reply(request_id, ok, value)))
             self._waits_no_more(peer, group)
         group.waiters = {}
 
@@ -426,12 +456,11 @@ class PlacementGroupManager:
         return f"{title} was removed: {self.view(group_id).reason}"
 
     def _changed(self, now: float, group: PlacementGroup) -> None:
-        """Tell who wants to know, and write it down."""
-        update = _update(group.id, group.view())
+        """Write it down, and tell who wants to know."""
+        nodes, standing = ", ".join(node.hex()[:8] for node in group.nodes), pickle.dumps((group.nodes, group.attempt), 5)
+        self._out.append((PERSIST, "update_placement_group", (group.state.name, nodes, group.reason, standing, group.id)))
         for agent in group.subscribers:
-            self._out.append((SEND, agent, update))
-        nodes = ", ".join(node.hex()[:8] for node in group.nodes)
-        self._out.append((PERSIST, "update_placement_group", (group.state.name, nodes, group.reason, group.id)))
+            self._out.append((AFTER_PERSIST, agent, _update(group.id, group.view())))
         if self._told is not None:
             self._told(now, group.id)
 
@@ -464,7 +493,7 @@ class PlacementGroupManager:
             in_round = sorted(_flat([*group.asked.values(), *group.prepared.values()]))
             if in_round != sorted(group.plan) or not group.asked or any(group.nodes[index] for index in in_round):
                 raise InvariantError(f"the round of {group.title()} does not add up")
-        elif looks and not group.retry_set:
+        elif looks and not (group.retry_set or self.frozen):
             raise InvariantError(f"{group.title()} is {group.state.name} and nobody looks for places")
         for peer, _ in group.waiters:
             if group.id not in self._waits.get(peer, {}):

@@ -348,6 +348,10 @@ class ObjectRecovery:
         name = origin.template.name
         if origin.id in self.tasks.pending:
             return ""
+        actor = origin.template.actor
+        queue = self.calls.queues.get(actor[0]) if actor is not None and origin.template.ordered else None
+        if queue is not None and queue.worker in self._remote_gets.get(object_id, ()):
+            return f"{name}(), which made it, is a call of the actor that waits for it"
         if origin.rebuilds_left == 0:
             return f"{name}(), which made it, has been run again as often as max_retries allows"
         for _, argument, owner in origin.slots:

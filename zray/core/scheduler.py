@@ -288,6 +288,11 @@ class LeaseScheduler:
                 break
         return wanted
 
+    def jobs(self) -> list[bytes]:
+        """Those that have leases here, or ask for some."""
+        requests = [*self.queue.values(), *[lease.request for lease in self.leases.values()]]
+        return [request.job_id for request in requests]
+
     def holds(self, owner: bytes) -> bool:
         """Whether an owner has leases, or asks for some."""
         held = any(lease.request.owner == owner for lease in self.leases.values())

@@ -5,7 +5,7 @@ Theory of operation
 A task waits here for its arguments, goes to ``leases`` when all of them are there, and is forgotten when its results
 arrive. An argument that turned out to be an error is the task's result too: the task never runs. Every attempt that
 ends without a result, because the worker died under it, costs one retry; hand-backs and deaths of which the task can
-not be the cause cost none.
+not be the cause cost none. A task that was cancelled costs nothing either: it never runs again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 from zray.base.ids import agent_of
 from zray.base.resources import ResourceSet
 from zray.exceptions import InvariantError
+
+CANCELLED, FORCED = 1, 2  # what is wished of a task that is to end early; 0 of all others
 
 
 class TaskTemplate:
@@ -111,11 +113,13 @@ class Task:
     """
 
     __slots__ = (
+        "cancelled",
         "depth",
         "id",
         "missing",
         "nested",
         "oom_retries",
+        "parent",
         "payload",
         "retries_left",
         "returns",
@@ -147,6 +151,8 @@ class Task:
         self.suspect = False
         self.tried: tuple[bytes, ...] = ()  # agents of the nodes where earlier attempts may have left results
         self.oom_retries = 0  # how often it was ended for want of memory
+        self.cancelled = 0
+        self.parent = b""  # the task that submitted it, in the process that runs that
 
     def tried_on(self, worker: bytes) -> None:
         """An attempt is over that was not the last one."""
@@ -189,13 +195,24 @@ class TaskManager:
                 ready.append(task)
         return ready
 
+    def withdraw(self, task: Task) -> None:
+        """A task does not wait for its arguments any more."""
+        if task.missing:
+            for object_id in {ref.binary() for _, ref in task.slots}:
+                left = [other for other in self.waiting.get(object_id, ()) if other is not task]
+                if left:
+                    self.waiting[object_id] = left
+                else:
+                    self.waiting.pop(object_id, None)
+            task.missing = 0
+
     def finish(self, task_id: bytes) -> Task | None:
         """The task has its results; None if it had them already."""
         return self.pending.pop(task_id, None)
 
     def may_retry(self, task: Task) -> bool:
         """Charge an attempt: whether the task may run again."""
-        if task.retries_left == 0:
+        if task.retries_left == 0 or task.cancelled:
             return False
         if task.retries_left > 0:
             task.retries_left -= 1

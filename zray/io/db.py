@@ -94,26 +94,47 @@ MIGRATIONS: list[tuple[str, str]] = [
         );
         """,
     ),
+    (
+        "0004 what a control that is started again must know",
+        """
+        ALTER TABLE jobs ADD COLUMN details BLOB;              -- pickled: endpoint, namespace, environment
+        ALTER TABLE nodes ADD COLUMN details BLOB;             -- pickled: agent, resources, labels, store
+        ALTER TABLE actors ADD COLUMN details BLOB;            -- pickled: what its owner asked for
+        ALTER TABLE actors ADD COLUMN creation BLOB;           -- the call of its constructor, while it may be needed
+        ALTER TABLE actors ADD COLUMN standing BLOB;           -- pickled: incarnation, agent, endpoint, deaths in a row, error
+        ALTER TABLE placement_groups ADD COLUMN details BLOB;  -- pickled: what its creator asked for
+        ALTER TABLE placement_groups ADD COLUMN standing BLOB; -- pickled: the node of each bundle, the number of the round
+        CREATE TABLE answers (
+            slot INTEGER PRIMARY KEY,     -- the latest few thousand, round and round
+            asker BLOB NOT NULL,          -- process id of who changed the key-value store
+            request_id INTEGER NOT NULL,
+            existed INTEGER NOT NULL      -- what the answer was, or will be if it has to be given again
+        );
+        """,
+    ),
 ]
 
 STATEMENTS = {
-    "save_job": "INSERT INTO jobs (job_id, driver, pid, entrypoint, namespace, state) VALUES (?, ?, ?, ?, ?, ?)",
+    "save_job": "INSERT INTO jobs (job_id, driver, pid, entrypoint, namespace, details, state) VALUES (?, ?, ?, ?, ?, ?, ?)",
     "finish_job": "UPDATE jobs SET state = ?, ended_at = datetime('now') WHERE job_id = ?",
-    "save_node": "INSERT OR REPLACE INTO nodes (node_id, endpoint, hostname, pid, resources, state) "
-    "VALUES (?, ?, ?, ?, ?, ?)",
+    "save_node": "INSERT INTO nodes (node_id, endpoint, hostname, pid, resources, details, state) VALUES (?, ?, ?, ?, ?, ?, ?) "
+    "ON CONFLICT (node_id) DO UPDATE SET endpoint = excluded.endpoint, hostname = excluded.hostname, pid = excluded.pid, "
+    "resources = excluded.resources, details = excluded.details, state = excluded.state",
     "save_function": "INSERT OR IGNORE INTO functions (function_id, job_id, name, body) VALUES (?, ?, ?, ?)",
-    "save_actor": "INSERT INTO actors (actor_id, job_id, owner, class_name, name, namespace, detached, max_restarts, state) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-    "update_actor": "UPDATE actors SET state = ?, restarts = ?, node_id = ?, worker_id = ?, pid = ?, reason = ?, "
+    "save_actor": "INSERT INTO actors (actor_id, job_id, owner, class_name, name, namespace, detached, max_restarts, state, "
+    "details) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    "save_creation": "UPDATE actors SET creation = ? WHERE actor_id = ?",
+    "update_actor": "UPDATE actors SET state = ?, restarts = ?, node_id = ?, worker_id = ?, pid = ?, reason = ?, standing = ?, "
     "changed_at = datetime('now') WHERE actor_id = ?",
     "forget_actor": "DELETE FROM actors WHERE actor_id = ?",
     "save_placement_group": "INSERT INTO placement_groups (group_id, job_id, creator, name, namespace, detached, strategy, "
-    "bundles, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-    "update_placement_group": "UPDATE placement_groups SET state = ?, nodes = ?, reason = ?, changed_at = datetime('now') "
-    "WHERE group_id = ?",
+    "bundles, state, details) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    "update_placement_group": "UPDATE placement_groups SET state = ?, nodes = ?, reason = ?, standing = ?, "
+    "changed_at = datetime('now') WHERE group_id = ?",
     "forget_placement_group": "DELETE FROM placement_groups WHERE group_id = ?",
     "save_kv": "INSERT OR REPLACE INTO kv (namespace, key, value) VALUES (?, ?, ?)",
     "delete_kv": "DELETE FROM kv WHERE namespace = ? AND key = ?",
+    "save_answer": "INSERT OR REPLACE INTO answers (slot, asker, request_id, existed) VALUES (?, ?, ?, ?)",
 }
 
 
@@ -132,15 +153,9 @@ class Database:
         self._thread = threading.Thread(target=self._run, name="zray-db", daemon=True)
         self._thread.start()
 
-    def load(self) -> dict[str, list[dict[str, Any]]]:
-        """All rows of all tables, as an earlier run left them; waits for the writer thread."""
-        answer: queue.SimpleQueue[dict[str, list[dict[str, Any]]]] = queue.SimpleQueue()
-        self._queue.put(("load", answer))
-        return answer.get()
-
     def execute(self, statement: str, parameters: tuple[Any, ...]) -> None:
         """Queue one of STATEMENTS."""
-        self._queue.put((statement, tuple(_storable(value) for value in parameters)))
+        self._queue.put((statement, tuple(storable(value) for value in parameters)))
 
     def after(self, callback: Callable[[], None]) -> None:
         """Call ``callback``, in the writer thread, when all that was queued before is on disk."""
@@ -156,7 +171,6 @@ class Database:
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite would have others read it
             connection = sqlite3.connect(self._path, isolation_level=None)
             try:
-                connection.row_factory = sqlite3.Row
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = NORMAL")
                 migrate(connection)
@@ -180,8 +194,6 @@ class Database:
             name, value = item
             if name == "after":
                 callbacks.append(value)
-            elif name == "load":
-                value.put(_load(connection))
             else:
                 connection.execute(STATEMENTS[name], value)
         connection.execute("COMMIT")
@@ -190,7 +202,7 @@ class Database:
         return None not in items
 
 
-def _storable(value: Any) -> Any:
+def storable(value: Any) -> Any:
     """What SQLite takes: names of files may hold bytes that are no text (surrogates), and its integers have 64 bits."""
     if isinstance(value, str) and not value.isascii():
         return value.encode("utf-8", "backslashreplace").decode()
@@ -208,6 +220,25 @@ def migrate(connection: sqlite3.Connection) -> None:
             connection.executescript(f"BEGIN IMMEDIATE; {script}; INSERT INTO migrations VALUES ('{name}'); COMMIT;")
 
 
-def _load(connection: sqlite3.Connection) -> dict[str, list[dict[str, Any]]]:
-    tables = ("jobs", "functions", "kv")
-    return {t: [dict(row) for row in connection.execute(f"SELECT * FROM {t}")] for t in tables}
+def read(path: str) -> dict[str, list[dict[str, Any]]]:
+    """All rows of all tables of a file, as an earlier control process left them; nobody may write to it now.
+
+    Raises:
+        RuntimeError: it can not be read; the text says why.
+    """
+    try:
+        connection = sqlite3.connect(path, isolation_level=None)
+        try:
+            migrate(connection)
+            return load(connection)
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise RuntimeError(f"the database {path} can not be read: {error}") from error
+
+
+def load(connection: sqlite3.Connection) -> dict[str, list[dict[str, Any]]]:
+    """All rows of all tables, each as a dict, in the order in which they were made."""
+    connection.row_factory = sqlite3.Row
+    tables = ("jobs", "nodes", "functions", "kv", "actors", "placement_groups", "answers")
+    return {table: [dict(row) for row in connection.execute(f"SELECT * FROM {table}")] for table in tables}

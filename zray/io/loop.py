@@ -14,7 +14,8 @@ until what they wait for is there, or until the driver leaves and one of them ta
 
 Other threads (and ``__del__``, which may run at any moment) only append to ``inbox``, and write the wake-up descriptor
 when the driver sleeps. An interrupt (Ctrl-C) that reaches the driving thread is held back until the turn is complete: a
-brain is never left half-way.
+brain is never left half-way. One that reaches the main thread in any other of zray's own lines is held back too: until it waits
+for something, or is back in the code of the user, where the next turn *nudges* it, by a signal of its own.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import select
 import signal
 import threading
 import time
+import types
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -33,6 +35,10 @@ _SPIN_S = 0.0001  # how long a thread looks for an answer before it sleeps, afte
 _QUICK_S = 0.001
 _SKIPS_MAX = 8  # turns in a row that do not look at the descriptors because there is other work
 _SEVERAL_CPUS = (os.cpu_count() or 1) > 1  # on one, looking would only keep the answer from being made
+NUDGE = signal.SIGRTMIN + 6 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2  # "look whether you are to be interrupted"
+_OURS = tuple(
+    f"zray.{name}" for name in ("io.", "runtime.", "core.", "base.", "api", "actor", "arguments", "remote_function", "object_ref")
+)
 _SUBMIT_BATCH = 64  # submissions between turns that the submitting thread makes itself
 
 
@@ -101,6 +107,9 @@ class Loop:
         self._park.acquire()
         self._followers: deque[Waitable] = deque()
         self._thread: threading.Thread | None = None
+        self._main = threading.main_thread().ident
+        self.nudges = False  # NUDGE is handled by on_nudge
+        self.user_frame: types.CodeType | None = None  # the code of ours in which users' functions run: that may be interrupted
         self._on_error: Callable[[BaseException], None] | None = None
 
     # -- for every thread -----------------------------------------------------------------------------------------
@@ -122,6 +131,11 @@ class Loop:
         except OSError:
             if not self.stopped:
                 raise
+
+    def hand_over(self) -> None:
+        """This thread will not wait here, but wants what was posted to be done: the loop thread need not wait for it."""
+        if self._park.locked():
+            _release(self._park)
 
     def maybe_turn(self) -> None:
         """After a submission: turn the loop when enough has gathered and nobody else does."""
@@ -176,6 +190,8 @@ class Loop:
                     return False
             elif not self._follow(waiter, deadline):
                 return bool(waiter.done)
+            elif self.interrupted:
+                self._raise_interrupt()
         return True
 
     def run_in_thread(self, name: str, on_error: Callable[[BaseException], None]) -> None:
@@ -255,6 +271,8 @@ class Loop:
         while timers and timers[0][0] <= now:
             self.on_timer(now, heapq.heappop(timers)[2])
         self.settle(now)
+        if self.interrupted and self.nudges and self._driver != self._main and self._main is not None:
+            signal.pthread_kill(self._main, NUDGE)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -292,9 +310,9 @@ class Loop:
     def _lead(self, waiter: Waitable, deadline: float | None) -> bool:
         """Drive until ``waiter`` is done; the baton is held. False when the time ran out."""
         self._uses += 1
-        self._driver = threading.get_ident()
+        me = self._driver = threading.get_ident()
         try:
-            while not waiter.done and not self.stopped and not self.interrupted:
+            while not waiter.done and not self.stopped and not (self.interrupted and me == self._main):
                 if deadline is None:
                     self.turn(None)
                     continue
@@ -344,12 +362,25 @@ class Loop:
             raise KeyboardInterrupt
 
     def on_interrupt(self, signum: int, frame: Any) -> None:
-        """Signal handler for SIGINT: interrupt at once, but never in the middle of a turn."""
-        if self._driver == threading.get_ident():
-            self.interrupted = True
-            self.wake()
-        else:
-            signal.default_int_handler(signum, frame)
+        """Signal handler for SIGINT: interrupt at once, but never in the middle of a turn or of anything else of ours."""
+        self.interrupted = True
+        self.on_nudge(signum, frame)
+
+    def on_nudge(self, signum: int, frame: Any) -> None:
+        """Signal handler: interrupt what was not interrupted before, if that can be done now."""
+        if not self.interrupted:
+            return
+        if self._driver != self._main and (frame is None or not self._is_ours(frame)):
+            self.interrupted = False
+            raise KeyboardInterrupt
+        self.wake()
+        for follower in list(self._followers):  # this thread may be among them
+            _release(follower.signal)
+
+    def _is_ours(self, frame: types.FrameType) -> bool:
+        """Whether an exception there would leave something of ours half-way."""
+        name = frame.f_globals.get("__name__", "")
+        return name.startswith(_OURS) and frame.f_code is not self.user_frame
 
     def _run(self) -> None:
         try:

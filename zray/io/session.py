@@ -3,6 +3,9 @@
 All sessions of a user lie in one 0700 directory; names are short because the path of an ipc socket is limited to 107 bytes.
 A session is alive as long as any of its processes is: they hold a shared descriptor on which the file ``lock`` is locked. A
 start removes every session whose lock is free, with its shared memory: what a power cut or ``kill -9`` of everything left.
+
+The session of a head that listened on a port of its operator's choice is another matter: the next head on that port takes it up
+(``take_up``), with the database of the cluster. Who does not come back within a week is not waited for.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ SHM_DIRECTORY = "/dev/shm"
 _LOCK = "lock"
 _DIRECTORIES = "directories"
 _NODE = "node.json"
+_HEAD = "head.json"
+_LEFT_S_MAX = 7 * 24 * 3600.0  # so long what a head has left is kept
 _YOUNG_S = 60.0  # a session that has no lock yet may be just being made
 
 
@@ -85,10 +90,11 @@ class Session:
 
     def describe(self, node: dict[str, Any]) -> None:
         """Say which node this session is: programs of this user that want to join its cluster find it so."""
-        path = os.path.join(self.path, _NODE)
-        with open(path + ".new", "w", encoding="utf-8", opener=_private) as file:
-            json.dump(node, file)
-        os.rename(path + ".new", path)
+        _write(os.path.join(self.path, _NODE), node)
+
+    def note_head(self, head: dict[str, Any]) -> None:
+        """Say that this session is that of a head; its ``port`` is 0 if nobody has chosen it."""
+        _write(os.path.join(self.path, _HEAD), head)
 
     def release(self) -> None:
         """Let go of the lock; others of the session may still hold it."""
@@ -126,24 +132,89 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
+def _write(path: str, contents: dict[str, Any]) -> None:
+    """The file is there completely or not at all."""
+    with open(path + ".new", "w", encoding="utf-8", opener=_private) as file:
+        json.dump(contents, file)
+    os.rename(path + ".new", path)
+
+
 def living_nodes(parent: str = "") -> list[dict[str, Any]]:
     """The nodes of this user that run on this machine, as they described themselves; the newest first."""
+    return _described(parent, _NODE, living=True)
+
+
+def living_heads(parent: str = "") -> list[dict[str, Any]]:
+    """The heads of this user that run on this machine, as they described themselves; the newest first."""
+    return _described(parent, _HEAD, living=True)
+
+
+def forget_heads(parent: str = "") -> list[str]:
+    """Remove what heads have left that were killed. Returns the paths."""
+    left = [head["session"] for head in _described(parent, _HEAD, living=False)]
+    for path in left:
+        _remove(path)
+    return left
+
+
+def take_up(port: int, parent: str = "") -> Session | None:
+    """The session that a head on this port has left, locked; what still older ones have left is removed.
+
+    Args:
+        port: that the operator has chosen; 0: none, and nothing is taken up.
+        parent: see ``base_directory``.
+    """
+    mine = [head for head in _described(parent, _HEAD) if port and head["port"] == port]
+    left = [head["session"] for head in mine if not _lives(head["pid"])]
+    for path in left[1:]:
+        _remove(path)
+    if not left:
+        return None
+    fd = os.open(os.path.join(left[0], _LOCK), os.O_RDWR | os.O_CLOEXEC)
+    fcntl.flock(fd, fcntl.LOCK_EX)  # its processes end with it, if not before it
+    return Session(left[0], fd)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it is somebody else's by now: better not to touch what it may be
+    return True
+
+
+def _described(parent: str, name: str, *, living: bool | None = None) -> list[dict[str, Any]]:
+    """The sessions that have a certain description, all or those whose processes live, or do not; the newest first."""
     found = []
     with os.scandir(base_directory(parent)) as entries:
         paths = [e.path for e in entries if e.name.startswith("s-") and e.is_dir(follow_symlinks=False)]
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
-            with open(os.path.join(path, _NODE), encoding="utf-8") as file:
-                node = json.load(file)
+            with open(os.path.join(path, name), encoding="utf-8") as file:
+                description = json.load(file)
                 made = os.fstat(file.fileno()).st_mtime
             fd = os.open(os.path.join(path, _LOCK), os.O_RDWR)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody holds it: the node is gone
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody holds it: all are gone
+                free = True
             except BlockingIOError:
-                found.append((made, path, node))
+                free = False
             finally:
                 os.close(fd)
-    return [{**node, "session": path} for _, path, node in sorted(found, key=lambda row: -row[0])]
+            if living is None or free != living:
+                found.append((made, path, description))
+    return [{**description, "session": path} for _, path, description in sorted(found, key=lambda row: -row[0])]
+
+
+def _waits_for_a_head(path: str) -> bool:
+    """Whether a head may come that takes up what lies here."""
+    with contextlib.suppress(FileNotFoundError):
+        with open(os.path.join(path, _HEAD), encoding="utf-8") as file:
+            port = json.load(file)["port"]
+        return port != 0 and time.time() - os.stat(path).st_mtime < _LEFT_S_MAX
+    return False
 
 
 def sweep(parent: str = "") -> list[str]:
@@ -162,8 +233,9 @@ def sweep(parent: str = "") -> list[str]:
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(path)
-            removed.append(path)
+            if not _waits_for_a_head(path):
+                _remove(path)
+                removed.append(path)
         except BlockingIOError:
             pass  # alive
         finally:

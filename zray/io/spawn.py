@@ -96,7 +96,7 @@ class Zygote:
         self.pid = os.fork()
         if self.pid == 0:
             ours.close()
-            _guarded(_Nursery(theirs, run_worker, at_end).run)
+            guarded(_Nursery(theirs, run_worker, at_end).run)
         theirs.close()
         self._socket = ours
         self._outbox: deque[tuple[bytes, tuple[int, ...]]] = deque()
@@ -169,7 +169,7 @@ class Zygote:
         self._outbox.clear()
 
 
-def _guarded(function: Callable[[], None]) -> NoReturn:
+def guarded(function: Callable[[], None]) -> NoReturn:
     """Run the rest of a forked process; its parent's stack must never be returned to."""
     code = 1
     try:
@@ -250,7 +250,7 @@ class _Nursery:
             for number, fd in enumerate(output, start=1):
                 os.dup2(fd, number)
             _close_all(output)
-            _guarded(lambda: self._run_worker(worker_id))
+            guarded(lambda: self._run_worker(worker_id))
         self._pids[pid] = worker_id
         self._workers[worker_id] = pid
         self._tell(("started", worker_id, pid))

@@ -19,9 +19,10 @@ from typing import Any, TextIO
 
 from zray.io.cluster_key import ClusterKey, find
 from zray.io.endpoint import places
-from zray.io.session import Session, living_nodes, sweep
+from zray.io.session import Session, forget_heads, living_heads, living_nodes, sweep, take_up
 from zray.io.spawn import set_title
-from zray.runtime import agent_process, head
+from zray.ops.supervisor import Child, Supervisor
+from zray.runtime import agent_process, control, head
 from zray.runtime.process import log
 
 Serve = Callable[[dict[str, Any], TextIO], int]
@@ -33,32 +34,85 @@ INSECURE = b"an open cluster-"  # the identity of clusters without a key
 
 def serve_head(settings: dict[str, Any], out: TextIO, ready: Callable[[], None] = lambda: None) -> int:
     """Run a head until it is told to end; returns the exit code."""
+    set_title("zray-head")
+    head.start_logging(settings["logging_level"])
+    session = take_up(settings["tcp"][1], settings["temp_dir"])
+    again = session is not None
     sweep(settings["temp_dir"])
-    session = Session(parent=settings["temp_dir"])
-    key_file = ""
+    session = session or Session(parent=settings["temp_dir"])
     try:
-        set_title("zray-head")
-        key = None if settings["insecure"] else _key(settings["key_file"])
-        cluster = INSECURE if key is None else key.cluster
-        process = head.start({**settings, "cluster": cluster.hex()}, session, key)
-        signal.signal(signal.SIGINT, lambda signum, frame: process.loop.post((process.stop, "SIGINT")))
-        address = places(process.transport.endpoint)[1].removeprefix("tcp://")
-        key_file = _keep(key, address, settings["key_file"])
-        _describe(session, "zray-head", settings, process.transport.endpoint, address, key_file, cluster)
-        print(_welcome(address, key_file, session), file=out, flush=True)
-        ready()
+        served = _Head(settings, session, out, ready, again=again)
         try:
+            return Supervisor(
+                Child("control", served.run_control), Child("agent", served.run_agent), served.on_control, served.on_agent
+            ).run()
+        finally:
+            served.forget_key()
+    finally:
+        session.remove()
+
+
+class _Head:
+    """What ``zray-head`` has its children run, and tells of them."""
+
+    def __init__(
+        self, settings: dict[str, Any], session: Session, out: TextIO, ready: Callable[[], None], *, again: bool
+    ) -> None:
+        self._session = session
+        self._out = out
+        self._ready = ready
+        self._again = again
+        kept = os.path.join(session.path, "cluster.key")
+        self._key: ClusterKey | None = None
+        if not settings["insecure"]:
+            self._key = _load(kept) if again else _key(settings["key_file"])
+            self._key.save(kept)
+        self._cluster = INSECURE if self._key is None else self._key.cluster
+        self._settings = {**settings, "cluster": self._cluster.hex()}
+        self._address = ""
+        self._key_file = ""
+        session.note_head({"role": "zray-head", "pid": os.getpid(), "port": settings["tcp"][1]})
+
+    def run_control(self, report: Callable[[str], None]) -> int:
+        """The life of a control process."""
+        set_title("zray-control")
+        process = control.start(self._settings, self._session, self._key)
+        try:
+            report(places(process.transport.endpoint)[1])
             process.loop.run()
             log.info("ending: %s", process.reason)
             process.leave()
         finally:
             process.close()
-    finally:
-        session.remove()
-        if key_file and not settings["key_file"]:  # nobody has chosen its name: with the next start there will be another
+        return int(process.reason != "SIGTERM")
+
+    def run_agent(self, report: Callable[[str], None]) -> int:
+        """The life of the agent of this machine."""
+        self._session.release()
+        answer = {"config": self._settings["config"], "cluster_id": self._cluster.hex()}
+        host = self._settings["tcp"][2]
+        settings = {**self._settings, "control": f"tcp://{self._address}", "tcp": [host, 0, host]}
+        _run_node(settings, answer, "zray-head", self._address, self._key_file, self._key, report)
+        return 0
+
+    def on_control(self, place: str) -> None:
+        """The control listens: from now on always there."""
+        host, _, told = self._settings["tcp"]
+        self._address = place.removeprefix("tcp://")
+        self._settings["tcp"] = [host, int(place.rpartition(":")[2]), told]
+        if not self._key_file:
+            self._key_file = _keep(self._key, self._address, self._settings["key_file"])
+
+    def on_agent(self, session_path: str) -> None:
+        """The machine of the head is a node of its cluster."""
+        print(_welcome(self._address, self._key_file, session_path, again=self._again), file=self._out, flush=True)
+        self._ready()
+
+    def forget_key(self) -> None:
+        """Remove the key file if nobody has chosen its name: with the next start there will be another."""
+        if self._key_file and not self._settings["key_file"]:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(key_file)
-    return 0
+                os.unlink(self._key_file)
 
 
 def serve_node(settings: dict[str, Any], out: TextIO, ready: Callable[[], None] = lambda: None) -> int:
@@ -67,20 +121,42 @@ def serve_node(settings: dict[str, Any], out: TextIO, ready: Callable[[], None] 
     key_file = "" if settings["insecure"] else find(address, settings["key_file"])
     key = _load(key_file) if key_file else None
     cluster = INSECURE if key is None else key.cluster
-    control = f"tcp://{address}"
-    answer = agent_process.ask_cluster(control, cluster, key)
+    place = f"tcp://{address}"
+    answer = agent_process.ask_cluster(place, cluster, key)
+    set_title("zray-node")
+    head.start_logging(settings["logging_level"])
+
+    def joined(session_path: str) -> None:
+        print(f"zray node of the cluster at {address} (session {session_path})", file=out, flush=True)
+        ready()
+
+    if _run_node({**settings, "control": place}, answer, "zray-node", address, key_file, key, joined):
+        command = [word for word in sys.orig_argv[1:] if word != "--detach"]  # as another node, in a process without threads
+        os.execv(sys.executable, [sys.executable, *command])
+    return 0
+
+
+def _run_node(
+    settings: dict[str, Any],
+    answer: dict[str, Any],
+    role: str,
+    address: str,
+    key_file: str,
+    key: ClusterKey | None,
+    on_joined: Callable[[str], None],
+) -> bool:
+    """The life of an agent; returns whether the cluster would have the node back as another one."""
     sweep(settings["temp_dir"])
     session = Session(parent=settings["temp_dir"])
     try:
         set_title("zray-node")
-        head.start_logging(settings["logging_level"])
-        process = agent_process.start({**settings, "control": control}, session, answer, key)
-        settings = {**settings, "config": answer["config"], "node_id": process.node.description["node_id"].hex()}
+        process = agent_process.start(settings, session, answer, key)
+        node_id = process.node.description["node_id"].hex()
+        described = {**settings, "config": answer["config"], "node_id": node_id}
 
         def joined() -> None:
-            _describe(session, "zray-node", settings, control, address, key_file, cluster)
-            print(f"zray node of the cluster at {address} (session {session.path})", file=out, flush=True)
-            ready()
+            _describe(session, role, described, address, key_file, bytes.fromhex(answer["cluster_id"]))
+            on_joined(session.path)
 
         process.on_joined = joined
         try:
@@ -91,10 +167,7 @@ def serve_node(settings: dict[str, Any], out: TextIO, ready: Callable[[], None] 
             process.close()
     finally:
         session.remove()
-    if process.node.agent.rejoin:  # as another node, in a process that has never had threads
-        command = [word for word in sys.orig_argv[1:] if word != "--detach"]
-        os.execv(sys.executable, [sys.executable, *command])
-    return 0
+    return process.node.agent.rejoin
 
 
 def _key(path: str) -> ClusterKey:
@@ -122,15 +195,16 @@ def _keep(key: ClusterKey | None, address: str, path: str) -> str:
 
 
 def _describe(
-    session: Session, role: str, settings: dict[str, Any], control: str, address: str, key_file: str, cluster: bytes
+    session: Session, role: str, settings: dict[str, Any], address: str, key_file: str, cluster: bytes
 ) -> None:
     """Say in the session's directory how programs on this machine join."""
     session.describe(
         {
             "role": role,
-            "pid": os.getpid(),
+            "pid": os.getpid() if role == "zray-node" else os.getppid(),  # which ends it when it is told to end
+            "agent_pid": os.getpid(),
             "address": address,
-            "control": control,
+            "control": settings["control"],
             "host": settings["tcp"][2],
             "key_file": os.path.abspath(key_file) if key_file else "",
             "cluster": cluster.hex(),
@@ -140,10 +214,10 @@ def _describe(
     )
 
 
-def _welcome(address: str, key_file: str, session: Session) -> str:
+def _welcome(address: str, key_file: str, session_path: str, *, again: bool) -> str:
     how = f"--address {address} " + (f"--key-file {key_file}" if key_file else "--insecure")
     return (
-        f"zray head at {address} (session {session.path})\n"
+        f"zray head at {address} (session {session_path})" + (", with what an earlier one has left" if again else "") + "\n"
         f'  programs on this machine:  zray.init(address="auto")\n'
         f"  other machines:            zray-node {how}" + ("   (copy the key file there, mode 0600)" if key_file else "")
     )
@@ -218,10 +292,13 @@ def _leave_terminal(log_path: str) -> None:
 
 def stop(role: str, temp_dir: str) -> int:
     """End the instance that runs on this machine; returns the exit code."""
-    found = [node for node in living_nodes(temp_dir) if node["role"] == role]
+    living = living_heads if role == "zray-head" else living_nodes
+    found = [node for node in living(temp_dir) if node["role"] == role]
     if not found:
-        print(f"{role}: none runs here", file=sys.stderr)
-        return 1
+        left = forget_heads(temp_dir) if role == "zray-head" else []
+        what = f"; what {len(left)} that were killed had left is removed" if left else ""
+        print(f"{role}: none runs here{what}", file=sys.stderr)
+        return int(not left)
     if len(found) > 1:
         listed = "\n".join(f"  --session-dir {os.path.dirname(os.path.dirname(n['session']))}: pid {n['pid']}" for n in found)
         print(f"{role}: {len(found)} run here; end one by its pid (kill PID), or name it:\n{listed}", file=sys.stderr)

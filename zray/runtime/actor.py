@@ -48,6 +48,9 @@ class Group(Protocol):
     def submit(self, peer: bytes, spec: Any) -> None:
         """In the loop: a call, in its order."""
 
+    def cancel(self, task_id: bytes) -> bool | None:
+        """In the loop: a call is not wanted any more. Whether it runs; None if it is not of this group."""
+
     def stop(self) -> None:
         """In the loop: have threads end that have nothing to do."""
 
@@ -57,6 +60,14 @@ class MainGroup:
 
     def __init__(self, worker: Executor) -> None:
         self.submit = worker.enqueue
+        self._worker = worker
+
+    def cancel(self, task_id: bytes) -> bool | None:
+        cancellation = self._worker.cancellation
+        if cancellation.take_out(task_id):
+            return False
+        cancellation.cancelled[task_id] = False  # the main thread has it, or has had it and forgets this soon
+        return self._worker.task_id == task_id
 
     def stop(self) -> None:
         """That is for the worker to do."""
@@ -71,6 +82,8 @@ class ThreadGroup:
         self._name = name
         self._limit = limit
         self._calls: queue.SimpleQueue[tuple[int, bytes, Any] | None] = queue.SimpleQueue()
+        self._waiting: dict[bytes, tuple[int, bytes, Any]] = {}  # of those, by task; who takes a call out of here has it
+        self._running: dict[bytes, None] = {}
         self._threads = 0
         self._idle = threading.Semaphore(0)
 
@@ -78,7 +91,8 @@ class ThreadGroup:
         number = self._actor.received()
         if not number:
             return
-        self._calls.put((number, peer, spec))
+        call = self._waiting[spec[0]] = (number, peer, spec)
+        self._calls.put(call)
         if not self._idle.acquire(blocking=False) and self._threads < self._limit:
             self._threads += 1
             name = f"zray-{self._name}-{self._threads}"
@@ -88,15 +102,29 @@ class ThreadGroup:
         for _ in range(self._threads):
             self._calls.put(None)
 
+    def cancel(self, task_id: bytes) -> bool | None:
+        call = self._waiting.pop(task_id, None)
+        if call is not None:
+            self._actor.cancelled(*call)
+            return False
+        if task_id not in self._running:
+            return None
+        self._actor.flag(task_id)
+        return True
+
     def _work(self) -> None:
         while True:
             call = self._calls.get()
             if call is None:
                 return
+            task_id = call[2][0]
+            self._running[task_id] = None
             try:
-                self._worker.run_user_code(self._actor.run, *call)
+                if self._waiting.pop(task_id, None) is not None:  # else it was cancelled
+                    self._worker.run_user_code(self._actor.run, *call)
             except BaseException as error:
                 self._worker.crash(error)
+            self._running.pop(task_id, None)  # tried again, it may have begun in another thread already
             del call
             self._idle.release()
 
@@ -110,7 +138,8 @@ class AsyncGroup:
         self._loop = loop
         self._limit = limit
         self._calls: deque[tuple[int, bytes, Any]] = deque()
-        self._running: set[asyncio.Task[None]] = set()
+        self._waiting: dict[bytes, tuple[int, bytes, Any]] = {}  # of those, by task; who takes a call out of here has it
+        self._running: dict[bytes, asyncio.Task[None] | None] = {}
         self._context = Context()  # not that of whichever thread turns the loop
         self._called = False
 
@@ -118,7 +147,8 @@ class AsyncGroup:
         number = self._actor.received()
         if not number:
             return
-        self._calls.append((number, peer, spec))
+        call = self._waiting[spec[0]] = (number, peer, spec)
+        self._calls.append(call)
         if not self._called:
             self._called = True
             self._loop.call_soon_threadsafe(self._start, context=self._context)
@@ -126,18 +156,39 @@ class AsyncGroup:
     def stop(self) -> None:
         """The event loop is the actor's."""
 
+    def cancel(self, task_id: bytes) -> bool | None:
+        call = self._waiting.pop(task_id, None)
+        if call is not None:
+            self._actor.cancelled(*call)
+            return False
+        if task_id not in self._running:
+            return None
+        self._actor.flag(task_id)
+        self._loop.call_soon_threadsafe(self._stop, task_id)
+        return True
+
+    def _stop(self, task_id: bytes) -> None:
+        """In the event loop: cancel what runs."""
+        task = self._running.get(task_id)
+        if task is not None:
+            task.cancel()
+
     def _start(self) -> None:
         """In the event loop: start what may run."""
         self._called = False
         calls, running = self._calls, self._running
         while calls and len(running) < self._limit:
             call = calls.popleft()
-            task = self._loop.create_task(self._actor.run_async(*call))
-            running.add(task)
+            task_id = call[2][0]
+            running[task_id] = None
+            if self._waiting.pop(task_id, None) is None:  # it was cancelled
+                del running[task_id]
+                continue
+            task = running[task_id] = self._loop.create_task(self._actor.run_async(*call))
             task.add_done_callback(functools.partial(self._ended, call))
 
     def _ended(self, call: tuple[int, bytes, Any], task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+        self._running.pop(call[2][0], None)
         if task.cancelled():  # by another call, before it had begun
             self._actor.cancelled(*call)
         else:
@@ -232,7 +283,7 @@ class Actor:
         else:
             known = ", ".join(map(repr, self._groups)) or "none"
             error = ValueError(f"{spec[6]}() has no concurrency group {name!r}: the actor's groups are {known}")
-            self._finish(peer, spec, (self._worker.error_entry(error, spec[6], extra),) * abs(spec[4]), 0.0)
+            self._finish(peer, spec, (self._worker.error_entry(error, spec[6], extra, spec[0]),) * abs(spec[4]), 0.0)
 
     def method(self, name: bytes) -> Callable[..., Any]:
         """A method of the instance, or one that every actor has."""
@@ -274,12 +325,13 @@ class Actor:
             if num_returns < 0:
                 entries = worker.streamed(peer, spec, GeneratorRunner(worker, peer, spec).run(result))
             else:
+                self._check_wanted(task_id)
                 entries = worker.entries(peer, spec, result)
         except SystemExit as error:
             self._end(error, number)
             return
         except BaseException as error:
-            entries = (worker.error_entry(error, name, extra),) * abs(num_returns)
+            entries = (worker.error_entry(error, name, extra, task_id),) * abs(num_returns)
         self._finish(peer, spec, entries, started)
         self._end()
 
@@ -309,20 +361,37 @@ class Actor:
                     result = [value async for value in result]
                 elif inspect.isawaitable(result):
                     result = await result
+                self._check_wanted(task_id)
                 entries = worker.entries(peer, spec, result)
         except SystemExit as error:
             self._end(error, number)
             return
         except BaseException as error:
-            entries = (worker.error_entry(error, name, extra),) * abs(num_returns)
+            entries = (worker.error_entry(error, name, extra, task_id),) * abs(num_returns)
         self._finish(peer, spec, entries, started, refs)
         self._end()
 
     def cancelled(self, number: int, peer: bytes, spec: Any) -> None:
         """A call was cancelled before it had begun."""
-        error = self._worker.error_entry(KeyboardInterrupt(), spec[6], spec[7])
-        self._finish(peer, spec, (error,) * abs(spec[4]), time.monotonic(), {})
+        self._worker.cancellation.answer(peer, spec)
         self._end()
+
+    def cancel(self, task_id: bytes) -> bool:
+        """In the loop: a call is not wanted any more; whether it runs."""
+        for group in (self._default, *self._groups.values()):
+            running = group.cancel(task_id)
+            if running is not None:
+                return running
+        return False  # it is over
+
+    def flag(self, task_id: bytes) -> None:
+        """A call that runs is cancelled."""
+        self._worker.cancellation.cancelled[task_id] = False
+
+    def _check_wanted(self, task_id: bytes) -> None:
+        """A call that was cancelled is cancelled, whatever it returns."""
+        if task_id in self._worker.cancellation.cancelled:
+            raise KeyboardInterrupt
 
     def stop(self) -> None:
         """In the loop: start no more calls, and end threads. For a worker that ends without the end of a process."""
@@ -353,6 +422,7 @@ class Actor:
         self, peer: bytes, spec: Any, entries: tuple[Entry, ...], started: float, refs: dict[bytes, Any] | None = None
     ) -> None:
         ended = time.monotonic()
+        self._worker.cancellation.cancelled.pop(spec[0], None)
         self._worker.note(spec[6], started, ended)
         refs = self._worker.adopted() if refs is None else refs
         self._worker.finish(peer, 0, (spec[0], entries, int((ended - started) * 1e6), refs))

@@ -12,7 +12,7 @@ from zray.base import wire
 from zray.base.config import Config
 from zray.base.ids import NodeID, agent_id
 from zray.base.resources import ResourceSet
-from zray.base.wire import CONTROL, Hello, RegisterNode
+from zray.base.wire import CONTROL, Hello
 from zray.base.wire_nodes import JoinCluster, LeaveCluster
 from zray.core import effects as e
 from zray.exceptions import RaySystemError
@@ -51,24 +51,19 @@ class AgentProcess(Process):
         )
         node.description["endpoint"] = self.transport.endpoint
         self.node = node
-        self.reason = ""
         self.on_joined: Callable[[], None] = lambda: None
         self.on_effect(e.JOINED, self._joined)
         self.on_effect(e.STOP, self.stop)
         self.on_effect(e.WARN, lambda text: log.warning("%s", text))
-        self.loop.on_inbox = self._on_inbox
+        self.transport.on_broken = self._on_broken
         self.transport.dial(CONTROL, node.description["control"])
         node.attach(self, CONTROL)
-        self.send(CONTROL, RegisterNode(*node.registration()))
+        node.agent.register(node.registration())
         node.agent.start(self.now())
         self.settle(self.now())
 
     def on_peer_joined(self, hello: Hello) -> None:
         self.node.on_peer_joined(self.now(), hello)
-
-    def stop(self, reason: str) -> None:
-        self.reason = reason
-        self.loop.stopped = True
 
     def leave(self) -> None:
         """Tell the cluster that this node ends."""
@@ -82,10 +77,12 @@ class AgentProcess(Process):
         self.node.close()
         self.transport.close(linger_ms=100)
 
-    def _on_inbox(self, now: float) -> None:
-        while self.loop.inbox:
-            entry = self.loop.inbox.popleft()
-            entry[0](*entry[1:])
+    def _on_broken(self, peer: bytes) -> None:
+        """Somebody else is where a peer was."""
+        if peer == CONTROL:
+            log.warning("there is another control process: registering again")
+            self.node.agent.on_control_broken(self.now())
+            self.execute(self.node.agent)
 
 
 def start(
@@ -170,7 +167,6 @@ def _ask(control: str, cluster: bytes, key: ClusterKey | None) -> dict[str, Any]
         refused.append(reason)
         asker.fail(RaySystemError(reason))
 
-    asker.loop.on_inbox = lambda now: _take(asker)
     asker.transport.on_refused = on_refused
     asker.loop.post((lambda: asker.transport.dial(CONTROL, control, watched=True),))
     request = asker.ask(CONTROL, JoinCluster)
@@ -182,9 +178,3 @@ def _ask(control: str, cluster: bytes, key: ClusterKey | None) -> dict[str, Any]
         raise ConnectionError(refused[0] if refused else str(request.value))
     answer: dict[str, Any] = request.value
     return {"config": answer["config"], "cluster_id": answer["cluster_id"].hex()}
-
-
-def _take(process: Client) -> None:
-    while process.loop.inbox:
-        entry = process.loop.inbox.popleft()
-        entry[0](*entry[1:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from zray.base.wire import CONTROL
 from zray.core.waiters import Waiter
 from zray.exceptions import RayError, RaySystemError
 from zray.runtime.process import Process
@@ -15,10 +16,11 @@ _DRAIN_S = 1.0
 class Request:
     """A question to another process, until its Reply comes."""
 
-    __slots__ = ("done", "ok", "signal", "then", "value")
+    __slots__ = ("done", "ok", "question", "signal", "then", "value")
 
     def __init__(self, then: Callable[[bool, Any], None] | None = None) -> None:
         self.then = then  # called in the loop with the answer
+        self.question: Any = None  # what the control is asked, which may have to be asked again
         self.done = False
         self.ok = False
         self.value: Any = None
@@ -33,6 +35,8 @@ class Client(Process):
         self.agent = b""  # of the node this process lives on
         self.broken: RayError | None = None  # why nothing can be done any more
         self._requests: dict[int, Request] = {}
+        self._lasting: list[tuple[Any, ...]] = []  # what every control must know
+        self.transport.on_broken = self._on_broken
         self._next_request = 1
 
     # -- the loop's calls -----------------------------------------------------------------------------------------
@@ -52,6 +56,11 @@ class Client(Process):
             request.value = str(error)
             resolve(request)
         self._requests.clear()
+
+    def _on_broken(self, peer: bytes) -> None:
+        """Somebody else is where a peer was."""
+        for message in self.open_words() if peer == CONTROL else ():
+            self.send(CONTROL, message)
 
     # -- questions ------------------------------------------------------------------------------------------------
 
@@ -87,6 +96,11 @@ class Client(Process):
         """Send a message that has no answer."""
         self.loop.post((self.send, peer, message))
 
+    def tell_control(self, message: tuple[Any, ...]) -> None:
+        """Tell the control something that one which is started later must know as well."""
+        self._lasting.append(message)
+        self.tell(CONTROL, message)
+
     def drain(self) -> None:
         """Have the loop take and send all that was posted so far: the last thing before ``close``."""
         waiter = Waiter(1)
@@ -101,7 +115,14 @@ class Client(Process):
         request_id = self._next_request
         self._next_request += 1
         self._requests[request_id] = request
-        self.send(peer, message(request_id, *fields))
+        question = message(request_id, *fields)
+        if peer == CONTROL:
+            request.question = question
+        self.send(peer, question)
+
+    def open_words(self) -> list[Any]:
+        """What a control that does not know this process must be told: the questions without an answer, and what lasts."""
+        return [*self._lasting, *[request.question for request in self._requests.values() if request.question is not None]]
 
 
 def finish(waiter: Waiter) -> None:

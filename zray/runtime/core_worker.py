@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import gc
 import os
-import queue
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from zray.base.wire import CONTROL, ERROR, INLINE, STORED, Address, Entry
 from zray.base.wire_actors import RegisterActor
 from zray.core import effects as e
 from zray.core.owner import Owner
+from zray.core.resync import Resync
 from zray.core.tasks import Task
 from zray.core.waiters import Waiter
 from zray.exceptions import (
@@ -38,6 +38,7 @@ from zray.exceptions import (
 from zray.object_ref import ObjectRef
 from zray.runtime.client import Client, Request, finish, resolve
 from zray.runtime.explainer import Explainer
+from zray.runtime.futures import Futures
 from zray.runtime.process import log
 
 if TYPE_CHECKING:
@@ -57,6 +58,15 @@ class _Unreadable(Exception):
         self.object_id = object_id
         self.node_id = node_id
         self.cause = cause
+
+
+class _Cancelling:
+    """A wish to cancel, until it is known whether it can be."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self.possible = True
+        self.signal: Any = None
 
 
 class CoreWorker(Client):
@@ -105,8 +115,9 @@ class CoreWorker(Client):
         self.checked: tuple[Any, ...] = ()  # marks the list that the last wait left over
         self.explainer = Explainer(self)
         self.owner: Owner
+        self.resync: Resync
         self.store: StoreClient
-        self._completions: queue.SimpleQueue[tuple[Future[Any], ObjectRef[Any]] | None] | None = None
+        self.futures = Futures(self)
         self._adoptions: deque[tuple[bytes, tuple[str, int, int, int]]] = deque()
         self._main = threading.main_thread().ident
         self._pid = os.getpid()
@@ -114,7 +125,6 @@ class CoreWorker(Client):
         self.on_effect(e.RESOLVE, resolve)
         self.on_effect(e.WARN, lambda text: log.warning("%s", text))
         self.add_handlers(self, "owner", "any")
-        self.loop.on_inbox = self._on_early_inbox
 
     def join(self, job_id: bytes, node: dict[str, Any]) -> None:
         """Become part of a job on a node: from now on objects and tasks can be made."""
@@ -125,6 +135,9 @@ class CoreWorker(Client):
         self.open_store(node)
         self.owner = Owner(self.address, job_id, self.node_id, self.agent, self.config, self._counted_ref)
         self.add_brain(self.owner, "owner")
+        self.resync = Resync(self.owner, self.open_words)
+        self.add_handlers(self.resync, "owner")
+        self.transport.on_broken = self.resync.on_broken
         self.on_timers("leases", self.owner.on_timer)
         self.on_timers("owner", self.owner.on_timer)
         self.on_timers("calls", self.owner.on_timer)
@@ -177,12 +190,6 @@ class CoreWorker(Client):
                 else:
                     first(*entry[1:])
 
-    def _on_early_inbox(self, now: float) -> None:
-        """Before this process has joined a job there are only calls."""
-        while self.loop.inbox:
-            entry = self.loop.inbox.popleft()
-            entry[0](*entry[1:])
-
     def settle(self, now: float) -> None:
         if self._brains:
             self.owner.settle(now)
@@ -223,6 +230,25 @@ class CoreWorker(Client):
         self.loop.post(task)
         self.loop.maybe_turn()
 
+    def cancel(self, ref: ObjectRef[Any], *, force: bool, recursive: bool) -> None:
+        """Have the task cancelled that makes an object.
+
+        Raises:
+            ValueError: a call of an actor was to be forced.
+        """
+        self.check_ours([ref])
+        outcome = _Cancelling()
+        self.loop.post((self._cancel, ref, force, recursive, outcome))
+        self.loop.maybe_turn()
+        if force:
+            self.loop.wait(outcome)
+            if not outcome.possible:
+                raise ValueError("force=True is not for calls of actors, which share their process: use zray.kill(actor)")
+
+    def _cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool, outcome: _Cancelling) -> None:
+        outcome.possible = self.owner.cancel(time.monotonic(), ref._id, force=force, recursive=recursive)
+        resolve(outcome)
+
     def block(self, waiter: Waiter) -> None:
         """Wait in this thread, as in ``get``."""
         if self.broken is None:
@@ -247,7 +273,7 @@ class CoreWorker(Client):
         """Give a function to the cluster, once."""
         if function_id not in self.exported:
             self.exported[function_id] = None
-            self.tell(CONTROL, wire.ExportFunction(self.job_id, function_id, name, body))
+            self.ask(CONTROL, wire.ExportFunction, self.job_id, function_id, name, body)
 
     def check_ours(self, refs: Sequence[ObjectRef[Any]]) -> None:
         """Refuse references that were made before ``shutdown``: nobody would ever answer for them.
@@ -508,36 +534,10 @@ class CoreWorker(Client):
         self.loop.post((self.owner.adopt, ref._id, ref.owner))
 
     def future(self, ref: ObjectRef[Any]) -> Future[Any]:
-        """A future of a value. One thread, started by the first future, completes them all."""
-        future: Future[Any] = Future()
-        if self._completions is None:
-            self._completions = queue.SimpleQueue()
-            threading.Thread(target=self._complete, name="zray-futures", daemon=True).start()
-        completions = self._completions
-        self.check_ours([ref])
-        waiter = Waiter(1, lambda: completions.put((future, ref)))
-        self.loop.post((self.owner.watch, waiter, [ref]))
-        return future
+        return self.futures.future(ref)
 
-    def _complete(self) -> None:
-        assert self._completions is not None
-        while True:
-            item = self._completions.get()
-            if item is None:
-                return
-            future, ref = item
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                value = self.get([ref])[0]
-            except StopIteration as error:  # whoever awaits it would take it for the end of a coroutine
-                future.set_exception(_not_stop_iteration(error))
-            except Exception as error:
-                future.set_exception(error)
-            else:
-                future.set_result(value)
-                del value
-            del item, future, ref  # or the last one's reference would live until the next
+    def awaited(self, ref: ObjectRef[Any]) -> Generator[Any, None, Any]:
+        return self.futures.awaited(ref)
 
     # -- end ------------------------------------------------------------------------------------------------------
 
@@ -553,17 +553,9 @@ class CoreWorker(Client):
                 self.execute(self.owner)
             self.transport.close(linger_ms)
             self.loop.close()
-        if self._completions is not None:
-            self._completions.put(None)
+        self.futures.close()
         if self._brains:
             self.close_store()
-
-
-def _not_stop_iteration(error: StopIteration) -> Exception:
-    """The same error as another type."""
-    if isinstance(error, RayTaskError):
-        return RayTaskError(error.function_name, error.traceback_str, error.cause, error.pid, error.node)
-    return RuntimeError(f"reading the value raised {error!r}")
 
 
 def _first_ready(refs: list[ObjectRef[Any]], memory: dict[bytes, Entry], limit: int) -> list[int]:

@@ -19,6 +19,7 @@ from zray.base.wire import CONTROL
 from zray.base.wire_output import FlushOutput
 from zray.core.waiters import Waiter
 from zray.exceptions import NodeDiedError, RaySystemError
+from zray.io.loop import NUDGE
 from zray.runtime.client import finish
 from zray.runtime.core_worker import CoreWorker
 from zray.runtime.embedded import EmbeddedHead
@@ -82,7 +83,7 @@ class Driver(CoreWorker):
     def _join(self, job_id: bytes, node: dict[str, Any], control_endpoint: str) -> None:
         self.join(job_id, node)
         self.output.own_agent = self.agent
-        self.output.control_agent = next(n["agent"] for n in self.nodes if n["endpoint"] == control_endpoint)
+        self.output.control_agent = next((n["agent"] for n in self.nodes if n["endpoint"] == control_endpoint), b"")
         if node["endpoint"] == control_endpoint:  # one process hosts both
             self.transport.alias(node["agent"], CONTROL)
         else:
@@ -159,12 +160,15 @@ class Driver(CoreWorker):
             handler = signal.getsignal(signal.SIGINT)
             if handler is signal.default_int_handler:
                 self._previous_handler = handler
+                signal.signal(NUDGE, self.loop.on_nudge)
+                self.loop.nudges = True
                 signal.signal(signal.SIGINT, self.loop.on_interrupt)
 
     def _release_interrupts(self) -> None:
         if self._previous_handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._previous_handler)
             self._previous_handler = None
+            self.loop.nudges = False  # a last one may be under way: its handler stays
 
 
 def connect_running(node: dict[str, Any], namespace: str, env_vars: dict[str, str], *, log_to_driver: bool) -> Driver:
@@ -182,9 +186,9 @@ def connect_running(node: dict[str, Any], namespace: str, env_vars: dict[str, st
     driver = Driver(config, endpoint, cluster, node_id, node["host"], key)
     try:
         try:
-            driver.live_with_node(node["pid"])
+            driver.live_with_node(node["agent_pid"])
         except ProcessLookupError:
-            raise NodeDiedError(f"the node agent of this machine (pid {node['pid']}) has just ended") from None
+            raise NodeDiedError(f"the node agent of this machine (pid {node['agent_pid']}) has just ended") from None
         driver.connect(node["control"], namespace, env_vars, log_to_driver=log_to_driver)
     except BaseException:
         driver.close()

@@ -24,10 +24,11 @@ from zray.base.serialization import Payload, Serialized
 from zray.base.wire import CONTROL, DONE, ERROR, INLINE, STORED, Address, Entry
 from zray.base.wire_actors import ActorExiting, ActorStarted, StartActor
 from zray.core.actor_calls import ActorTaskQueue
-from zray.core.entries import error_entry
+from zray.core.entries import contained_in, error_entry
 from zray.exceptions import ActorDiedError
 from zray.runtime import failures
 from zray.runtime.actor import Actor, ActorExit
+from zray.runtime.cancellation import Cancellation
 from zray.runtime.explainer import whereabouts
 from zray.runtime.generator_runner import GeneratorRunner
 
@@ -69,7 +70,9 @@ class Executor:
     owner: Owner
     send: Callable[[bytes, tuple[Any, ...]], None]  # in the loop
     tell: Callable[[bytes, tuple[Any, ...]], None]
+    tell_control: Callable[[tuple[Any, ...]], None]
     call: Callable[..., Any]
+    on_inbox: Callable[[float], None]
     entry: Callable[[bytes, Serialized, bytes], Entry]
     adopt: Callable[[bytes, Address], ObjectRef[Any]]
     block: Callable[[Waiter], None]
@@ -88,7 +91,7 @@ class Executor:
         self.becoming: Actor | None = None  # while its constructor runs, and from then on
         self.actor: Actor | None = None
         self._events: deque[tuple[str, float, float]] = deque(maxlen=config.timeline_events_max)
-        self._queue: deque[Item] = deque()
+        self.queue: deque[Item] = deque()
         self._functions: dict[bytes, Any] = {}
         self._calls: dict[bytes, int] = {}
         self._results: dict[tuple[bytes, int], list[Any]] = {}  # not sent yet; used in the loop only
@@ -100,6 +103,7 @@ class Executor:
         self._adopted = _Adopted()
         self._order = ActorTaskQueue()
         self.runners: dict[bytes, GeneratorRunner] = {}  # of the generators that run, by task
+        self.cancellation = Cancellation(self)
         self._pid = os.getpid()
 
     # -- the body's ------------------------------------------------------------------------------------------------
@@ -111,6 +115,13 @@ class Executor:
     def leave(self, code: int) -> None:
         """End as a process that exits; does not return."""
         raise NotImplementedError
+
+    def end_now(self) -> None:
+        """In the loop: end in the middle of a task, after all that is known of others was sent."""
+        raise NotImplementedError
+
+    def nudge(self) -> None:
+        """In the loop: wake the thread that runs what is in the queue, where that can be done."""
 
     def end_soon(self, error: SystemExit) -> None:
         """Have this executor end; safe in any thread."""
@@ -170,10 +181,6 @@ class Executor:
         if task_id in self.runners:
             self.runners[task_id].on_taken(taken)
 
-    def on_stop_generator(self, now: float, peer: bytes, task_id: bytes) -> None:
-        if task_id in self.runners:
-            self.runners[task_id].stop()
-
     def stop_generators(self, peer: bytes) -> None:
         """In the loop: who wanted the items is gone."""
         for runner in list(self.runners.values()):
@@ -184,11 +191,11 @@ class Executor:
         self.send(peer, wire.Reply(request_id, True, list(self._events)))
 
     def on_explain_task(self, now: float, peer: bytes, request_id: int, task_id: bytes) -> None:
-        waiting = [spec[0] for _, _, spec in self._queue if isinstance(spec, tuple)]
+        waiting = [spec[0] for _, _, spec in self.queue if isinstance(spec, tuple)]
         self.send(peer, wire.Reply(request_id, True, whereabouts(self, task_id, waiting, now - (self._running_since or now))))
 
     def on_push(self, now: float, peer: bytes, lease_id: int, specs: list[Any]) -> None:
-        self._queue.extend([(peer, lease_id, spec) for spec in specs])
+        self.queue.extend([(peer, lease_id, spec) for spec in specs])
         if self._blocked or self._leaving:
             self.hand_back()
         elif self._running_since == 0.0:
@@ -208,8 +215,13 @@ class Executor:
         if peer != self.agent:
             return  # nobody else lends workers out
         self.leases[NO_LEASE] = (job_id, resources, gpu_ids)
-        self._queue.append((peer, _BECOME, StartActor(actor_id, incarnation, job_id, resources, gpu_ids, creation)))
+        self.queue.append((peer, _BECOME, StartActor(actor_id, incarnation, job_id, resources, gpu_ids, creation)))
         self.wake()
+
+    def on_cancel_task(self, now: float, peer: bytes, task_id: bytes, force: bool, recursive: bool) -> None:
+        self.cancellation.cancel(now, task_id, force, recursive)
+        if task_id in self.runners and (self.actor is not None or not self.cancellation.interrupts):
+            self.runners[task_id].cancel()
 
     def on_call(self, now: float, peer: bytes, first: int, specs: list[Any]) -> None:
         self.owner.meet(peer)
@@ -219,7 +231,7 @@ class Executor:
 
     def enqueue(self, peer: bytes, spec: Any) -> None:
         """In the loop: a call for the main thread."""
-        self._queue.append((peer, NO_LEASE, spec))
+        self.queue.append((peer, NO_LEASE, spec))
         if self._running_since == 0.0:
             self.wake()
 
@@ -227,7 +239,7 @@ class Executor:
         """In the loop: send results, and hand back what has waited for too long."""
         if self._results:
             self._send_done()
-        if self._queue and self._running_since and self.actor is None:
+        if self.queue and self._running_since and self.actor is None:
             due = self._running_since + self._handback_s
             if now >= due:
                 self.hand_back()
@@ -243,7 +255,7 @@ class Executor:
         back: dict[tuple[bytes, int], list[bytes]] = {}
         while True:
             try:
-                peer, lease_id, spec = self._queue.pop()
+                peer, lease_id, spec = self.queue.pop()
             except IndexError:
                 break
             back.setdefault((peer, lease_id), []).append(spec[0])
@@ -308,28 +320,36 @@ class Executor:
         self._adopted.refs = None
         function = self._functions.get(function_id)
         started = self._running_since = time.monotonic()
+        cancellation = self.cancellation
         entries: Any
         try:
             if function is None:
                 function = self._load_function(function_id, name)
                 started = time.monotonic()
+            cancellation.running = task_id
+            if cancellation.cancelled:
+                cancellation.look()
             if payload is None and not slots:
                 result = function()
             else:
                 args, kwargs = self.arguments(payload, slots)
                 result = function(*args, **kwargs)
                 del args, kwargs
-            if num_returns < 0:
-                entries = self.streamed(peer, spec, GeneratorRunner(self, peer, spec).run(result))
-                ended = time.monotonic()
-            else:
-                ended = time.monotonic()
-                entries = self.entries(peer, spec, result)
+            made = GeneratorRunner(self, peer, spec).run(result) if num_returns < 0 else None
+            cancellation.running = b""
+            if cancellation.cancelled or cancellation.interrupted:
+                cancellation.over(task_id)
+            ended = time.monotonic()
+            entries = self.entries(peer, spec, result) if num_returns >= 0 else self.streamed(peer, spec, made)
         except SystemExit as error:
+            cancellation.running = b""
+            cancellation.forget()
             self._exit(error)
         except BaseException as error:
+            cancellation.running = b""
+            cancellation.forget()
             ended = time.monotonic()
-            entries = (self.error_entry(error, name, extra),) * abs(num_returns)
+            entries = (self.error_entry(error, name, extra, task_id),) * abs(num_returns)
         self._events.append((name, started, ended))
         # The result dies after this: its references may be the last ones, and their release must not overtake it.
         self.loop.post(
@@ -399,7 +419,7 @@ class Executor:
                 if len(values) > spec[4]:
                     break
         except Exception as error:
-            entry = self.error_entry(error, spec[6], spec[7])
+            entry = self.error_entry(error, spec[6], spec[7], spec[0])
             if len(entry) > 2 or len(values) >= spec[4]:  # it is to be tried again, or there is no place for it
                 raise
             return values, (entry,) * (spec[4] - len(values))
@@ -410,8 +430,8 @@ class Executor:
         return self._given(peer, (self._result(peer, spec[0] + END_INDEX, result),))
 
     def give(self, peer: bytes, entry: Entry) -> None:
-        """Register the owner-to-be for the references inside an item of a generator."""
-        self.loop.post((self._give, entry[-1], peer))
+        """In the loop: register the owner-to-be for the references inside an item of a generator."""
+        self._give(contained_in(entry), peer)
 
     def send_items(self, peer: bytes, message: tuple[Any, ...]) -> None:
         """In the loop: send items of a generator to their owner."""
@@ -433,10 +453,10 @@ class Executor:
 
     # -- what can go wrong ----------------------------------------------------------------------------------------
 
-    def error_entry(self, error: BaseException, name: str, extra: dict[str, Any] | None) -> Entry:
+    def error_entry(self, error: BaseException, name: str, extra: dict[str, Any] | None, task_id: bytes) -> Entry:
         """An exception of a task or call as an entry."""
         self.end_if_forked()
-        return failures.of_task(error, name, extra, self.node_id.hex())
+        return failures.of_task(error, name, extra, self.node_id.hex(), task_id.hex())
 
     def _exit(self, error: SystemExit) -> None:
         """``sys.exit`` in a task ends the worker, as it would end any process. An actor may say that this was its will."""
@@ -448,7 +468,7 @@ class Executor:
         self.end_if_forked(exit_code(error))
         if self.actor is not None and error.code in (None, 0):
             name = "exit_actor" if isinstance(error, ActorExit) else "sys.exit"
-            self.tell(CONTROL, ActorExiting(self.actor.id, self.actor.incarnation, f"it called {name}()"))
+            self.tell(self.agent, ActorExiting(self.actor.id, self.actor.incarnation, f"it called {name}()"))
 
     def note(self, name: str, started: float, ended: float) -> None:
         """For the timeline: a call that did not run in the main thread."""
@@ -468,7 +488,7 @@ class Executor:
         except Exception as error:  # not from an owner of ours: there is nobody to tell but the control
             text = f"the call of its constructor can not be read: {type(error).__name__}: {error}"
             died = error_entry(ActorDiedError(text, start.actor_id.hex()))
-            self.tell(CONTROL, ActorStarted(start.actor_id, start.incarnation, died[1]))
+            self.tell_control(ActorStarted(start.actor_id, start.incarnation, died[1]))
             return
         task_id, class_id, payload, slots, _, depth, name, extra = spec
         self.task_id, self.task_name, self.depth = task_id, name, depth
@@ -494,7 +514,7 @@ class Executor:
             self.end_if_forked()
         run_us = int((time.monotonic() - started) * 1e6)
         error_payload = entry[1] if entry[0] == ERROR else b""
-        self.tell(CONTROL, ActorStarted(start.actor_id, start.incarnation, error_payload))
+        self.tell_control(ActorStarted(start.actor_id, start.incarnation, error_payload))
         self.finish(owner[0], NO_LEASE, (task_id, (entry,), run_us, self._adopted.refs or {}))
 
     def _load_function(self, function_id: bytes, name: str) -> Callable[..., Any]:

@@ -18,14 +18,15 @@ from zray.exceptions import ActorDiedError, RayError, RayTaskError, TaskCancelle
 _OWN_FILES = ("zray/runtime/executor.py", "zray/runtime/actor.py", "zray/runtime/generator_runner.py")
 
 
-def of_task(error: BaseException, name: str, extra: dict[str, Any] | None, node: str) -> Entry:
+def of_task(error: BaseException, name: str, extra: dict[str, Any] | None, node: str, task_id: str) -> Entry:
     """What the results of a task or call are that raised ``error``; marked if it is to be tried again."""
     cause: BaseException = error
     if isinstance(error, RayTaskError) and error.cause is not None:
         cause = error.cause  # came through get: the same error goes on
     if isinstance(error, KeyboardInterrupt) or _is_cancellation(error):
         how = "interrupted" if isinstance(error, KeyboardInterrupt) else "cancelled"
-        return (ERROR, serialization.serialize(TaskCancelledError(f"{name}() was {how}")).inline())
+        cancelled = TaskCancelledError(f"{name}() (task {task_id}) was {how}", task_id)
+        return (ERROR, serialization.serialize(cancelled).inline())
     if isinstance(error, RayError) and not isinstance(error, RayTaskError):
         cause = error
     text, payload = _told(error, cause)

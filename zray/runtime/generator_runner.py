@@ -47,10 +47,13 @@ class GeneratorRunner:
         self._attempt, self._skip, again, self.taken, self._items_max, self._bytes_max, self._owner = spec[7]["stream"]
         self._again = frozenset(again)
         self.stopped = False
+        self._cancelled = False
         self._made = 0
         self._items: deque[Entry] = deque()  # made and not sent
         self._sent = self._skip
         self._posted = False
+        self._queued = 0  # items that went into the inbox: what is inside them must be known to the brain first
+        self._unqueued = 0  # ... and that were taken out of it; those that follow may not overtake them
         self._announced = False  # the owner knows which worker has this attempt
         self._sizes: deque[int] = deque()  # of what was made and not taken
         self._size_bytes = 0
@@ -73,6 +76,7 @@ class GeneratorRunner:
                     while not self.stopped and not self._has_room():
                         self._wait()
                 if self.stopped:
+                    self._look()
                     break
                 now = time.monotonic()
                 if now >= self._flush_at:
@@ -105,6 +109,7 @@ class GeneratorRunner:
                     while not self.stopped and not self._has_room():
                         await self._room()
                 if self.stopped:
+                    self._look()
                     break
                 now = time.monotonic()
                 if now >= self._flush_at:
@@ -118,6 +123,10 @@ class GeneratorRunner:
             if hasattr(result, "aclose"):
                 await result.aclose()
         return self._refs()
+
+    def _look(self) -> None:
+        if self._cancelled:
+            raise KeyboardInterrupt
 
     def _check(self, result: Any) -> None:
         if not hasattr(result, "__next__"):
@@ -135,16 +144,18 @@ class GeneratorRunner:
         self._add(index, entry)
 
     def _add(self, index: int, entry: Entry) -> None:
-        if len(entry) > 2 and entry[-1]:
-            self._body.give(self.peer, entry)
         if index < self._skip:
-            self._body.loop.post((self._send_one, index, entry))
+            self._body.loop.post((self._send_again, index, entry))
             return
         if self._items_max:
             content = entry[1]
             size = content if type(content) is int else len(content)
             self._sizes.append(size)
             self._size_bytes += size
+        if (len(entry) > 2 and entry[-1]) or self._queued != self._unqueued:
+            self._queued += 1
+            self._body.loop.post((self._send_in_order, entry))
+            return
         self._items.append(entry)
         if not self._posted:
             self._posted = True
@@ -154,7 +165,7 @@ class GeneratorRunner:
         """Whether an exception is the last item: of a dynamic generator, whose result refers to it; others have it as result."""
         if self._owner is None:
             return False
-        entry = self._body.error_entry(error, self._name, self._extra)
+        entry = self._body.error_entry(error, self._name, self._extra, self._task_id)
         if len(entry) > 2:  # it is to be tried again
             return False
         self._add(self._made, entry)
@@ -210,8 +221,13 @@ class GeneratorRunner:
         self.taken = max(taken, self.taken)
         self._wake()
 
+    def cancel(self) -> None:
+        """It is cancelled where it can not be interrupted: at its next item."""
+        self._cancelled = True
+        self.stop()
+
     def stop(self) -> None:
-        """Nobody wants the other items."""
+        """Nobody is there for the other items."""
         self.stopped = True
         self._wake()
 
@@ -241,7 +257,14 @@ class GeneratorRunner:
             self._sent += len(entries)
             self._send_from(first, entries)
 
-    def _send_one(self, index: int, entry: Entry) -> None:
+    def _send_in_order(self, entry: Entry) -> None:
+        self._body.give(self.peer, entry)
+        self._items.append(entry)
+        self._send()
+        self._unqueued += 1  # last: from here on items need not go into the inbox
+
+    def _send_again(self, index: int, entry: Entry) -> None:
+        self._body.give(self.peer, entry)
         self._send_from(index, [entry])
 
     def _send_from(self, first: int, entries: list[Entry]) -> None:

@@ -65,6 +65,7 @@ class NoLinks:
         self.counts: dict[str, int] = {}
         self.on_refused: Callable[[bytes, str], None] = lambda peer, reason: None
         self.on_lost: Callable[[bytes], None] = lambda peer: None
+        self.on_broken: Callable[[bytes], None] = lambda peer: None
 
     def dial(self, peer: bytes, endpoint: str, watched: bool = False) -> None:
         """Everybody is here."""
@@ -220,6 +221,9 @@ class LocalRuntime(CoreWorker):
     def submit(self, task: Task) -> None:
         if task.depth > 1 and task.template.actor is None:
             task.template = task.template.at_depth(task.depth)
+        executor = self.executor()
+        if executor is not None:
+            task.parent = executor.cancellation.current()
         super().submit(task)
 
     def show_bar(self, state: str) -> None:

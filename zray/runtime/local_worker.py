@@ -63,8 +63,10 @@ class LocalWorker(Executor):
         self.loop = runtime.loop
         self.owner = runtime.owner
         self.tell = self._tell
+        self.tell_control = lambda message: self._tell(wire.CONTROL, message)
         self.send = self._send
         self.call = runtime.call
+        self.on_inbox = runtime.on_inbox
         self.entry = runtime.entry
         self.adopt = runtime.adopt
         self.block = runtime.block
@@ -85,7 +87,7 @@ class LocalWorker(Executor):
     # -- in the loop ----------------------------------------------------------------------------------------------
 
     def on_push(self, now: float, peer: bytes, lease_id: int, specs: list[Any]) -> None:
-        if not self._staffed and not self._blocked and not self._leaving and not self._queue:
+        if not self._staffed and not self._blocked and not self._leaving and not self.queue:
             claim = self._runtime.claims.pop(specs[0][0], None)
             if claim is not None:
                 self._staffed = True
@@ -98,7 +100,7 @@ class LocalWorker(Executor):
 
     def on_exit_worker(self, now: float, peer: bytes, reason: str) -> None:
         """The node has no use for this worker. What an actor without handles still does is done for nobody."""
-        if NO_LEASE not in self.leases and (self._queue or self._staffed):
+        if NO_LEASE not in self.leases and (self.queue or self._staffed):
             self._send(peer, wire.WorkerStays(self.me))
         elif self._running_since:
             self._end_soon(SystemExit(0))
@@ -107,7 +109,7 @@ class LocalWorker(Executor):
 
     def wake(self) -> None:
         with self._ready:
-            if not self._queue:
+            if not self.queue:
                 return
             if self._staffed:
                 self._ready.notify()
@@ -119,7 +121,7 @@ class LocalWorker(Executor):
         """From now on nothing is heard of this worker, and its threads end as soon as they can."""
         actor = self.becoming  # its thread may forget it as soon as the worker is gone
         self.gone = self._leaving = True
-        self._queue.clear()
+        self.queue.clear()
         if actor is not None:
             actor.stop()
         for runner in list(self.runners.values()):
@@ -205,14 +207,14 @@ class LocalWorker(Executor):
 
     def _next(self) -> Item | None:
         """What to run next; None if this thread is not needed any more."""
-        if not self._queue:
+        if not self.queue:
             self._running_since = 0.0
             self.loop.post((self._runtime.stir, self))
             self.loop.turn_if_free()
         with self._ready:
             while not self.gone:
                 try:
-                    return self._queue.popleft()
+                    return self.queue.popleft()
                 except IndexError:
                     if self.becoming is None:
                         break
@@ -227,7 +229,7 @@ class LocalWorker(Executor):
 
     def give_back(self, item: Item) -> None:
         """Whoever was to run it does not."""
-        self._queue.appendleft(item)
+        self.queue.appendleft(item)
         self._start_thread()
 
     def _run_as_guest(self, item: Item) -> None:
@@ -286,6 +288,9 @@ class LocalWorker(Executor):
     def leave(self, code: int) -> None:
         self.loop.post((self._runtime.end_worker, self, f"exited with code {code}"))
         raise WorkerGone
+
+    def end_now(self) -> None:
+        self._runtime.end_worker(self, "exited with code 1")
 
     def end_soon(self, error: SystemExit) -> None:
         self.loop.post((self._end_soon, error))  # after all that was said before

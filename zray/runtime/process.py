@@ -25,6 +25,7 @@ class Links(Protocol):
     counts: dict[str, int]
     on_refused: Callable[[bytes, str], None]
     on_lost: Callable[[bytes], None]
+    on_broken: Callable[[bytes], None]
 
     def dial(self, peer: bytes, endpoint: str, watched: bool = False) -> None: ...
 
@@ -93,7 +94,9 @@ class Process:
         key: ClusterKey | None = None,
     ) -> None:
         self.me = me
+        self.reason = ""  # why it ends
         self.loop = Loop(lazy_s)
+        self.loop.on_inbox = self.on_calls
         self.transport = self.open_links(role, endpoint, cluster, decode, message_bytes_max, tcp, key)
         self.loop.pending = self.transport.pending
         self.loop.settle = self.settle
@@ -148,6 +151,20 @@ class Process:
             if schema.receiver in receivers and handler is not None:
                 self._handlers[schema.op] = handler
 
+    def count_messages(self, receiver: str, counts: dict[str, int]) -> None:
+        """Count the messages that come for a receiver, by kind."""
+
+        def counting(kind: str, handler: Callable[..., None]) -> Callable[..., None]:
+            def count(*message: Any) -> None:
+                counts[kind] = counts.get(kind, 0) + 1
+                handler(*message)
+
+            return count
+
+        for schema in SCHEMA.values():
+            if schema.receiver == receiver:
+                self._handlers[schema.op] = counting(schema.name, self._handlers[schema.op])
+
     def add_local(self, peer: bytes) -> None:
         """``peer`` is a brain of this very process."""
         self._local[peer] = None
@@ -185,7 +202,14 @@ class Process:
 
     def stop(self, reason: str) -> None:
         """End this process in good order."""
+        self.reason = reason
         self.loop.stopped = True
+
+    def on_calls(self, now: float) -> None:
+        """Take what was posted: calls, in a process that has no users."""
+        while self.loop.inbox:
+            entry = self.loop.inbox.popleft()
+            entry[0](*entry[1:])
 
     def settle(self, now: float) -> None:
         """Let the brains draw consequences, execute their effects until there are none, then send."""

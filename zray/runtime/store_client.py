@@ -16,7 +16,7 @@ from zray.base.wire import Entry
 from zray.core.waiters import Waiter
 from zray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, RayError
 from zray.io.storage import Arena, map_file, write_file
-from zray.runtime.client import Client
+from zray.runtime.client import Client, Request
 
 Place = tuple[Any, ...]  # (offset, size) in the arena, or (path, position, size, checksum) of a file
 
@@ -55,7 +55,11 @@ class StoreClient:
         tried: list[str] = []
         while True:
             request = worker.ask(worker.agent, wire.CreateObject, object_id, size, self._call_site())
-            worker.loop.wait(request)
+            try:
+                worker.loop.wait(request)
+            except BaseException:  # an interrupt: the room that was asked for comes nevertheless
+                worker.loop.post((self._decline, request, object_id))
+                raise
             if not request.ok:
                 raise worker.broken or _refusal(request.value)
             if request.value == "exists":
@@ -183,6 +187,18 @@ class StoreClient:
             waiter.callback = give_back
         else:
             give_back()
+
+    def _decline(self, request: Request, object_id: bytes) -> None:
+        """In the loop: nobody writes what room was asked for; give it back when it is there."""
+
+        def give_back(ok: bool, value: Any) -> None:
+            if ok and value != "exists":
+                self._worker.send(self._worker.agent, wire.AbortObject(object_id))
+
+        if request.done:
+            give_back(request.ok, request.value)
+        else:
+            request.then = give_back
 
     def _unpin(self, object_id: bytes) -> None:
         self._views[object_id] -= 1

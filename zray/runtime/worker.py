@@ -26,7 +26,9 @@ from zray.base import wire
 from zray.base.config import Config
 from zray.base.wire import CONTROL, Address
 from zray.core import effects as e
+from zray.core.tasks import Task
 from zray.exceptions import ObjectLostError
+from zray.io.loop import NUDGE
 from zray.io.spawn import set_title
 from zray.object_ref import ObjectRef
 from zray.runtime.core_worker import CoreWorker
@@ -35,6 +37,7 @@ from zray.runtime.voice import Voice, say
 
 if TYPE_CHECKING:
     from zray.io.cluster_key import ClusterKey
+
 
 class WorkerSettings:
     """What a node tells each of its workers; passed on by fork."""
@@ -74,6 +77,7 @@ class TaskExecutor(Executor, CoreWorker):
         self.signal: Any = None  # a Waitable: the main thread waits for tasks
         self.blocking = self.on_blocking
         self.thread = threading.main_thread().ident or 0
+        self.loop.user_frame = Executor._execute.__code__
         self._flush_s = settings.config.flush_ms / 1000
         self._flush_at = 0.0
         self._exiting: SystemExit | None = None
@@ -93,7 +97,7 @@ class TaskExecutor(Executor, CoreWorker):
     @property
     def done(self) -> bool:
         """Whether the main thread has something to do."""
-        return bool(self._queue) or self._leaving
+        return bool(self.queue) or self._leaving
 
     def _hang_up(self, peer: bytes) -> None:
         self.stop_generators(peer)
@@ -111,12 +115,20 @@ class TaskExecutor(Executor, CoreWorker):
         if NO_LEASE in self.leases:
             needed = owner.references.lent_beyond(own.values())
         else:
-            needed = owner.needed() or bool(own or self._queue or self._running_since)
+            needed = owner.needed() or bool(own or self.queue or self._running_since)
         if needed:
             self.send(peer, wire.WorkerStays(self.me))
             return
         self._leaving = True
         self.wake()
+
+    def nudge(self) -> None:
+        signal.pthread_kill(self.thread, NUDGE)
+
+    def end_now(self) -> None:
+        self.settle(time.monotonic())
+        self.transport.close(linger_ms=1000)
+        os._exit(1)
 
     def settle(self, now: float) -> None:
         self.settle_results(now)
@@ -129,11 +141,26 @@ class TaskExecutor(Executor, CoreWorker):
             except RuntimeError:
                 pass  # it is awake already
 
+    def submit(self, task: Task) -> None:
+        task.parent = self.cancellation.current()
+        super().submit(task)
+
     # -- the main thread ------------------------------------------------------------------------------------------
+
+    def on_interrupt(self, signum: int, frame: Any) -> None:
+        """Signal handler: somebody sent SIGINT to this process."""
+        if self.cancellation.running:
+            self.loop.on_interrupt(signum, frame)
+
+    def on_nudge(self, signum: int, frame: Any) -> None:
+        """Signal handler: there is something to look at."""
+        if self.cancellation.wants_interrupt():
+            self.loop.interrupted = True
+        self.loop.on_nudge(signum, frame)
 
     def run(self) -> None:
         """Run tasks, or the calls of an actor, until told to end."""
-        queue = self._queue
+        queue = self.queue
         monotonic = time.monotonic
         while not self._leaving and self.broken is None:
             try:
@@ -249,7 +276,9 @@ def run_worker(settings: WorkerSettings, worker_id: bytes) -> None:
     set_title("zray-worker")
     gc.set_threshold(50_000, 20, 50)  # tasks make many short-lived tuples; the default looks at them far too often
     executor = TaskExecutor(settings, worker_id)
-    signal.signal(signal.SIGINT, executor.loop.on_interrupt)
+    signal.signal(signal.SIGINT, executor.on_interrupt)
+    signal.signal(NUDGE, executor.on_nudge)
+    executor.loop.nudges = executor.cancellation.interrupts = True
     object_ref.connected = executor
 
     def on_error(error: BaseException) -> None:

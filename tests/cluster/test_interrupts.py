@@ -1,0 +1,92 @@
+"""Ctrl-C at any moment, as in a notebook: the session can be used as before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from .driving import Script
+
+CELLS = """
+def cell():
+    refs = [f.remote(n) for n in range(20)] + [g.remote(n) for n in range(3)]
+    large = ray.put(bytes(200_000))
+    ready, rest = ray.wait(refs, num_returns=5)
+    ray.get(ready)
+    ray.cancel(rest[0])
+    ray.get(large)
+    for ref in rest:
+        ray.cancel(ref)
+    ray.wait(rest, num_returns=len(rest))
+    ray.get(actor.add.remote(1))
+"""
+
+
+@pytest.mark.parametrize("threads", ["", "others = [threading.Thread(target=work) for _ in range(2)]"])
+def test_an_interrupt_in_any_line(script: Callable[..., Script], threads: str) -> None:
+    """With other threads that wait it is now one of them that turns the loop, and now the main thread."""
+    program = script(
+        f"""
+import random
+start(num_cpus=2, object_store_memory=1 << 26)
+f = ray.remote(num_cpus=0)(lambda x: x)
+g = ray.remote(lambda x: time.sleep(0.02 * x))
+
+class Counter:
+    total = 0
+    def add(self, n):
+        self.total += n
+        return self.total
+
+actor = ray.remote(Counter).remote()
+ray.get(actor.add.remote(0))
+{CELLS}
+over = threading.Event()
+quiet = threading.Event()
+dice = random.Random(1)
+hits = 0
+
+def work():
+    while not over.is_set():
+        assert ray.get(f.remote(7)) == 7
+
+def press():
+    while not over.is_set():
+        time.sleep(dice.random() * 0.02)
+        if not quiet.is_set():
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+others = []
+{threads}
+others.append(threading.Thread(target=press))
+quiet.set()
+for thread in others:
+    thread.start()
+while hits < 60:
+    try:
+        quiet.clear()
+        for _ in range(3):
+            cell()
+        quiet.set()
+        time.sleep(0.001)
+    except KeyboardInterrupt:
+        try:
+            quiet.set()
+            hits += 1
+        except KeyboardInterrupt:
+            pass
+quiet.set()
+try:
+    time.sleep(0.1)
+except KeyboardInterrupt:
+    pass
+over.set()
+for thread in others:
+    thread.join()
+say("works", ray.get([f.remote(n) for n in range(50)]) == list(range(50)), ray.get(actor.add.remote(0)) > 0)
+"""
+    )
+    assert program.until("works") == "True True"
+    code, _, errors = program.finish()
+    assert (code, errors) == (0, "")
