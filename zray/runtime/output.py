@@ -1,7 +1,7 @@
 """DriverOutput: shows what the workers of this driver's job write.
 
-Rows arrive in the loop and are shown by a thread of their own, which is started with the first of them: a terminal that is
-stopped, or a pipe that nobody reads, must not stop the loop. What waits is bounded; what finds no room is dropped and counted.
+Rows arrive in the loop and are shown by a thread of their own, which lives while there are some: a terminal that is stopped,
+or a pipe that nobody reads, must not stop the loop. What waits is bounded; what finds no room is dropped and counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from zray.core.folding import OutputFold
 from zray.runtime.screen import Screen
 
 _CLOSE_S = 5.0  # for a terminal that is stopped
-_NOTICE_S = 5.0  # between two words about what was dropped
+_NOTICE_S = 2.0  # between two words about what was dropped
+_IDLE_S = 1.0  # the thread ends when nothing came for so long
 _ROUND_ROWS = 64
 
 
@@ -53,23 +54,26 @@ class DriverOutput:
         with self._changed:
             self._dropped += dropped
             for row in rows:
+                if not _is_row(row):
+                    continue
                 if self._bytes > 4 * self._config.output_backlog_bytes_max:
                     self._dropped += row[3].count(b"\n")
                     continue
                 self._bytes += len(row[3])
                 self._waiting[row[2] == OUT].append((peer, row))
             self._changed.notify()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="zray-output", daemon=True)
-            self._thread.start()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="zray-output", daemon=True)
+                self._thread.start()
 
     def close(self) -> None:
         """Show what has come."""
-        if self._thread is not None:
-            with self._changed:
-                self._closing = True
-                self._changed.notify()
-            self._thread.join(_CLOSE_S)
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+            thread = self._thread
+        if thread is not None:
+            thread.join(_CLOSE_S)
         self.screen.close()
 
     # -- the thread -----------------------------------------------------------------------------------------------
@@ -81,7 +85,9 @@ class DriverOutput:
                     left = self._rest_s()
                     if left is not None and left <= 0:
                         break
-                    self._changed.wait(left)
+                    if not self._changed.wait(left or _IDLE_S) and left is None:
+                        self._thread = None
+                        return
                 closing = self._closing
                 rows = self._next_rows()
                 dropped = self._dropped_lines(closing=closing and not rows)
@@ -135,3 +141,7 @@ class DriverOutput:
             self.screen.show(source, json.loads(state))
         except (ValueError, KeyError, TypeError):
             pass  # a worker wrote what looks like a bar
+
+
+def _is_row(row: Any) -> bool:
+    return tuple(map(type, row)) == (int, str, int, bytes) and row[2] in (OUT, ERR, BAR)
