@@ -21,13 +21,20 @@ Port = int
 
 
 def ports_of(pid: int) -> list[Port]:
-    """The ports at which a process listens."""
-    return [port for _, port in _listening(pid)]
+    """The ports at which a node listens."""
+    return [port for each in _with_children(pid) for _, port in _listening(each)]
 
 
 def addresses_of(pid: int) -> list[str]:
-    """The addresses of IPv4 at which a process listens."""
-    return [socket.inet_ntoa(int(address, 16).to_bytes(4, "little")) for address, _ in _listening(pid) if len(address) == 8]
+    """The addresses of IPv4 at which a node listens."""
+    found = [address for each in _with_children(pid) for address, _ in _listening(each)]
+    return [socket.inet_ntoa(int(address, 16).to_bytes(4, "little")) for address in found if len(address) == 8]
+
+
+def _with_children(pid: int) -> list[int]:
+    """A head has its control and its agent in processes of their own."""
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        return [pid, *map(int, file.read().split())]
 
 
 def _listening(pid: int) -> list[tuple[str, Port]]:

@@ -10,7 +10,7 @@ class OwnerReturned(NamedTuple):
     """A driver or worker has found a control process that does not know it; OwnerKnown is the answer."""
 
 
-@message(141, "control", "owner")
+@message(141, "control", "owner", rows=3)
 class OwnerKnown(NamedTuple):
     """What the control knows of its owner."""
 

@@ -30,7 +30,7 @@ from zray.core.effects import AFTER_PERSIST, PERSIST, SEND, STOP, TIMER, Effect
 from zray.core.nodes import HEALTH_TIMER, VIEW_TIMER, Node, NodeManager, NodeState
 from zray.core.placement import PlacementGroupManager
 from zray.core.policy import Policy, Rng, readable
-from zray.core.restart import EXPECTED_TIMER, Restart
+from zray.core.restart import EXPECTED_TIMER, Restart, is_inventory
 from zray.core.views import NodeView
 
 FETCH_TIMER = "gcs.fetch"
@@ -125,6 +125,8 @@ class Gcs:
         store_bytes: int,
         running: dict[str, Any] | None = None,
     ) -> None:
+        if running and not is_inventory(running):
+            return  # nothing that an agent of ours would say
         number = running["number"] if running else 0
         node = self.members.register(
             now, peer, node_id, endpoint, hostname, pid, resources, labels, store_name, store_bytes, number

@@ -34,6 +34,9 @@ from zray.core.placement_group import GroupState, PlacementGroup
 
 EXPECTED_TIMER = "gcs.expected"
 _GONE = "its process ended while the control was away"
+_ACTOR = (bytes, int, bytes, str, int)  # id, incarnation, worker, endpoint, pid
+_END = (bytes, int, str, bool)  # id, incarnation, reason, whether by its own will
+_BUNDLE = (bytes, int, int, bool)  # group, index, attempt, whether it is committed
 
 
 class Restart:
@@ -171,6 +174,22 @@ class Restart:
             if lost and group.state is not GroupState.REMOVED:
                 self._placement.lose(now, group, lost, f"node {node.id.hex()[:8]} has lost it")
                 self._placement.nodes_changed(now)
+
+
+def is_inventory(running: dict[str, Any]) -> bool:
+    """Whether it has the shape of what agents say of themselves (``ControlDesk.inventory``)."""
+    available, number = running.get("available"), running.get("number")
+    if not isinstance(number, int) or not isinstance(available, dict):
+        return False
+    amounts = all(isinstance(name, str) and isinstance(units, int) for name, units in available.items())
+    ids = [running.get("processes"), running.get("jobs")]
+    plain = all(isinstance(each, list) and all(isinstance(id, bytes) for id in each) for each in ids)
+    rows = [(running.get("actors"), _ACTOR), (running.get("ends"), _END), (running.get("bundles"), _BUNDLE)]
+    return amounts and plain and all(isinstance(each, list) and all(_fits(row, types) for row in each) for each, types in rows)
+
+
+def _fits(row: Any, types: tuple[type, ...]) -> bool:
+    return isinstance(row, tuple) and len(row) == len(types) and all(map(isinstance, row, types))
 
 
 def _group(row: dict[str, Any]) -> PlacementGroup:

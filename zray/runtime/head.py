@@ -102,7 +102,7 @@ def start(arguments: dict[str, Any], session: Session) -> Head:
     resources = ResourceSet.of({"memory": memory_bytes() * 7 // 10, **arguments["resources"]})
     store_bytes = arguments["store_bytes"] or default_store_bytes(config)
     description = node_description(session, node_id, session.endpoint("h"), store_bytes)
-    node = Node(session, cluster, config, description, resources)
+    node = Node(session, cluster, config, description, resources, labels=arguments["labels"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's; an embedded head ends with it
     redirect_output(session.log_path("head"))
     start_logging(arguments["logging_level"])
