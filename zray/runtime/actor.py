@@ -466,16 +466,18 @@ class Actor:
         assert loop is not None
         asyncio.set_event_loop(loop)
         self._worker.event_loop_thread = threading.get_ident()
-        while not self._stopped:  # what else stops the loop is a task of the user's own: the calls must go on, or hear of it
-            try:
-                loop.run_forever()
-            except KeyboardInterrupt:
-                continue
-            except SystemExit as error:
-                with self._lock:
-                    self._close(error, float("inf"))
-                    self._leave_if_done()
-        _close_event_loop(loop)
+        try:
+            while not self._stopped:  # what else stops the loop is a task of the user's own: the calls must go on, or hear of it
+                try:
+                    loop.run_forever()
+                except KeyboardInterrupt:
+                    continue
+                except SystemExit as error:
+                    with self._lock:
+                        self._close(error, float("inf"))
+                        self._leave_if_done()
+        finally:
+            _close_event_loop(loop)
 
 
 def _new_event_loop(worker: Executor) -> asyncio.AbstractEventLoop:
