@@ -12,27 +12,27 @@ TIMES = 7
 KILLS = 10  # of the control
 
 
-def _die_once(path):
-    """The first attempt leaves its time of death and ends its process; the second says how long that is ago."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            died = float(file.read())
-        return time.monotonic() - died
-    except FileNotFoundError:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(repr(time.monotonic()))
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-class _Mortal:
-    def pid(self):
-        return os.getpid()
-
-
 def processes(engine, seconds):
     """A worker is killed under a task, and the process of an actor; the rest of the cluster lives."""
     api = engine.api
-    die_once = api.remote(_die_once).options(max_retries=1)
+
+    # Inside, so that the workers get them as they are and need not import this module.
+    def die_once_body(path):
+        """The first attempt leaves its time of death and ends its process; the second says how long that is ago."""
+        try:
+            with open(path, encoding="utf-8") as file:
+                died = float(file.read())
+            return time.monotonic() - died
+        except FileNotFoundError:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(repr(time.monotonic()))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    class Mortal:
+        def pid(self):
+            return os.getpid()
+
+    die_once = api.remote(die_once_body).options(max_retries=1)
     again = []
     for number in range(TIMES):
         path = os.path.join(tempfile.gettempdir(), f"died-{os.getpid()}-{number}")
@@ -40,7 +40,7 @@ def processes(engine, seconds):
         os.unlink(path)
     restarts = []
     for _ in range(TIMES):
-        actor = api.remote(_Mortal).options(max_restarts=1, max_task_retries=-1).remote()
+        actor = api.remote(Mortal).options(max_restarts=1, max_task_retries=-1).remote()
         pid = api.get(actor.pid.remote())
         api.get([api.remote(os.getpid).remote() for _ in range(2)])  # there are idle workers, as in a cluster that is used
         started = time.monotonic()

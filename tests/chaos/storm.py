@@ -2,8 +2,8 @@
 
 Two drivers do work whose answer is known (``driver.py``), one of them on a node that may be killed under it. Every few seconds
 one process is killed, or stopped for a while: a worker, a zygote, the agent of a node (then another node comes), a driver (then
-another one comes), the control, the agent of the head's machine. A round is right if its answer is exact, or an error of the kind that its documentation names; it must be over
-in time. At the end nothing may be left.
+another one comes), the control, the agent of the head's machine. A round is right if its answer is exact, or an error of the
+kind that its documentation names; it must be over in time. At the end nothing may be left.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from zray.base.config import Config
-from zray.base.ids import agent_id, process_id
 from zray.base.wire import Reply
 from zray.base.wire_actors import ActorUpdated, EndActor, Notice, PlaceActor
 from zray.core.actor import ActorState
@@ -586,19 +585,3 @@ def test_effects_of_one_event_are_told_to_all_subscribers_in_the_order_in_which_
         bench.hears("subscribe_actor", A, peer=peer)
     effects = bench.hears("kill_actor", A, True)
     assert [peer for peer, *_ in updates(effects)] == [OWNER, SECOND, CALLER]
-
-
-def test_actors_whose_owners_lived_on_a_dead_node_end_with_it_wherever_they_run() -> None:
-    bench = Bench()
-    node = bytes(range(16))
-    owner, later = process_id(node, b"aaaa"), process_id(node, b"bbbb")
-    bench.register(A, peer=owner)
-    bench.create(A, peer=owner)
-    bench.register(B, peer=owner, detached=True)
-    bench.create(B, peer=owner)
-    bench.manager.node_ended(1.0, agent_id(node), "its node is dead")
-    assert sent(bench.effects(), EndActor), "it runs elsewhere"
-    actors = bench.manager.actors
-    assert actors[A].state is ActorState.DEAD and actors[B].state is not ActorState.DEAD
-    bench.register(C, peer=later)
-    assert actors[C].state is ActorState.DEAD, "what the dead had sent comes late"

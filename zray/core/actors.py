@@ -25,8 +25,8 @@ from collections.abc import Callable
 from typing import Any
 
 from zray.base.config import Config
-from zray.base.resources import ResourceSet
 from zray.base.ids import agent_of
+from zray.base.resources import ResourceSet
 from zray.base.wire import Reply
 from zray.base.wire_actors import ActorUpdated, EndActor, Notice, PlaceActor
 from zray.core.actor import Actor, ActorState, changed, saved
