@@ -115,6 +115,7 @@ class Transport:
         self._message_bytes_max = message_bytes_max
         self._key = key
         self.links: dict[bytes, Link] = {}
+        self._addresses: dict[bytes, str] = {}  # of peers that were not dialled yet
         self._accepted: dict[bytes, list[Link]] = {}  # connections of peers that connected to us, the newest last
         self._channels: dict[Channel, None] = {}
         self._touched: list[Channel] = []
@@ -181,12 +182,18 @@ class Transport:
         else:
             link.connected = False  # and will be asked who it is
 
+    def reach(self, peer: bytes, endpoint: str) -> None:
+        """A peer can be reached there: it is dialled when something is said to it. In a large cluster most never are."""
+        if peer not in self.links:
+            self._addresses[peer] = endpoint
+
     def alias(self, name: bytes, peer: bytes) -> None:
         """Reach ``peer`` under a second name."""
         self.links[name] = self.links[peer]
 
     def hang_up(self, peer: bytes) -> None:
         """Forget a peer, and close the socket to it."""
+        self._addresses.pop(peer, None)
         for accepted in self._accepted.pop(peer, ()):
             self._forget(accepted)
         link = self.links.pop(peer, None)
@@ -201,8 +208,12 @@ class Transport:
         """Queue a message for a peer; False, and counted, if it is not known."""
         link = self.links.get(peer)
         if link is None:
-            self._count("to an unknown peer")
-            return False
+            if peer in self._addresses:
+                self.dial(peer, self._addresses.pop(peer))
+                link = self.links.get(peer)
+            if link is None:
+                self._count("to an unknown peer")
+                return False
         if not link.outbox:
             self._dirty.append(link)
         link.outbox.append(msg if type(msg) is tuple else pack(msg))

@@ -70,6 +70,9 @@ class NoLinks:
     def dial(self, peer: bytes, endpoint: str, watched: bool = False) -> None:
         """Everybody is here."""
 
+    def reach(self, peer: bytes, endpoint: str) -> None:
+        """Everybody is here."""
+
     def alias(self, name: bytes, peer: bytes) -> None:
         """Everybody is here."""
 

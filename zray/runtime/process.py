@@ -29,6 +29,8 @@ class Links(Protocol):
 
     def dial(self, peer: bytes, endpoint: str, watched: bool = False) -> None: ...
 
+    def reach(self, peer: bytes, endpoint: str) -> None: ...
+
     def alias(self, name: bytes, peer: bytes) -> None: ...
 
     def hang_up(self, peer: bytes) -> None: ...
@@ -108,7 +110,7 @@ class Process:
         self._local: dict[bytes, None] = {}
         self._verbs: dict[int, Callable[..., None]] = {
             e.SEND: self.send,
-            e.DIAL: self.transport.dial,
+            e.DIAL: self.transport.reach,
             e.HANG_UP: self.transport.hang_up,
             e.TIMER: self.loop.add_timer,
         }
