@@ -109,8 +109,9 @@ def test_the_file_to_which_it_was_spilled_is_read_where_there_is_no_copy() -> No
     bench.hears("objects_spilled", [(ref.binary(), "store://file", 10, 99)])
     bench.node_dies()
     assert verbs(bench.nowhere(ref), ADOPT_FILE) == [(ref.binary(), SIZE, "store://file", 10, 99)]
-    bench.does("on_file_adopted", ref.binary(), "")
+    effects = bench.does("on_file_adopted", ref.binary(), "")
     assert bench.owner.memory[ref.binary()] == stored(NODE)
+    assert freed(effects) == [ref.binary()], "where it was, should that node live"
 
 
 def test_a_task_runs_again_once_somebody_waits_for_what_it_made() -> None:

@@ -220,7 +220,6 @@ class ObjectRecovery:
             elif found:
                 if endpoint:
                     self.out.append((DIAL, agent_id(node), endpoint))
-                self._free_at(lost.entry[2], [object_id])
                 self._found(now, object_id, lost.entry, node)
             else:
                 place = self.directory.spilled.pop(object_id, None)
@@ -275,6 +274,8 @@ class ObjectRecovery:
     def _found(self, now: float, object_id: bytes, entry: Entry, node_id: bytes) -> None:
         del self.lost[object_id]
         self.directory.forget(object_id)
+        if node_id != entry[2]:
+            self._free_at(entry[2], [object_id])  # that node may live, and have what can not be read from here
         if node_id != self._node_id:
             self.meet(agent_id(node_id))
         self._serve(now, object_id, (STORED, entry[1], node_id, contained_in(entry)))
