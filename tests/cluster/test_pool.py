@@ -439,6 +439,16 @@ def test_terminate_ends_what_runs_and_fails_what_waits(gate: Gate, tmp_path: Pat
     pool.terminate()
 
 
+def test_terminate_when_all_chunks_have_started(gate: Gate) -> None:
+    pool = Pool(2)
+    mapped = pool.map_async(functools.partial(through, gate), range(2), 1)
+    gate.wait_for(2)
+    pool.terminate()
+    pool.join()
+    with pytest.raises(BrokenProcessPool, match="the pool was terminated"):
+        mapped.get(PATIENCE_S)
+
+
 def test_a_context_terminates() -> None:
     with Pool(1) as pool:
         result = pool.apply_async(threading.Event().wait) if False else pool.apply_async(signal_wait)

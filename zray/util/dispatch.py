@@ -458,6 +458,10 @@ def _outcome(ref: Any, get: Callable[[Any], Any] | None) -> tuple[Any, Exception
         return ray.get(ref), None
     except Exception as error:
         return None, error
+    except BaseException as error:
+        if threading.current_thread() is threading.main_thread():
+            raise  # Ctrl-C, perhaps
+        return None, error  # to read the value raised it, and this thread must not end of that
 
 
 def _check_connected() -> None:

@@ -382,9 +382,11 @@ class _Chunks:
             yield work
 
     def cut(self, error: Exception) -> None:
-        """Some chunks were dropped."""
-        self._left = -1
-        self.settle(error)
+        """Some chunks were dropped, or it was not known yet that there were none left."""
+        with self._lock:
+            settled, self._left = self._left == 0, -1
+        if not settled:
+            self.settle(error)
 
     def settle(self, error: BaseException | None) -> None:
         _settle(self.future, error, lambda: self._values, *self._callbacks)
