@@ -91,7 +91,8 @@ class Voice:
 
 def _title(instance: Any, class_name: str) -> str:
     """What an actor is called: by its own ``__repr__``, if it has one; it is asked once."""
-    if type(instance).__repr__ is object.__repr__:
+    cls: Any = type(instance)
+    if cls.__repr__ is object.__repr__:
         return class_name
     try:
         return " ".join(repr(instance).split())[:_TITLE_MAX] or class_name

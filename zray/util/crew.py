@@ -188,7 +188,7 @@ class Crew:
         place = work.place
         return place is not None and next(iter(place[0].under_way), 0) == place[1]
 
-    def ended(self, entry: Any, value: Any, error: Exception | None) -> list[Outcome]:
+    def ended(self, entry: Any, value: Any, error: BaseException | None) -> list[Outcome]:
         if isinstance(entry, _Question):
             self._answered(entry.member, value or [])
             return []

@@ -186,7 +186,7 @@ class TaskLane:
     def steady(self, work: Work) -> bool:
         return True
 
-    def ended(self, entry: Work, value: Any, error: Exception | None) -> list[Outcome]:
+    def ended(self, entry: Work, value: Any, error: BaseException | None) -> list[Outcome]:
         dispatcher = self._dispatcher
         self._window.took(time.monotonic() - entry.started, wanted=bool(dispatcher.pending))
         return [(entry, value, error)]
