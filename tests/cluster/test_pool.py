@@ -504,13 +504,35 @@ def test_a_program_may_end_without_ending_its_pool(script: Callable[..., Script]
         ({"maxtasksperchild": 0}, ValueError, "maxtasksperchild must be a positive int or None"),
         ({"maxtasksperchild": 2.5}, ValueError, "maxtasksperchild must be a positive int or None"),
         ({"initializer": 1}, TypeError, "initializer must be a callable"),
-        ({"context": "spawn"}, ValueError, "context must be left out"),
         ({"ray_remote_args": {"num_cpu": 2}}, ValueError, "num_cpu"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         Pool(**options)
+
+
+def test_a_context_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    with Pool(1, context=multiprocessing.get_context("spawn"), ray_address="not used here") as pool:
+        assert pool.apply(abs, (-1,)) == 1
+    assert "is not used: the cluster starts its processes" in caplog.text
+
+
+def test_the_cluster_to_join(script: Callable[..., Script]) -> None:
+    program = script(
+        """
+        from zray.util.multiprocessing import Pool
+
+        try:
+            Pool(1, ray_address="auto")
+        except ConnectionError:
+            say("none")
+        with Pool(1, None, None, None, None, "local") as pool:
+            say(pool.apply(abs, (-1,)))
+        """
+    )
+    code, words, errors = program.finish()
+    assert (code, words.split(), errors) == (0, ["none", "1"], "")
 
 
 def test_wrong_arguments(pool: Pool) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import threading
 import time
 import types
@@ -16,14 +17,17 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
-from multiprocessing import TimeoutError
+from multiprocessing import JoinableQueue, TimeoutError
 from typing import Any
 
+import zray as ray
 from zray.util.crew import Crew
 from zray.util.dispatch import Batch, Dispatcher, Work
 from zray.util.functions import over_each
 
-__all__ = ["AsyncResult", "Pool", "TimeoutError"]
+__all__ = ["AsyncResult", "JoinableQueue", "Pool", "TimeoutError"]
+
+log = logging.getLogger("zray")
 
 _TERMINATED = "the pool was terminated before this was done"
 _RUNNERS_KEPT = 32
@@ -43,7 +47,8 @@ class Pool:
         processes: how many; by default one for each CPU of the cluster.
         initializer, initargs: called in each process when it starts. If it raises, the pool is broken.
         maxtasksperchild: how many calls or chunks a process serves before a new one takes its place.
-        context: not used: the cluster starts the processes.
+        context: not used, which is logged: the cluster starts the processes.
+        ray_address: of the cluster to join, as ``address`` of ``init``, if the program has not joined one.
         ray_remote_args: options of the actors, such as ``{"num_gpus": 1}``. ``max_task_retries`` is how often a call whose
             process died is made again; 0 for calls that must not happen twice.
 
@@ -64,7 +69,7 @@ class Pool:
         initargs: Iterable[Any] | None = (),
         maxtasksperchild: int | None = None,
         context: Any = None,
-        *,
+        ray_address: str | None = None,
         ray_remote_args: Mapping[str, Any] | None = None,
     ) -> None:
         if processes is not None and processes < 1:
@@ -74,7 +79,9 @@ class Pool:
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, not {initializer!r}")
         if context is not None:
-            raise ValueError(f"context must be left out, not {context!r}: the cluster starts the processes of this pool")
+            log.warning("context=%r of a Pool is not used: the cluster starts its processes", context)
+        if ray_address is not None and not ray.is_initialized():
+            ray.init(ray_address)
         self._crew = Crew(processes, initializer, tuple(initargs or ()), maxtasksperchild, dict(ray_remote_args or {}))
         self._dispatcher = Dispatcher(self._crew, "zray-pool")
         self._runner = functools.lru_cache(_RUNNERS_KEPT)(_runner)
