@@ -33,7 +33,7 @@ class GivenBack:
     """The result of a call that was given back: it did not run."""
 
 
-class _Process:
+class PoolProcess:
     """The actor: functions that it keeps, and calls."""
 
     def __init__(self, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
@@ -164,7 +164,7 @@ class Crew:
         retries = options.get("max_retries") if retries is None else retries
         self._retries = RETRIES if retries is None else retries
         mine = {name: value for name, value in options.items() if name not in ("max_retries", "max_task_retries")}
-        self._class: Any = ray.remote(_Process).options(concurrency_groups={_CONTROL: 1}, **mine)
+        self._class: Any = ray.remote(PoolProcess).options(concurrency_groups={_CONTROL: 1}, **mine)
         self.size = size or 0
         self._initializer = initializer
         self._initargs = tuple(initargs)

@@ -23,7 +23,7 @@ from typing import Any
 import zray as ray
 from zray.util.crew import Crew
 from zray.util.dispatch import Batch, Dispatcher, Work
-from zray.util.functions import over_each
+from zray.util.functions import named_as, over_each
 
 __all__ = ["AsyncResult", "JoinableQueue", "Pool", "TimeoutError"]
 
@@ -513,7 +513,7 @@ def _runner(func: Callable[..., Any], star: bool) -> Callable[..., Any]:
     def each(items: Iterable[Any]) -> list[Any]:
         return list(map(func, items))
 
-    return each
+    return named_as(func, each)
 
 
 def _sliceable(iterable: Iterable[Any]) -> Sequence[Any]:
