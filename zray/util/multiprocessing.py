@@ -32,6 +32,7 @@ log = logging.getLogger("zray")
 _TERMINATED = "the pool was terminated before this was done"
 _RUNNERS_KEPT = 32
 _CHUNKS_AHEAD = 256
+_ROOM_STEP = 64  # chunks that are over before more are read: a thread that is woken for each would cost more than the calls
 
 Callback = Callable[[Any], object] | None
 
@@ -309,10 +310,16 @@ class Pool:
     def _feed(self, results: IMapIterator, run: Any, items: Iterator[Any], chunksize: int) -> None:
         """A thread: read an input and have its chunks worked on, a bounded number at a time."""
         room = threading.Semaphore(_CHUNKS_AHEAD)
+        over = itertools.count(1)
+
+        def make_room(_: object) -> None:
+            if next(over) % _ROOM_STEP == 0:
+                room.release(_ROOM_STEP)
+
         chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
         try:
             for work in results._works(run, chunks):
-                work.add_done_callback(lambda _: room.release())
+                work.add_done_callback(make_room)
                 self._add(work)
                 room.acquire()
         except Exception as error:
@@ -471,6 +478,9 @@ class IMapIterator:
                 if self._next == self._count:
                     error, self._error = self._error, None
                     raise error or StopIteration
+                self._take_good()
+                if self._items:
+                    break
                 chunk = self._done.pop(self._next if self._ordered else next(iter(self._done)))
                 self._next += 1
             self._items.extend(chunk.result())
@@ -478,6 +488,21 @@ class IMapIterator:
         return self._items.popleft()
 
     # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _take_good(self) -> None:
+        """All results that are there, up to the first error; the lock is held."""
+        done = self._done
+        while done:
+            number = self._next if self._ordered else next(iter(done))
+            if number not in done:
+                break
+            try:
+                values = done[number].result(0)
+            except BaseException:
+                break  # it has its own turn
+            self._items.extend(values)
+            del done[number]
+            self._next += 1
 
     def _has_next(self) -> bool:
         return self._next == self._count or (self._next in self._done if self._ordered else bool(self._done))
