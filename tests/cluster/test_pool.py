@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -252,6 +253,13 @@ def test_calls_stuck_behind_a_long_one_go_to_another_process(pool: Pool, gate: G
     assert sorted(found) == sorted(numbers * 2)
     gate.open()
     assert result.next(PATIENCE_S) == -1
+
+
+@pytest.mark.processes("there a worker is a thread")
+def test_calls_run_in_the_main_thread(pool: Pool) -> None:
+    """Signal handlers can be set there only."""
+    handler = pool.apply(signal.signal, (signal.SIGUSR1, signal.SIG_IGN))
+    assert pool.apply(signal.signal, (signal.SIGUSR1, handler)) in (handler, signal.SIG_IGN)
 
 
 def test_large_values(pool: Pool) -> None:
