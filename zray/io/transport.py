@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from zray.base.wire import PROTOCOL_VERSION, Hello, Refuse, encode, pack
+from zray.io import descriptors
 from zray.io.conversation import NEVER, Conversation
 from zray.io.endpoint import advertised, choose, directory_of, places, tcp_place
 from zray.io.greeting import PYTHON, decode_hello, encode_hello, unfit
@@ -110,6 +111,7 @@ class Transport:
         self._decode = decode
         self._on_batch = on_batch
         self._on_hello = on_hello
+        descriptors.raise_limit()
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, _SOCKETS_MAX.get(role, 65535))
         self._message_bytes_max = message_bytes_max
