@@ -131,8 +131,8 @@ class tqdm(Generic[T]):
 
     @classmethod
     def write(cls, s: str, file: TextIO | None = None, end: str = "\n", nolock: bool = False) -> None:
-        """Print something above the bars, as ``print`` does here too."""
-        print(s, end=end, file=file)
+        """Write something above the bars, as ``print`` does here too."""
+        (sys.stdout if file is None else file).write(f"{s}{end}")
 
     def update(self, n: float | None = 1) -> None:
         """So many more steps are done."""
