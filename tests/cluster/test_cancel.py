@@ -444,3 +444,5 @@ def test_a_generator_is_cancelled_and_what_it_has_yielded_stays(tmp_path: Path) 
     ray.cancel(generator)
     assert ray.get(first) == 1
     cancelled(next(generator))
+    assert list(generator) == []
+    cancelled(generator.completed())

@@ -556,6 +556,11 @@ def test_a_generator_with_a_fixed_number_of_results() -> None:
         ray.get(third)
     with pytest.raises(ValueError, match="num_returns=2"):
         ray.get(count.options(num_returns=2).remote(3)[0])
+    assert ray.get(count.options(num_returns=1).remote(1)) == 0
+    with pytest.raises(ValueError, match="yielded more"):
+        ray.get(count.options(num_returns=1).remote(2))
+    with pytest.raises(ValueError, match="returned 0 values"):
+        ray.get(ray.remote(lambda: (n for n in ())).remote())
 
 
 # -- what is refused ------------------------------------------------------------------------------------------------
@@ -589,6 +594,8 @@ def test_what_other_generators_can_do_this_one_can_not() -> None:
     for name, arguments in (("send", (1,)), ("throw", (ValueError(),)), ("close", ())):
         with pytest.raises(NotImplementedError, match=name):
             getattr(generator, name)(*arguments)
+        with pytest.raises(NotImplementedError, match=name):
+            asyncio.run(getattr(generator, f"a{name}")(*arguments))
 
 
 def test_an_asynchronous_generator_is_no_task() -> None:

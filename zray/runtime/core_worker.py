@@ -419,6 +419,14 @@ class CoreWorker(Client):
         others += refs[start:]
         return chosen, others
 
+    def fetch(self, refs: Sequence[Any]) -> None:
+        """Have those that lie on other nodes brought to this one; nobody waits for that."""
+        memory, here = self.owner.memory, self.node_id
+        for ref in refs:
+            entry = memory.get(ref._id)
+            if entry is not None and entry[0] == STORED and entry[2] != here:
+                self.loop.post((self.store.fetch, ref._id, entry, ref.owner[0]))
+
     def _ready(self, refs: list[ObjectRef[Any]], num_returns: int, timeout_s: float | None) -> list[int]:
         """Positions of the first ``num_returns`` ready references; waits for as many."""
         memory = self.owner.memory

@@ -8,12 +8,12 @@ Results gather until the end of a turn of the loop. What waits behind a task tha
 
 from __future__ import annotations
 
-import inspect
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from zray.base import serialization, wire
@@ -391,14 +391,17 @@ class Executor:
         """What the owner will know of the results."""
         self.end_if_forked()
         task_id, num_returns = spec[0], spec[4]
-        if num_returns == 1:
+        if num_returns == 1 and type(result) is not GeneratorType:
             return self._given(peer, (self._result(peer, return_id(task_id, 1), result),))
         if num_returns == 0:
             return ()
         values: Sequence[Any] | None
         missing: tuple[Entry, ...] = ()
-        if inspect.isgenerator(result):
+        if type(result) is GeneratorType:
             values, missing = self._drawn(spec, result)
+            if len(values) > num_returns:
+                text = f"{spec[6]}() has num_returns={num_returns} but yielded more: num_returns='streaming' gives all"
+                raise ValueError(f"{text} items, as they are made")
         else:
             try:
                 values = tuple(result)
