@@ -379,7 +379,6 @@ def test_event_loops_in_several_threads_await_the_same_references(tmp_path: Any)
     assert in_threads(4, lambda index: asyncio.run(main())) == [[0, 1, 2]] * 4
 
 
-@pytest.mark.processes("a thread that runs is not interrupted in local mode")
 def test_a_task_that_is_awaited_is_cancelled(tmp_path: Any) -> None:
     async def main() -> None:
         ref = held(tmp_path / "never")

@@ -121,7 +121,12 @@ class Executor:
         raise NotImplementedError
 
     def nudge(self) -> None:
-        """In the loop: wake the thread that runs what is in the queue, where that can be done."""
+        """In the loop: have the task that runs interrupted."""
+        raise NotImplementedError
+
+    def calm(self) -> None:
+        """A task is over: what was to interrupt it and has not come does not come any more."""
+        raise NotImplementedError
 
     def end_soon(self, error: SystemExit) -> None:
         """Have this executor end; safe in any thread."""
@@ -220,7 +225,7 @@ class Executor:
 
     def on_cancel_task(self, now: float, peer: bytes, task_id: bytes, force: bool, recursive: bool) -> None:
         self.cancellation.cancel(now, task_id, force, recursive)
-        if task_id in self.runners and (self.actor is not None or not self.cancellation.interrupts):
+        if task_id in self.runners and self.actor is not None:
             self.runners[task_id].cancel()
 
     def on_call(self, now: float, peer: bytes, first: int, specs: list[Any]) -> None:
