@@ -81,7 +81,7 @@ class ObjectRefGenerator(Generic[T]):
             await self._item_came()
 
     def completed(self) -> ObjectRef[None]:
-        """A reference that is there when the generator is over. Its value is None, or an error if the task failed or was cancelled.
+        """A reference that is there when the generator is over: its value is None, or an error if it failed or was cancelled.
 
         An exception that the generator itself raised is the value of its last item only. Who waits for this reference wants all
         items to be made: the generator does not pause any more.

@@ -282,12 +282,13 @@ def test_an_array_of_the_driver_is_read_by_many_on_other_nodes_at_once(three: Cl
 def test_wait_has_what_is_ready_elsewhere_brought_here(three: Cluster) -> None:
     ref, other = (make.options(**on("east")).remote() for _ in range(2))
 
-    def held_here() -> list[str]:
-        return [row[0].hex() for row in ray.get(objects_here.options(**on("head")).remote())]
+    def held_here() -> list[Any]:
+        return [row[0] for row in ray.get(objects_here.options(**on("head")).remote())]
 
     assert ray.wait([other], fetch_local=False) == ([other], [])
     assert ray.wait([ref]) == ([ref], [])
-    eventually(lambda: held_here() == [ref.hex()], "the copy")
+    name = ref.binary()
+    eventually(lambda: held_here() == [name], "the copy")
     assert ray.wait([ref]) == ([ref], [])  # it is here already
     assert float(ray.get(ref).sum()) == ELEMENTS * (ELEMENTS - 1) / 2
     del ref, other

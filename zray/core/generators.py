@@ -14,7 +14,7 @@ generator wants all of it: from then on it need not pause.
 *Failures.* An error is the last item. Who waits for the end hears of it too, unless the generator has raised it by itself. When a
 worker dies the task may run again from the start; the new attempt is told how many items are here, and sends those that follow,
 besides large ones that were lost meanwhile. Items that an earlier attempt has sent arrive late: they are as good as those of the
-new one, and whichever comes second is dropped. *Attempts* are counted so that the word about room goes to the worker that needs it.
+new one, and whichever comes second is dropped. *Attempts* are counted so that the word about room goes to who needs it.
 
 *The end.* A generator whose reference was dropped is cancelled, unless somebody still has the object at its end. Items that
 nobody took are freed. What was made by a generator that is over can be made again as all results of tasks can.

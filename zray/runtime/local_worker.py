@@ -10,8 +10,8 @@ A thread can not be killed. A worker that is ended is *gone*: nothing it says is
 threads leave the user's code with ``WorkerGone`` at the next thing they do: at once where they wait for something of zray's, at
 the next line of Python otherwise. One that stays in foreign code (a long ``time.sleep``) ends when that returns.
 
-A task that is cancelled while it runs is interrupted in the same way, with KeyboardInterrupt. Since its worker goes on, nothing of
-ours may be left half-way: where the thread is in our own code and does not wait, the loop looks again a little later.
+A task that is cancelled while it runs is interrupted in the same way, with KeyboardInterrupt. Since its worker goes on, nothing
+of ours may be left half-way: where the thread is in our own code and does not wait, the loop looks again a little later.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ class LocalWorker(Executor):
         self.gone = False
         self._runtime = runtime
         self._exiting: SystemExit | None = None
+        self._left = False  # its thread has ended it: nothing more is begun
         self._ready = threading.Condition()
         self._thread: threading.Thread | None = None
         self._staffed = False  # some thread runs what is in the queue, or will
@@ -238,12 +239,12 @@ class LocalWorker(Executor):
             self.loop.turn_if_free()
         with self._ready:
             while not self.gone:
-                try:
-                    return self.queue.popleft()
-                except IndexError:
-                    if self.becoming is None:
-                        break
-                    self._ready.wait()
+                if not self._left:
+                    with contextlib.suppress(IndexError):
+                        return self.queue.popleft()
+                if self.becoming is None:
+                    break
+                self._ready.wait()
             self._staffed = False
             self._running_since = 0.0
             return None
@@ -316,6 +317,7 @@ class LocalWorker(Executor):
     # -- the end --------------------------------------------------------------------------------------------------
 
     def leave(self, code: int) -> None:
+        self._left = self._leaving = True
         self.loop.post((self._runtime.end_worker, self, f"exited with code {code}"))
         raise WorkerGone
 
