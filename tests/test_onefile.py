@@ -116,3 +116,10 @@ def test_a_script_that_fails_says_where(archive: Path, folder: Path) -> None:
     answer = run(sys.executable, archive, folder, str(folder / "broken.py"))
     assert answer.returncode == 1
     assert f'File "{folder}/broken.py", line 3, in <module>\n    1 / 0' in answer.stderr
+
+
+def test_a_script_that_changes_its_directory(archive: Path, folder: Path) -> None:
+    (folder / "moves.py").write_text("import os\nos.chdir('/tmp')\nprint(__file__)\n" + PROGRAM)
+    here = "/"  # where run() starts it
+    answer = run(sys.executable, Path(os.path.relpath(archive, here)), folder, os.path.relpath(folder / "moves.py", here))
+    assert answer.stdout == f"{folder}/moves.py\n{archive} True 42\n", answer.stderr
