@@ -241,6 +241,8 @@ def test_large_items_wait_too(tmp_path: Path) -> None:
 
     generator = large.remote(5)
     eventually(lambda: noted(log) == "iii", "72 MB")
+    ray.get([ray.remote(lambda: None).remote() for _ in range(100)])
+    assert noted(log) == "iii", "and no more meanwhile"
     next(generator)
     eventually(lambda: len(noted(log)) > 3, "room for another")
     assert len(list(generator)) == 4

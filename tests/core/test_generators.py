@@ -189,6 +189,12 @@ def test_large_items_are_reported_more_often() -> None:
     assert bench.stream.step == 1, "though one of them is more than may wait"
 
 
+def test_the_size_of_an_item_is_that_of_its_value_wherever_it_lies() -> None:
+    bench = Generating(items_max=100)
+    bench.items(0, (INLINE, b"1234"), (INLINE, (b"12", b"345", b"6")), stored())
+    assert bench.stream.size_bytes == 4 + 6 + (1 << 20)
+
+
 def test_who_waits_for_the_end_wants_all_items() -> None:
     bench = Generating(items_max=1)
     bench.items(0, value(0))

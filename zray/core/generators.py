@@ -32,7 +32,7 @@ from zray.base.wire import ERROR, INLINE, STORED, Entry
 from zray.base.wire_generators import ALL_TAKEN, ItemsTaken
 from zray.core.cancellation import TaskCancellation
 from zray.core.effects import SEND
-from zray.core.entries import contained_in, irrecoverable
+from zray.core.entries import contained_in, irrecoverable, size_of
 from zray.core.recovery import LostState, ObjectRecovery
 from zray.core.tasks import Task
 from zray.core.waiters import Waiter, Waiters
@@ -208,7 +208,7 @@ class GeneratorOwner(ObjectRecovery, TaskCancellation):
                 self._contain(object_id, entry)
             memory[object_id] = entry
             content = entry[1]
-            size += content if type(content) is int else len(content)
+            size += len(content) if type(content) is bytes else size_of(entry)
         next_id = return_id(task_id, stream.received + 1)
         stream.received = number  # from here on readers see them
         stream.size_bytes += size
