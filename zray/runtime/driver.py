@@ -20,8 +20,7 @@ from zray.base.wire_output import FlushOutput
 from zray.core.waiters import Waiter
 from zray.exceptions import NodeDiedError, RaySystemError
 from zray.io.loop import NUDGE
-from zray.runtime.client import finish
-from zray.runtime.client import shut_down
+from zray.runtime.client import finish, shut_down
 from zray.runtime.core_worker import CoreWorker
 from zray.runtime.embedded import EmbeddedHead
 from zray.runtime.output import DriverOutput
