@@ -33,9 +33,9 @@ from zray.exceptions import (
     OwnerDiedError,
     RayError,
     RaySystemError,
-    RayTaskError,
 )
 from zray.object_ref import ObjectRef
+from zray.runtime import failures
 from zray.runtime.client import Client, Request, finish, resolve, shut_down
 from zray.runtime.explainer import Explainer
 from zray.runtime.futures import Futures
@@ -499,7 +499,7 @@ class CoreWorker(Client):
                 owners.append(ref.owner[0])
                 values.append(None)
             else:
-                raise _user_error(entry)
+                raise failures.as_raised(entry)
         if gone:
             raise _Unreadable(gone, b"", ObjectLostError(f"object {gone.hex()} is lost again and again", gone.hex()))
         if stored:
@@ -582,23 +582,3 @@ def _first_ready(refs: list[ObjectRef[Any]], memory: dict[bytes, Entry], limit: 
 
 def _any_error(refs: list[ObjectRef[Any]], memory: dict[bytes, Entry]) -> bool:
     return any(memory.get(ref._id, (None,))[0] == ERROR for ref in refs)
-
-
-def _user_error(entry: Entry) -> BaseException:
-    """The exception of an error entry, as ``get`` raises it."""
-    error = serialization.deserialize(entry[1])
-    if isinstance(error, tuple):
-        error, cause = error
-        if cause is not None:
-            try:
-                error.cause = serialization.deserialize(cause)
-            except Exception as problem:
-                if isinstance(error, RayTaskError):
-                    error.traceback_str += (
-                        f"\n(the exception itself can not be read here: {type(problem).__name__}: {problem})"
-                    )
-        if isinstance(error, RayTaskError):
-            return error.as_instanceof_cause()
-        error.__cause__ = error.cause
-    assert isinstance(error, BaseException)
-    return error
