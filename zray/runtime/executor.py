@@ -396,7 +396,7 @@ class Executor:
         """What the owner will know of the results."""
         self.end_if_forked()
         task_id, num_returns = spec[0], spec[4]
-        if num_returns == 1 and type(result) is not GeneratorType:
+        if num_returns == 1:
             return self._given(peer, (self._result(peer, return_id(task_id, 1), result),))
         if num_returns == 0:
             return ()
