@@ -393,7 +393,6 @@ def test_event_loops_in_several_threads_await_the_same_references(tmp_path: Any)
     assert in_threads(4, lambda index: asyncio.run(main())) == [[0, 1, 2]] * 4
 
 
-@pytest.mark.processes("a thread that runs is not interrupted in local mode")
 def test_a_task_that_is_awaited_is_cancelled(tmp_path: Any) -> None:
     async def main() -> None:
         ref = held(tmp_path / "never")
@@ -420,10 +419,10 @@ def test_a_shutdown_ends_what_is_awaited(script: Any) -> None:
             try:
                 await waiting
             except Exception as error:
-                say("ended", type(error).__name__)
+                say("ended", f"{type(error).__name__}: {error}")
 
         asyncio.run(main())
         """
     )
-    assert program.until("ended") in ("RaySystemError", "NodeDiedError"), "whichever it hears of first"
+    assert program.until("ended") == "RaySystemError: zray.shutdown() was called while this waited"
     assert program.finish()[::2] == (0, "")
