@@ -264,7 +264,7 @@ class Node:
             reason = describe_exit(event[2])
             self._end_output(event[1])
             log.info("worker %s (pid %d) %s", event[1][6:10].hex(), pid, reason)
-            if event[2] == 0:  # it ended in good order: what it said last may still be on its way
+            if os.WIFEXITED(event[2]):  # of its own will: what it said last may still be on its way
                 self._process.loop.add_timer(now + _LAST_WORDS_S, (_EXIT_TIMER, event[1], f"pid {pid} {reason}"))
             else:
                 self.agent.on_worker_exited(now, event[1], f"pid {pid} {reason}")
