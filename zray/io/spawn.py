@@ -75,6 +75,18 @@ def describe_exit(status: int) -> str:
     return f"exited with code {os.waitstatus_to_exitcode(status)}"
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process has ended, reaped or not."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([pidfd], [], [], 0.0)[0])
+    finally:
+        os.close(pidfd)
+
+
 class Zygote:
     """The node's side: asks for workers and hears of their ends. A source of the loop.
 
