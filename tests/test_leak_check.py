@@ -28,7 +28,13 @@ def test_a_process_that_is_no_child_any_more_is_found_and_ended(how: str, tmp_pa
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.conftest", "--rootdir", str(tmp_path)]
     result = subprocess.run(
-        [*command, path], cwd=root, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, timeout=60
+        [*command, path],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     found = re.search(r"the test left behind: processes: \S+(?: \d+)? \(sleep (\d+)\)", result.stdout)
     assert result.returncode == 1 and found, result.stdout + result.stderr

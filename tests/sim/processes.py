@@ -41,7 +41,6 @@ class DriverBody(OwnerBody):
         self.world.after(0.0, Thread(self, self._script(program), self._ended).step)
 
     def _script(self, program: Callable[[DriverBody], Steps]) -> Steps:
-        yield ("ask", self.agent, wire.NodeStatistics, ())  # its agent knows it before it does anything
         fields = (self.id, self.address[1], 1, "script.py", "", {})
         ok, answer = yield ("ask", CONTROL, wire.RegisterJob, fields)
         assert ok

@@ -102,6 +102,7 @@ class Config:
     node_death_s: float = 10.0  # ... and for so long, it is dead: a network may be cut for a while
     node_lost_s: float = 1.5  # a node whose connection ended, as that of a process that was killed, has so long to come back
     node_return_s: float = 5.0  # a node that does not come to a control that was started again for so long is dead
+    driver_death_s: float = 300.0  # a driver of a running cluster that is stopped (SIGSTOP, Ctrl-Z) for so long has ended
     control_death_s: float = 30.0  # a node that has not heard of the control for so long ends
     lease_hops_max: int = 3  # how often a request for a lease is sent on to another node
     function_fetch_timeout_s: float = 60.0  # how long a worker waits for a function that was not exported

@@ -29,18 +29,19 @@ from zray.base.wire import (
     ProcessDied,
     Reply,
 )
-from zray.base.wire_nodes import LeaseRedirected
+from zray.base.wire_nodes import JobEnded, LeaseRedirected
 from zray.core.bundles import Bundle, NodeBundles
 from zray.core.chance import First
 from zray.core.control_desk import ControlDesk
 from zray.core.death_watch import DeathWatch
-from zray.core.effects import DIAL, HANG_UP, JOINED, KILL_WORKER, MEASURE, SEND, STOP, TIMER, WARN, WATCH, Effect
+from zray.core.effects import DIAL, HANG_UP, JOINED, KILL_WORKER, LOOK, MEASURE, SEND, STOP, TIMER, WARN, WATCH, Effect
 from zray.core.memory import Candidate, verdicts
 from zray.core.neighbours import Neighbours
 from zray.core.output import OutputDesk
 from zray.core.policy import DEFAULT, Rng, Verdict, Waiting, read_locality, readable
 from zray.core.scheduler import GrantedLease, LeaseScheduler, Request
 from zray.core.spilling import SPILL_TIMER
+from zray.core.stopped import StoppedDrivers
 from zray.core.store import CREATE_TIMER, ObjectStore
 from zray.core.transfer import ObjectTransfer
 from zray.core.workers import Worker, WorkerPool, WorkerState
@@ -50,7 +51,7 @@ MEMORY_TIMER = "agent.memory"
 REAP_TIMER = "agent.reap"
 SIGN_TIMER = "agent.sign"
 HANG_UP_TIMER = "agent.hang_up"
-_GOODBYE_S = 1.0  # a driver whose job is finished hears that it is
+_GOODBYE_S = 1.0  # a driver whose job is over hears that it is
 RELIEF_TIMER = "agent.relief"
 _RESTING = (WorkerState.IDLE, WorkerState.LEAVING)
 
@@ -83,6 +84,7 @@ class NodeAgent(ControlDesk):
         "_reap_set",
         "_relief_at",
         "_remote",
+        "_stopped",
         "bundles",
         "clients",
         "deaths",
@@ -134,6 +136,7 @@ class NodeAgent(ControlDesk):
         self.clients: dict[bytes, str] = {}  # processes of this node: id -> role
         self.neighbours = Neighbours(node_id, self._me, rng or First(), config.lease_hops_max)
         self.deaths = DeathWatch(self._me, self.out, self.clients.__contains__, self.neighbours.by_agent.__contains__)
+        self._stopped = StoppedDrivers(config.health_check_ms / 1000, config.driver_death_s)
         self.neighbours.describe(total, labels or {})
         self.scheduler = LeaseScheduler(total, int.from_bytes(node_id[:4], "big") << 28)
         self.bundles = NodeBundles(
@@ -165,6 +168,22 @@ class NodeAgent(ControlDesk):
         """A watched process ended."""
         if self.clients.get(peer) == "driver":
             self._forget(now, peer, "the driver ended")
+            self._advance(now)
+
+    def on_driver_started(self, now: float, peer: bytes, driver: bytes, pid: int) -> None:
+        """A driver of this machine has registered with the control, and may end before it says a word here."""
+        if self.deaths.is_dead(driver):
+            self.out.append((SEND, self._control, ProcessDied(driver, self.deaths.dead[driver])))
+        else:
+            self.on_peer_joined(now, driver, "driver", pid)
+
+    def on_drivers_seen(self, now: float, stopped: list[bytes]) -> None:
+        """Which drivers are stopped."""
+        for driver in self._stopped.seen(peer for peer in stopped if self.clients.get(peer) == "driver"):
+            reason = f"the driver was stopped for {self._config.driver_death_s:g} s (ZRAY_DRIVER_DEATH_S)"
+            self.out.append((WARN, f"{reason}: its job is ended"))
+            self.out.append((SEND, driver, JobEnded(reason)))
+            self._forget(now, driver, reason, at=now + _GOODBYE_S)
             self._advance(now)
 
     def on_watch_process(self, now: float, peer: bytes, process: bytes) -> None:
@@ -406,6 +425,7 @@ class NodeAgent(ControlDesk):
             if silent_s > self._config.control_death_s:
                 self.out.append((STOP, f"the head has been silent for {silent_s:.0f} s"))
             self.out.append((TIMER, now + self._config.health_check_ms / 1000, (SIGN_TIMER,)))
+            self.out.append((LOOK,))
         elif key[0] == REAP_TIMER:
             self._reap_set = False
             if self.pool.reap(now):

@@ -87,6 +87,14 @@ def has_ended(pid: int) -> bool:
         os.close(pidfd)
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped, as by SIGSTOP; one that a debugger holds is not."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] == "T"
+    return False
+
+
 class Zygote:
     """The node's side: asks for workers and hears of their ends. A source of the loop.
 

@@ -205,6 +205,10 @@ class CoreWorker(Client):
     def on_refuse(self, now: float, peer: bytes, reason: str) -> None:
         self.fail(RaySystemError(f"the cluster refused this process: {reason}"))
 
+    def on_job_ended(self, now: float, peer: bytes, reason: str) -> None:
+        """This process was stopped for so long that its job was ended meanwhile."""
+        self.fail(RaySystemError(f"this job has ended: {reason}. Call zray.shutdown() and zray.init() to join again"))
+
     def fail(self, error: RayError) -> None:
         """Nothing can be done any more: everybody who waits is told, and everybody who comes."""
         if self.broken is None:

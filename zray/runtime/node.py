@@ -17,7 +17,7 @@ from zray.core.agent import NodeAgent
 from zray.io.memory import private_bytes, usage
 from zray.io.pipes import WorkerPipes
 from zray.io.session import Session
-from zray.io.spawn import Zygote, describe_exit
+from zray.io.spawn import Zygote, describe_exit, is_stopped
 from zray.io.spill import SpillStorage, open_directories
 from zray.io.storage import Arena, shared_memory_free_bytes
 from zray.runtime.process import PidWatch, Process, log
@@ -163,6 +163,7 @@ class Node:
         process.on_effect(e.START_WORKER, self._start_worker)
         process.on_effect(e.KILL_WORKER, self.zygote.kill)
         process.on_effect(e.WATCH, self._watch)
+        process.on_effect(e.LOOK, self._look)
         process.loop.add_source(self.zygote)
 
     def _attach_output(self, process: Process) -> None:
@@ -336,3 +337,7 @@ class Node:
             return
         self._watches[peer] = watch
         self._process.loop.add_source(watch)
+
+    def _look(self) -> None:
+        stopped = [peer for peer, watch in self._watches.items() if is_stopped(watch.pid)]
+        self.agent.on_drivers_seen(self._process.now(), stopped)
