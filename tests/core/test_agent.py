@@ -18,7 +18,7 @@ from zray.base.wire import (
 )
 from zray.base.wire_nodes import JobEnded
 from zray.core.agent import HEARTBEAT_TIMER, REAP_TIMER, RELIEF_TIMER, SIGN_TIMER
-from zray.core.effects import HANG_UP, KILL_WORKER, LOOK, START_WORKER, WATCH
+from zray.core.effects import HANG_UP, KILL_WORKER, LOOK, START_WORKER, STOP, WATCH
 from zray.core.store import CREATE_TIMER
 
 from .agent_bench import DRIVER, JOB, NODE, OTHER_JOB, SECOND, A, Bench
@@ -406,6 +406,13 @@ def test_a_driver_that_is_stopped_keeps_its_work_for_a_while_and_no_longer() -> 
     assert verbs(effects, HANG_UP) == [], "it has to hear that first"
     assert sent(looked(bench, DRIVER), ProcessDied) == []
     assert sent(looked(bench, SECOND), ProcessDied) == [], "others are not concerned"
+
+
+def test_the_drivers_of_a_node_that_was_given_up_hear_of_it() -> None:
+    bench = Bench(remote=True)
+    effects = bench.does("on_node_refused", CONTROL, "too long", True)
+    assert sent(effects, JobEnded) == [(driver, JobEnded("too long")) for driver in (DRIVER, SECOND)]
+    assert effects[-1] == (STOP, "too long")
 
 
 def test_an_agent_of_one_driver_alone_does_not_look_after_it() -> None:

@@ -452,6 +452,8 @@ class NodeAgent(ControlDesk):
         """The cluster does not want this node any more."""
         if self._remote:  # a head is not told by its own control
             self.rejoin = rejoin
+            for driver in [peer for peer, role in self.clients.items() if role == "driver"]:  # the process may live on
+                self.out.append((SEND, driver, JobEnded(reason)))
             self.out.append((STOP, reason))
 
     # -- inside ---------------------------------------------------------------------------------------------------

@@ -206,7 +206,7 @@ class CoreWorker(Client):
         self.fail(RaySystemError(f"the cluster refused this process: {reason}"))
 
     def on_job_ended(self, now: float, peer: bytes, reason: str) -> None:
-        """This process was stopped for so long that its job was ended meanwhile."""
+        """The cluster has given this process up: it was stopped for too long, or its node could not be reached."""
         self.fail(RaySystemError(f"this job has ended: {reason}. Call zray.shutdown() and zray.init() to join again"))
 
     def fail(self, error: RayError) -> None:
