@@ -143,7 +143,8 @@ def test_a_driver_that_is_stopped_for_too_long_is_tidied_up_after_and_told(drive
     program.signal(signal.SIGCONT)
     told = [program.until("told") for _ in range(4)]
     assert told[0] == told[3] == (
-        "this job has ended: the driver was stopped for 1 s (ZRAY_DRIVER_DEATH_S). Call zray.shutdown() and zray.init() to join again"
+        "this job has ended: the driver was stopped for 1 s (ZRAY_DRIVER_DEATH_S). "
+        "Call zray.shutdown() and zray.init() to join again"
     )
     assert all("its job ended" in text or text == told[0] for text in told[1:3]), "the actor itself is known to be dead"
     program.until("joined")

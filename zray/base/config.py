@@ -65,6 +65,9 @@ class Config:
     exhausted_grace_ms: float = 100.0  # all workers wait for others for so long: then tasks are refused
     worker_idle_s: float = 2.0  # idle workers above the prestarted number are ended
     worker_start_timeout_s: float = 30.0  # a worker that has not said hello by then is ended
+    worker_start_failures_max: int = 8  # in a row; then what waits for a worker fails
+    worker_start_rest_ms: float = 100.0  # after the second failure in a row, then twice as long each time
+    worker_start_rest_max_s: float = 10.0  # ... but never longer
     worker_exit_grace_s: float = 0.5  # between the polite word and the signal
     # actors
     actors_max: int = 4096  # actor processes on one node

@@ -44,6 +44,7 @@ from zray.core.spilling import SPILL_TIMER
 from zray.core.stopped import StoppedDrivers
 from zray.core.store import CREATE_TIMER, ObjectStore
 from zray.core.transfer import ObjectTransfer
+from zray.core.worker_starts import START_TIMER
 from zray.core.workers import Worker, WorkerPool, WorkerState
 
 HEARTBEAT_TIMER = "agent.heartbeat"
@@ -210,14 +211,12 @@ class NodeAgent(ControlDesk):
 
     def on_worker_late(self, now: float, worker_id: bytes) -> None:
         """A worker has had all the time it may take to start: one that hangs is ended, and another started for it."""
-        worker = self.pool.workers.get(worker_id)
-        if worker is not None and worker.state is WorkerState.STARTING:
+        if self.pool.on_late(worker_id):
             self.out.append((WARN, f"worker {worker_id.hex()} did not start in time and is ended"))
-            self.pool.kill(worker)
 
     def on_worker_exited(self, now: float, worker_id: bytes, reason: str) -> None:
         """The body saw a worker process end."""
-        worker = self.pool.on_exited(worker_id)
+        worker = self.pool.on_exited(now, worker_id, reason)
         if worker is None:
             return
         lease = self.scheduler.by_worker.get(worker_id)
@@ -231,6 +230,8 @@ class NodeAgent(ControlDesk):
                 self.out.append((SEND, lease.request.owner, lost))
         self._forget(now, worker_id, reason)
         self.pool.prestart()
+        if self.pool.starts.hopeless():
+            self._refuse_unstartable()
         self._advance(now)
 
     def on_worker_stays(self, now: float, peer: bytes, worker_id: bytes) -> None:
@@ -430,6 +431,8 @@ class NodeAgent(ControlDesk):
             self._reap_set = False
             if self.pool.reap(now):
                 self._plan_reaping(now)
+        elif key[0] == START_TIMER:
+            self.pool.on_rested()
         elif key[0] == MEMORY_TIMER:
             self.out.append((MEASURE,))
         elif key[0] == HANG_UP_TIMER:
@@ -514,6 +517,25 @@ class NodeAgent(ControlDesk):
             if request in own or not own:
                 self.scheduler.end(lease_id)
                 self.pool.cancel(lease_id)
+
+    def _refuse_unstartable(self) -> None:
+        """Workers can not be started: what waits for one fails, unless a worker that is there may serve it later."""
+        starts = self.pool.starts
+        title = f"node {bytes(self._node_id).hex()[:8]}"
+        reason = f"{title} can not start workers: {starts.failures} attempts in a row failed; the last one: {starts.reason}"
+        for lease_id in list(self.pool.actors_waiting):
+            lease = self.scheduler.leases[lease_id]
+            assert lease.request.actor is not None
+            self.pool.cancel(lease_id)
+            self.scheduler.end(lease_id)
+            self._actor_gone(lease, lease.request.actor, reason)
+        running = [self.pool.workers[w] for w, lease in self.scheduler.by_worker.items() if not lease.blocked]
+        served = {worker.job_id for worker in running if not worker.dedicated}
+        for lease_id in [i for i, (job_id, _) in self.pool.waiting.items() if job_id not in served]:
+            request = self.scheduler.leases[lease_id].request
+            self.scheduler.end(lease_id)
+            self.pool.cancel(lease_id)
+            self.out.append((SEND, request.owner, LeaseRejected(request.id, "unstartable", reason)))
 
     def _queued_tasks(self) -> list[Request]:
         """The requests that wait for resources, without those of actors, which have processes of their own."""

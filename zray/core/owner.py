@@ -296,7 +296,9 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
         queue = self.leases.on_rejected(request_id)
         if queue is None:
             return
-        if kind == "exhausted":
+        if kind == "unstartable" and queue.served():
+            return  # they ask again as they go on
+        if kind in ("exhausted", "unstartable"):
             self._give_up(now, queue, reason)
         elif not queue.infeasible:
             queue.infeasible = reason

@@ -14,6 +14,7 @@ from zray.base.resources import ResourceSet
 from zray.base.wire import Hello
 from zray.core import effects as e
 from zray.core.agent import NodeAgent
+from zray.core.workers import WorkerState
 from zray.io.memory import private_bytes, usage
 from zray.io.pipes import WorkerPipes
 from zray.io.session import Session
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 _EXIT_TIMER = "node.exited"
 _LATE_TIMER = "node.late"
 _LAST_WORDS_S = 0.05
-_FORK_REST_S = 1.0  # a machine that has no room for a process is asked again after this
 _SMALL_STORE = 75 << 20
 _DESCRIPTORS_MAX = 1 << 16
 
@@ -270,7 +270,10 @@ class Node:
         if event[0] == "exited":
             pid = self._pids.pop(event[1], 0)
             reason = describe_exit(event[2])
-            self._end_output(event[1])
+            words = self._end_output(event[1])
+            worker = self.agent.pool.workers.get(event[1])
+            if words and worker is not None and worker.state is WorkerState.STARTING:
+                reason = f"{reason}; its last words: {words}"
             log.info("worker %s (pid %d) %s", event[1][6:10].hex(), pid, reason)
             if event[2] == 0:  # it ended in good order: what it said last may still be on its way
                 self._process.loop.add_timer(now + _LAST_WORDS_S, (_EXIT_TIMER, event[1], f"pid {pid} {reason}"))
@@ -281,7 +284,7 @@ class Node:
         elif event[0] == "failed":
             log.warning("worker %s was not started: %s", event[1][6:10].hex(), event[2])
             self._end_output(event[1])
-            self._process.loop.add_timer(now + _FORK_REST_S, (_EXIT_TIMER, event[1], event[2]))
+            self.agent.on_worker_exited(now, event[1], event[2])
         elif event[0] == "gone":
             pass  # it was told to end, and had ended
         else:
@@ -289,10 +292,11 @@ class Node:
             log.error("the zygote ended: this node can not go on")
             self._process.stop("the zygote ended")
 
-    def _end_output(self, worker_id: bytes) -> None:
-        """A worker has said its last words: its driver hears them before it hears of its end."""
-        self._pipes.end(worker_id)
+    def _end_output(self, worker_id: bytes) -> str:
+        """A worker has said its last words, which are returned: its driver hears them before it hears of its end."""
+        words = self._pipes.end(worker_id)
         self.agent.output.ended(self._process.now(), worker_id)
+        return words
 
     def _spill(self, batch_id: int, directory: int, rows: list[tuple[int, int]]) -> None:
         assert self._spills is not None
