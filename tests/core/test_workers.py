@@ -455,7 +455,7 @@ def test_random_walk_every_lease_gets_a_worker_in_the_end(prestart: int, room: i
         elif what == "exit":
             held.pop(worker.id, None)
             pool.on_exited(0.0, worker.id)
-            pool.prestart()
+            pool.on_rested()
         pool.check()
 
     for number, (what, index, job) in enumerate(walk):
@@ -469,11 +469,11 @@ def test_random_walk_every_lease_gets_a_worker_in_the_end(prestart: int, room: i
                 serve(pool.on_ready(now, worker.id, "", 1))
             elif worker.state in (WorkerState.ENDING, WorkerState.LEAVING):
                 pool.on_exited(0.0, worker.id)
-                pool.prestart()
+                pool.on_rested()
             elif worker.id in held:
                 del held[worker.id]
                 serve(pool.on_returned(now, worker.id))
-            pool.on_rested()
+            pool.check()
     assert not pool.statistics()["leases_waiting"]
 
 

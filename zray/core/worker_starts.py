@@ -5,8 +5,8 @@ Theory of operation
 A worker process can end before it is ready: memory or processes are short, or something that every process here imports ends
 it. That may be bad luck, and another is started at once. After that the next would most likely fare no better: each further
 failure is followed by a rest, twice as long each time, and then one worker alone is started, to see. When that one is ready all
-is as before. When ``worker_start_failures_max`` in a row were not, starting is *hopeless*: what waits for a worker is refused, with
-the reason of the last failure, and what comes later has one attempt.
+is as before. When ``worker_start_failures_max`` in a row were not, starting is *hopeless*: what waits for a worker is refused,
+with the reason of the last failure, and what comes later has one attempt.
 """
 
 from __future__ import annotations
