@@ -28,7 +28,7 @@ from zray.base.wire_actors import CALL, KillActor, RegisterActor, SubscribeActor
 from zray.core.actor import ActorState
 from zray.core.effects import DIAL, SEND, TIMER, Effect
 from zray.core.entries import task_cancelled
-from zray.core.tasks import Task, TaskManager
+from zray.core.tasks import WORKER_DIED, Task, TaskManager
 from zray.exceptions import ActorUnavailableError, InvariantError
 
 CONTINUE_TIMER = "calls.continue"
@@ -300,7 +300,7 @@ class ActorTaskSubmitter:
         for task in lost.values():
             task.tried_on(worker)
             wanted = task.id in self._tasks.pending  # else it ran once more after an answer that came late
-            if wanted and not queue.error and self._tasks.may_retry(task):
+            if wanted and not queue.error and self._tasks.may_retry(task, WORKER_DIED):
                 again.append(task)
             else:
                 gone: Entry = task_cancelled(task) if task.cancelled else (ERROR, error or _missed(queue.actor_id))
