@@ -214,10 +214,12 @@ class ActorTaskSubmitter:
 
     def kill(self, actor_id: bytes, no_restart: bool, handle_id: bytes) -> None:
         """Have an actor ended. Whether later calls of this process would still run is a matter of chance, so they do not."""
+        queue = self.queues.get(actor_id)
+        incarnation = 0 if queue is None else queue.incarnation
         if no_restart:
-            queue = self.queues.get(actor_id) or self.open(actor_id, handle_id, subscribed=False)
+            queue = queue or self.open(actor_id, handle_id, subscribed=False)
             queue.killed = True
-        self._out.append((SEND, CONTROL, KillActor(actor_id, no_restart)))
+        self._out.append((SEND, CONTROL, KillActor(actor_id, no_restart, incarnation)))
 
     def own(self, borrowed: Container[bytes]) -> dict[bytes, bytes]:
         """The living actors that this process has made and has handles of, and their processes, as far as they are known."""
