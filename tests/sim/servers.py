@@ -141,6 +141,7 @@ class AgentBody(Body):
             self.brain.on_drivers_seen(world.now, [])  # here whole machines stop, not drivers
         elif verb == e.JOINED:
             world.note(self, "has joined")
+            node.joined = True
         elif verb == e.STOP:
             world.note(self, f"STOPS: {effect[1]}")
             node.stop(rejoin=self.brain.rejoin)
