@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import os
+import sys
 import threading
 import time
 from typing import Any
@@ -228,6 +229,19 @@ def test_a_future_of_a_reference() -> None:
     assert ray.remote(lambda: 2).remote().future().result(30) == 2
     with pytest.raises(LookupError, match="in a future"):
         fail.remote().future().result(30)
+
+
+class Exits:
+    """Ends whoever reads it."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, (3,)
+
+
+def test_a_future_of_a_value_that_exits_when_it_is_read() -> None:
+    with pytest.raises(SystemExit):
+        ray.put(Exits()).future().result(30)
+    assert ray.put(1).future().result(30) == 1
 
 
 def test_many_futures() -> None:

@@ -137,7 +137,7 @@ class Driver(CoreWorker):
 
     def show_bar(self, state: str) -> None:
         """A progress bar of this process has moved."""
-        self.output.screen.show(b"", json.loads(state))
+        self.output.screen.show(bars=[(b"", json.loads(state))])
 
     def _flush_output(self) -> None:
         """Have it here what workers have written so far, on this node and on those whose workers this process knows."""

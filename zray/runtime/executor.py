@@ -42,6 +42,7 @@ ARGUMENTS = -1  # the slot of a reference to all arguments at once, when they ar
 HANDBACK_TIMER = "worker.handback"
 NO_LEASE = 0  # in the queue, in place of a lease: calls of the actor
 _BECOME = -1  # ... become an actor
+_RUN = -2  # ... have something run
 _LEASES_KEPT = 16
 _NOTHING: Entry = (INLINE, serialization.serialize(None).inline())
 
@@ -235,6 +236,12 @@ class Executor:
         if self._running_since == 0.0:
             self.wake()
 
+    def enqueue_run(self, peer: bytes, what: tuple[bytes, Callable[[Any], None], Any]) -> None:
+        """In the loop: a call, by its id, that the main thread has to do in a way of its own."""
+        self.queue.append((peer, _RUN, what))
+        if self._running_since == 0.0:
+            self.wake()
+
     def settle_results(self, now: float) -> None:
         """In the loop: send results, and hand back what has waited for too long."""
         if self._results:
@@ -283,6 +290,10 @@ class Executor:
         peer, lease_id, spec = item
         if lease_id == _BECOME:
             self._become(spec)
+        elif lease_id == _RUN:
+            self._running_since = time.monotonic()
+            _, function, argument = spec
+            function(argument)
         else:
             self._execute(peer, lease_id, spec)
 

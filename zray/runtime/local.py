@@ -231,7 +231,7 @@ class LocalRuntime(CoreWorker):
 
     def show_bar(self, state: str) -> None:
         """A progress bar has moved."""
-        self._screen.show(b"", json.loads(state))
+        self._screen.show(bars=[(b"", json.loads(state))])
 
     def open_store(self, node: dict[str, Any]) -> None:
         """There is none."""
