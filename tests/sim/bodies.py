@@ -308,6 +308,9 @@ class OwnerBody(Body):
     def on_refuse(self, now: float, peer: bytes, reason: str) -> None:
         raise SimulationError(f"{self.name} was refused: {reason}")
 
+    def on_job_ended(self, now: float, peer: bytes, reason: str) -> None:
+        self.world.note(self, f"its job has ended: {reason}")  # and so will its process, with that of its node
+
     def on_notice(self, now: float, peer: bytes, text: str) -> None:
         self.world.note(self, f"shows: {text}")
 

@@ -65,6 +65,8 @@ class SimNode:
         self.workers: dict[bytes, WorkerBody] = {}
         self._starting: dict[bytes, None] = {}
         self._watched: dict[bytes, None] = {}
+        remote = machine is not cluster.machines[0] or cluster.control_alone
+        self.joined = not remote
         brain = NodeAgent(
             self.id,
             machine.resources,
@@ -74,7 +76,7 @@ class SimNode:
             world.config,
             machine.directories,
             rng=random.Random(world.rng.getrandbits(40)),
-            remote=machine is not cluster.machines[0] or cluster.control_alone,
+            remote=remote,
             labels=machine.labels,
         )
         self.agent = AgentBody(cluster, self, brain)

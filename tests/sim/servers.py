@@ -137,8 +137,11 @@ class AgentBody(Body):
             world.after(world.some(0.002), node.end_told_worker, effect[1])
         elif verb == e.WATCH:
             node.watch(effect[1])
+        elif verb == e.LOOK:
+            self.brain.on_drivers_seen(world.now, [])  # here whole machines stop, not drivers
         elif verb == e.JOINED:
             world.note(self, "has joined")
+            node.joined = True
         elif verb == e.STOP:
             world.note(self, f"STOPS: {effect[1]}")
             node.stop(rejoin=self.brain.rejoin)

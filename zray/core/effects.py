@@ -33,4 +33,5 @@ CANCEL_FETCH = 22  # (CANCEL_FETCH, object_id): stop that; each FETCH ends in on
 ADOPT_FILE = 24  # (ADOPT_FILE, object_id, size, path, position, checksum): bring it into this node's store; call on_file_adopted
 STOP = 12  # (STOP, reason): this process has done its work
 JOINED = 25  # (JOINED,): the control knows of this node
+LOOK = 27  # (LOOK,): see which drivers of this node are stopped, and call on_drivers_seen
 DRAIN = 26  # (DRAIN, workers, job_id, peer, request_id): read all that these workers have written, then call drained

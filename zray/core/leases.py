@@ -96,6 +96,10 @@ class LeaseQueue:
         self.infeasible = ""  # why no node can serve it, until somebody is asked again
         self.give_up_at: float | None = None  # when, if it stays so
 
+    def served(self) -> bool:
+        """Whether there is a worker that gets on with its tasks."""
+        return any(not lease.stalled for lease in self.leases.values())
+
 
 class NormalTaskSubmitter:
     """The leases of one owner.

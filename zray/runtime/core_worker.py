@@ -205,6 +205,10 @@ class CoreWorker(Client):
     def on_refuse(self, now: float, peer: bytes, reason: str) -> None:
         self.fail(RaySystemError(f"the cluster refused this process: {reason}"))
 
+    def on_job_ended(self, now: float, peer: bytes, reason: str) -> None:
+        """The cluster has given this process up: it was stopped for too long, or its node could not be reached."""
+        self.fail(RaySystemError(f"this job has ended: {reason}. Call zray.shutdown() and zray.init() to join again"))
+
     def fail(self, error: RayError) -> None:
         """Nothing can be done any more: everybody who waits is told, and everybody who comes."""
         if self.broken is None:
