@@ -412,24 +412,6 @@ def test_a_free_by_the_owner_tells_those_who_wait_on_its_own_node_at_once() -> N
 
 
 @pytest.mark.parametrize("steps", range(12))
-def test_a_free_of_what_was_lost_leaves_alone_what_was_made_again_elsewhere(steps: int) -> None:
-    net = Net("p", "q", "r")
-    p, q, r = net.node("p"), net.node("q"), net.node("r")
-    p.make(A, 3)
-    q.make(A, 3)
-    request = r.pin(A, q, 3)
-    for _ in range(steps):
-        if net.tasks:
-            net.step(0)
-    r.does("free", [A], p.agent)  # its owner does not know whether that node can be reached
-    r.does("free", [A])
-    p.does("on_free_primaries", r.agent, [A])
-    q.does("on_free_copies", p.agent, [A])
-    net.run()
-    assert r.ok(request) and q.has(A) and not p.store.objects
-
-
-@pytest.mark.parametrize("steps", range(12))
 def test_a_reader_that_comes_while_the_last_one_leaves_gets_it(steps: int) -> None:
     net = Net("p", "r")
     p, r = net.node("p"), net.node("r")

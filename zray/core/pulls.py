@@ -14,7 +14,7 @@ urgent, so that a hundred arguments do not delay one ``get``. One object is alwa
 whose link breaks is asked again, after a pause that doubles; after ``transfer_attempts_max`` breaks without a byte between
 them it counts as failed, and the primary's agent is told so and names another. When the primary's node dies, or refuses, or
 does not answer, those are asked that were named before. If nobody is left, the readers are told that the object is lost, and
-why.
+why. It is not lost where the primary's node has no room to read it from a storage elsewhere: then they are told that.
 
 *Resuming.* Bytes come in order, so one number says how much is here. It outlives a broken link and a change of source: all
 copies of one primary are the same.
@@ -89,6 +89,7 @@ class Pull:
         "priority",
         "readers",
         "received",
+        "refusal",
         "size",
         "source",
         "state",
@@ -110,6 +111,7 @@ class Pull:
         self.bad: dict[bytes, str] = {}  # from whom it can not be got, and why
         self.helpers: list[bytes] = []  # who had a copy when the source was asked
         self.forsaken = False  # the primary's agent will not name another
+        self.refusal = "lost"  # what the primary's agent calls the reason
         self.asked_at = 0.0
         self.heard_at = 0.0
 
@@ -272,10 +274,12 @@ class PullManager:
     def on_copy_waits(self, now: float, peer: bytes, object_id: bytes) -> None:
         self._answered(now, peer, object_id)
 
-    def on_copy_refused(self, now: float, peer: bytes, object_id: bytes, reason: str) -> None:
+    def on_copy_refused(self, now: float, peer: bytes, object_id: bytes, reason: str, kind: str) -> None:
         pull = self._answered(now, peer, object_id)
         if pull is not None:
-            pull.forsaken = pull.forsaken or peer == pull.primary
+            if peer == pull.primary:
+                pull.forsaken = True
+                pull.refusal = kind
             self._fail_source(now, pull, reason)
 
     def on_node_died(self, now: float, agent: bytes, reason: str) -> None:
@@ -437,8 +441,9 @@ class PullManager:
         elif helper is not None:
             pull.source = helper
         else:
+            kind = pull.refusal if pull.primary not in self._dead else "lost"
             reasons = dict.fromkeys([*pull.bad.values(), reason])
-            self._end(pull, ("lost", self._lost_text(pull.object_id, "; ".join(reasons))))
+            self._end(pull, (kind, self._lost_text(pull.object_id, "; ".join(reasons))))
             return
         self._ask(now, pull)
 

@@ -215,8 +215,8 @@ class ObjectTransfer:
     def on_copy_waits(self, now: float, peer: bytes, object_id: bytes) -> None:
         self.pulls.on_copy_waits(now, peer, object_id)
 
-    def on_copy_refused(self, now: float, peer: bytes, object_id: bytes, reason: str) -> None:
-        self.pulls.on_copy_refused(now, peer, object_id, reason)
+    def on_copy_refused(self, now: float, peer: bytes, object_id: bytes, reason: str, kind: str = "lost") -> None:
+        self.pulls.on_copy_refused(now, peer, object_id, reason, kind)
 
     def on_copy_ended(self, now: float, peer: bytes, object_id: bytes, complete: bool) -> None:
         if not self.pulls.is_dead(peer):
