@@ -147,9 +147,8 @@ class Judge:
             raise SimulationError(f"{node} refuses somebody and {wrong}: {text}")
         self.refusals[text] = None
 
-    def no_room(self, error: BaseException) -> bool:
-        """Whether an error tells of a refusal of a store, or of a disk that fails."""
-        text = str(error)
+    def no_room(self, text: str) -> bool:
+        """Whether a text tells of a refusal of a store, or of a disk that fails."""
         return any(refusal in text for refusal in self.refusals)
 
     def was_cancelled(self, task_id: bytes) -> bool:
@@ -281,11 +280,11 @@ class Judge:
         if isinstance(error, TaskFailure):
             return error.args[0] in self.raising
         if isinstance(error, ObjectStoreFullError):
-            return self.no_room(error)
+            return self.no_room(str(error))
         if isinstance(error, ObjectLostError):
             if self.links_break and "can not be brought" in str(error):
                 return True
-            if self.no_room(error):
+            if self.no_room(str(error)):
                 return True
             return any(process in dead for process in self.hands.get(bytes.fromhex(error.object_id), {}))
         if isinstance(error, (ActorDiedError, ActorUnavailableError, ActorUnschedulableError)):

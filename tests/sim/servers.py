@@ -119,7 +119,7 @@ class AgentBody(Body):
         """Whoever is refused for want of room must be so for a reason."""
         judge = self.cluster.judge
         for text in room.refusals(effects):
-            if text not in judge.refusals:
+            if not judge.no_room(text):  # it may be what another node has said
                 writes = "could not be written here" in text and self.node.disk.fails > 0
                 judge.refused(self.name, text, "" if writes else room.wrongly_refused(self.brain.store, text))
 

@@ -307,7 +307,7 @@ def drive(
         try:
             ref = yield from body.put(tag, value_of(tag, pick(rng, held, 2), pick(rng, handles, 1), rng))
         except ObjectStoreFullError as error:
-            assert body.judge.no_room(error)
+            assert body.judge.no_room(str(error))
         else:
             held.append(ref)
     elif what == "get":
