@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 
+from zray.base.ids import agent_id
 from zray.base.wire import (
     ERROR,
     INLINE,
@@ -242,6 +243,19 @@ def test_the_answer_of_a_lost_worker_counts_when_it_still_arrives_in_time() -> N
     second, _ = bench.grant(effects)
     effects = bench.done(second, refs[0], (STORED, 5, NODE, ()))
     assert sent(effects, FreeObjects) == [], "the second answer must not free what the first one brought"
+
+
+def test_a_second_result_on_another_node_than_the_first_is_freed_there() -> None:
+    bench = Bench()
+    refs, effects = bench.call()
+    lease, _ = bench.grant(effects)
+    effects = bench.hears("lease_lost", lease, "gone")
+    bench.done(lease, refs[0], (STORED, 5, NODE, ()))
+    second, _ = bench.grant(effects)
+    other = bytes(range(16))
+    effects = bench.done(second, refs[0], (STORED, 5, other, ()))
+    assert sent(effects, FreeObjects) == [(AGENT, FreeObjects([refs[0].binary()], agent_id(other)))]
+    assert bench.owner.memory[refs[0].binary()] == (STORED, 5, NODE, ())
 
 
 @pytest.mark.parametrize("again", [(INLINE, b"small"), (STORED, 7, NODE, ())])

@@ -5,7 +5,8 @@ in order; those of different connections overtake each other. What is said over 
 lost; on the way between machines the listener asks who that is, and the dialler introduces itself anew. What is sent goes
 through the real codec, so that no two processes ever share an object. A process that dies takes with it the tail of what it had
 sent and was not delivered yet, as a crash takes what lies in its buffers. A machine that is cut off from another loses nothing:
-it all comes later.
+it all comes later. So it is with a connection between machines that breaks: what was on its way in it is said again on the next
+one, in order, while other connections between the same machines go on.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Connection:
         "accepted",
         "asked",
         "away",
+        "broken_until",
         "closed",
         "dialler",
         "heard",
@@ -51,6 +53,7 @@ class Connection:
         self.accepted = False  # the listener knows whose it is
         self.asked = False  # ... or has asked
         self.closed = False  # by the dialler
+        self.broken_until = 0.0
         self.last = [0.0, 0.0]
         self.pending: tuple[list[int], list[int]] = ([], [])  # serial numbers of messages on the way
         self.lost = [0, 0]  # messages with this serial number or a later one are lost
@@ -114,6 +117,16 @@ class Network:
     def cut(self, one: str, other: str, until: float) -> None:
         """Nothing gets from one machine to the other, either way, until then."""
         self._cuts[min(one, other), max(one, other)] = until
+
+    def between_machines(self) -> list[Connection]:
+        """The connections over which something could be said from one machine to another."""
+        known = {id(c): c for connections in self._by_process.values() for c in connections}
+        return [c for c in known.values() if c.remote and not c.closed and c.dialler.alive]
+
+    def break_off(self, connection: Connection, until: float) -> None:
+        """A connection is gone, with what was on its way in it; until then there is no other."""
+        connection.broken_until = until
+        connection.last = [max(last, until) for last in connection.last]
 
     def heal(self) -> None:
         self._cuts.clear()
@@ -196,7 +209,7 @@ class Network:
         if connection.remote:
             listener = world.processes.get(connection.listener)
             if listener is not None:
-                start = self.open_at(connection.dialler.machine, listener.machine)
+                start = max(self.open_at(connection.dialler.machine, listener.machine), connection.broken_until)
         when = max(connection.last[side], start + world.some(world.delay_s * connection.slow))
         connection.last[side] = when
         serial = world.at(when, self._deliver, connection, side, frame, world.serial + 1)
@@ -209,6 +222,9 @@ class Network:
         receiver = connection.dialler if side else world.processes.get(connection.listener)
         if receiver is not None and receiver.frozen and receiver.alive:
             receiver.backlog.append((self._deliver, (connection, side, frame, serial)))
+            return
+        if world.now < connection.broken_until:
+            world.at(connection.broken_until, self._deliver, connection, side, frame, serial)
             return
         if serial not in connection.pending[side]:
             return  # it was on its way to a process that ended
