@@ -199,6 +199,45 @@ def test_a_spill_file_that_is_damaged_is_a_loss_and_not_a_wrong_value() -> None:
     assert r.ok(request) is False
 
 
+def full_disk(net: Net) -> str:
+    """The disk to which r brings A is full; which it is."""
+    r = net.node("r")
+    while A not in r.fetches:
+        net.step(0)
+    net.tasks = [task for task in net.tasks if task[:2] != (r, "chunk")]
+    path = str(r.fetches.pop(A)[4][0])
+    r.does("on_fetch_failed", A, 0, "disk", "No space left on device")
+    return path.rpartition("/")[0]
+
+
+def test_a_copy_that_finds_its_disk_full_goes_to_another() -> None:
+    net = Net("p", "r", directories=("/d0", "/d1"), pages=2)
+    p, r = net.node("p"), net.node("r")
+    p.make(A, 5)
+    request = r.pin(A, p, 5)
+    first = full_disk(net)
+    assert r.ok(request) is None
+    net.run()
+    assert r.ok(request) and not r.answers[request][2][0].startswith(first)
+    r.unpin(A)
+    net.run()
+    assert r.store.objects == {} and p.store.objects[A].pins == {}
+
+
+def test_where_all_disks_are_full_the_readers_hear_that() -> None:
+    net = Net("p", "r", directories=("/d0",), pages=2)
+    p, r = net.node("p"), net.node("r")
+    p.make(A, 5)
+    request = r.pin(A, p, 5)
+    times = 0
+    while r.ok(request) is None:
+        full_disk(net)
+        times += 1
+    assert times > 1 and r.answers[request][2][0] == "disk"
+    net.run()
+    assert r.store.objects == {} and p.store.objects[A].pins == {}
+
+
 def test_without_room_to_read_it_at_the_source_the_readers_are_told_so_and_nothing_is_lost() -> None:
     net = Net("p", "r", pages=2, directories=("memory://x",))
     p, r = net.node("p"), net.node("r")
