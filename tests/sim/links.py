@@ -125,7 +125,7 @@ class Network:
 
     def break_off(self, connection: Connection, until: float) -> None:
         """A connection is gone, with what was on its way in it; until then there is no other."""
-        connection.broken_until = until
+        connection.broken_until = max(connection.broken_until, until)
         connection.last = [max(last, until) for last in connection.last]
 
     def heal(self) -> None:
