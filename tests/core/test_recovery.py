@@ -305,6 +305,17 @@ def test_an_object_that_is_freed_while_it_is_looked_for_leaves_nothing_behind() 
     assert message == FreeObjects([object_id], agent_id(ELSEWHERE)), "the copy that was adopted meanwhile"
 
 
+def test_who_waits_for_an_object_that_is_freed_while_it_is_looked_for_is_told() -> None:
+    bench = Losing()
+    [ref] = bench.made()
+    bench.hears("recover_object", ref.binary(), THERE, peer=FRIEND[0])
+    object_id = ref.binary()
+    del ref
+    [(peer, answer)] = sent(bench.turn(), ObjectValue)
+    assert (peer, answer.object_id) == (FRIEND[0], object_id) and answer.entry[0] not in (STORED, INLINE)
+    assert bench.at_rest() and not bench.owner._remote_gets
+
+
 def test_a_file_that_is_read_for_nobody_is_freed() -> None:
     bench = Losing()
     [ref] = bench.made()
