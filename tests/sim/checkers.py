@@ -309,6 +309,8 @@ class Judge:
         if strategy[0] == "bundle":
             group = self.groups.get(strategy[1])
             return group is None or group.removed or group.job_id in self.finished_jobs or self.nodes_lost
+        if strategy[0] == "labels":
+            return self.late_news
         if strategy[0] == "affinity" and not strategy[2]:
             return self.late_news or agent_id(strategy[1]) in self._world.dead
         return any(name.startswith("here") for name in demand) and (self.late_news or self.nodes_lost)
