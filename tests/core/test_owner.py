@@ -245,6 +245,20 @@ def test_the_answer_of_a_lost_worker_counts_when_it_still_arrives_in_time() -> N
     assert sent(effects, FreeObjects) == [], "the second answer must not free what the first one brought"
 
 
+def test_a_lease_that_comes_late_from_a_node_that_is_dead_is_not_used() -> None:
+    bench = Bench()
+    refs, effects = bench.call()
+    [(_, request)] = sent(effects, RequestLease)
+    other = agent_id(bytes(range(16)))
+    bench.hears("lease_redirected", request.request_id, other, "sim://other", "room")
+    effects = bench.hears("worker_died", other, "its node is dead")
+    assert [peer for peer, _ in sent(effects, RequestLease)] == [AGENT], "it is asked for here again"
+    effects = bench.hears("lease_granted", request.request_id, 77, FRIEND[0], FRIEND[1], peer=other)
+    assert sent(effects, ReturnLease) == [(other, ReturnLease(77))] and not sent(effects, Push)
+    effects = bench.hears("lease_granted", request.request_id, 78, WORKER[0], WORKER[1])
+    assert [peer for peer, _ in sent(effects, Push)] == [WORKER[0]] and refs
+
+
 def test_a_second_result_on_another_node_than_the_first_is_freed_there() -> None:
     bench = Bench()
     refs, effects = bench.call()

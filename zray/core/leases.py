@@ -244,10 +244,11 @@ class NormalTaskSubmitter:
         gpu_ids: tuple[int, ...] = (),
     ) -> None:
         """An agent lends a worker."""
-        queue = self._requests.pop(request_id, None)
+        queue = self._requests.get(request_id)
+        if queue is not None and queue.requests[request_id][0] != agent:
+            queue = None  # it died, another was asked meanwhile, and nobody would tell of the end of this lease
         if queue is not None:
-            queue.requests.pop(request_id, None)
-        if queue is not None:
+            del self._requests[request_id], queue.requests[request_id]
             queue.give_up_at = None
         if queue is None or not (queue.tasks or _wants_all(queue)):
             self._out.append((SEND, agent, ReturnLease(lease_id)))
