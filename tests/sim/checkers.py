@@ -308,7 +308,8 @@ class Judge:
         """Whether what was asked for is gone, or was for a while."""
         if strategy[0] == "bundle":
             group = self.groups.get(strategy[1])
-            return group is None or group.removed or group.job_id in self.finished_jobs or self.nodes_lost
+            over = group is None or group.removed or group.job_id in self.finished_jobs
+            return over or self.nodes_lost or self.late_news
         if strategy[0] == "labels":
             return self.late_news
         if strategy[0] == "affinity" and not strategy[2]:

@@ -35,8 +35,8 @@ class Faults:
             world.after(world.rng.uniform(0.002, 0.08), self._kill_driver)
         self.plan(nodes)
         self._apart = apart = Random(world.seed + 1)  # drawn apart, so that worlds without this fault stay as they were
-        if world.machines > 1 and apart.random() < 0.3:
-            for _ in range(apart.choice([1, 3, 10])):
+        if world.machines > 1 and apart.random() < 0.4:
+            for _ in range(apart.choice([1, 5, 20])):
                 world.after(apart.uniform(0.002, 2 * SPAN_S), self._break)
         if cluster.control_alone:
             for _ in range(world.rng.choice([0, 1, 3, 10])):
