@@ -15,45 +15,11 @@ import pytest
 import zray as ray
 from zray.exceptions import ActorDiedError, RayTaskError
 
+from .actors import Box, Counter, PlainCounter
 from .driving import PATIENCE_S
 
 pytestmark = pytest.mark.usefixtures("cluster", "no_actor_left")
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors need not import pytest
-
-
-class PlainCounter:
-    def __init__(self, start: int = 0) -> None:
-        self.value = start
-
-    def add(self, times: int = 1) -> int:
-        self.value += times
-        return self.value
-
-    def get(self) -> int:
-        return self.value
-
-
-Counter = ray.remote(PlainCounter)
-
-
-@ray.remote
-class Box:
-    """Keeps a value, and does what a test asks for."""
-
-    def __init__(self, value: Any = None) -> None:
-        self.value = value
-
-    def set(self, value: Any) -> None:
-        self.value = value
-
-    def get(self) -> Any:
-        return self.value
-
-    def same(self, *args: Any, **kwargs: Any) -> Any:
-        return args, kwargs
-
-    def run(self, function: Any, *args: Any) -> Any:
-        return function(*args)
 
 
 # -- methods ------------------------------------------------------------------------------------------------------------

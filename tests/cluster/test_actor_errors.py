@@ -23,6 +23,7 @@ from zray.exceptions import (
 )
 from zray.util.state import list_actors
 
+from .actors import Gate
 from .driving import PATIENCE_S, Script
 from .modes import crash, held
 
@@ -45,19 +46,6 @@ class Worker:
 
     def pid(self) -> int:
         return os.getpid()
-
-
-@ray.remote(max_concurrency=10)
-class Gate:
-    def __init__(self) -> None:
-        self.opened = threading.Event()
-
-    def open(self) -> None:
-        self.opened.set()
-
-    def passed(self, value: Any = None) -> Any:
-        assert held(self.opened)
-        return value
 
 
 def throw(error: Any) -> None:

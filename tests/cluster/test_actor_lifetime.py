@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,47 +16,12 @@ import zray as ray
 from zray.exceptions import ActorDiedError
 from zray.util.state import list_actors
 
+from .actors import Box, Gate
 from .driving import PATIENCE_S, Script, alive, eventually, processes_of
 from .modes import crash, held, in_local_mode
 
 pytestmark = pytest.mark.usefixtures("cluster", "no_actor_left")
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors need not import pytest
-
-
-@ray.remote
-class Keeper:
-    """Keeps what it is given, and does what a test asks for."""
-
-    def __init__(self, kept: Any = None) -> None:
-        self.kept = kept
-
-    def keep(self, kept: Any) -> None:
-        self.kept = kept
-
-    def keep_myself(self) -> None:
-        self.kept = ray.get_runtime_context().current_actor
-
-    def get(self) -> Any:
-        return self.kept
-
-    def pid(self) -> int:
-        return os.getpid()
-
-    def run(self, function: Any, *args: Any) -> Any:
-        return function(*args)
-
-
-@ray.remote(max_concurrency=3)
-class Gate:
-    def __init__(self) -> None:
-        self.opened = threading.Event()
-
-    def open(self) -> None:
-        self.opened.set()
-
-    def passed(self, value: Any = None) -> Any:
-        assert held(self.opened)
-        return value
 
 
 def gone(pid: int) -> None:
@@ -82,7 +46,7 @@ def ask_pid(handles: list[Any]) -> int:
 
 
 def test_the_end_of_the_last_handle_is_the_end_of_the_process() -> None:
-    keeper = Keeper.remote()
+    keeper = Box.remote()
     copy = keeper
     pid = ray.get(keeper.pid.remote())
     del keeper
@@ -92,7 +56,7 @@ def test_the_end_of_the_last_handle_is_the_end_of_the_process() -> None:
 
 
 def test_a_reference_to_a_result_does_not_keep_the_actor() -> None:
-    keeper = Keeper.remote()
+    keeper = Box.remote()
     ref = keeper.pid.remote()
     del keeper
     gone(ray.get(ref))
@@ -101,7 +65,7 @@ def test_a_reference_to_a_result_does_not_keep_the_actor() -> None:
 
 def test_calls_that_were_submitted_are_finished() -> None:
     gate = Gate.remote()
-    keeper = Keeper.remote()
+    keeper = Box.remote()
     pid = keeper.pid.remote()
     refs = [keeper.run.remote(wait_for, gate, int, i) for i in range(20)]
     del keeper
@@ -113,17 +77,17 @@ def test_calls_that_were_submitted_are_finished() -> None:
 
 def test_an_actor_for_one_call() -> None:
     gate = Gate.remote()
-    ref = Keeper.remote(gate.passed.remote(5)).get.remote()
+    ref = Box.remote(gate.passed.remote(5)).get.remote()
     ray.get(gate.open.remote())
     assert ray.get(ref, timeout=PATIENCE_S) == 5
 
 
 def test_an_actor_dropped_before_its_constructor_could_run() -> None:
     gate = Gate.remote()
-    keeper = Keeper.remote(gate.passed.remote())
+    keeper = Box.remote(gate.passed.remote())
     del keeper
     eventually(
-        lambda: [row["state"] for row in list_actors() if row["class_name"] == "Keeper" and row["pid"] == 0][-1:] == ["DEAD"],
+        lambda: [row["state"] for row in list_actors() if row["class_name"] == "Box" and row["pid"] == 0][-1:] == ["DEAD"],
         "the end of an actor that never started",
     )
     ray.get(gate.open.remote())
@@ -131,7 +95,7 @@ def test_an_actor_dropped_before_its_constructor_could_run() -> None:
 
 @pytest.mark.parametrize("way", ["argument", "nested", "closure of a call"])
 def test_a_handle_in_the_arguments_of_a_task(way: str) -> None:
-    gate, keeper = Gate.remote(), Keeper.remote()
+    gate, keeper = Gate.remote(), Box.remote()
     pid = ray.get(keeper.pid.remote())
     if way == "argument":
         ref = later.remote(gate, lambda handle: ask_pid([handle]), keeper)
@@ -146,8 +110,8 @@ def test_a_handle_in_the_arguments_of_a_task(way: str) -> None:
 
 
 def test_a_handle_in_the_arguments_of_a_call() -> None:
-    gate, keeper = Gate.remote(), Keeper.remote()
-    other = Keeper.remote()
+    gate, keeper = Gate.remote(), Box.remote()
+    other = Box.remote()
     pid = ray.get(keeper.pid.remote())
     ref = other.run.remote(wait_for, gate, ask_pid, [keeper])
     del keeper
@@ -157,22 +121,22 @@ def test_a_handle_in_the_arguments_of_a_call() -> None:
 
 
 def test_a_handle_kept_by_another_actor() -> None:
-    keeper, other = Keeper.remote(), Keeper.remote()
+    keeper, other = Box.remote(), Box.remote()
     pid = ray.get(keeper.pid.remote())
-    ray.get(other.keep.remote([keeper]))
+    ray.get(other.set.remote([keeper]))
     del keeper
     returned = ray.get(other.get.remote())
     assert ask_pid(returned) == pid
-    ray.get(other.keep.remote(None))
+    ray.get(other.set.remote(None))
     assert ask_pid(returned) == pid
     del returned
     gone(pid)
 
 
 def test_a_handle_kept_by_an_actor_that_is_killed() -> None:
-    keeper, other = Keeper.remote(), Keeper.remote()
+    keeper, other = Box.remote(), Box.remote()
     pid = ray.get(keeper.pid.remote())
-    ray.get(other.keep.remote([keeper]))
+    ray.get(other.set.remote([keeper]))
     del keeper
     assert ask_pid(ray.get(other.get.remote())) == pid
     ray.kill(other)
@@ -180,7 +144,7 @@ def test_a_handle_kept_by_an_actor_that_is_killed() -> None:
 
 
 def test_a_handle_inside_an_object() -> None:
-    keeper = Keeper.remote()
+    keeper = Box.remote()
     pid = ray.get(keeper.pid.remote())
     small, large = ray.put([keeper]), ray.put([keeper, bytes(300_000)])
     del keeper
@@ -197,7 +161,7 @@ def test_a_handle_inside_an_object() -> None:
 def test_a_handle_returned_by_a_task() -> None:
     @ray.remote
     def make() -> Any:
-        keeper = Keeper.remote(5)
+        keeper = Box.remote(5)
         return keeper, keeper.pid.remote()
 
     keeper, pid_ref = ray.get(make.remote())
@@ -215,7 +179,7 @@ def test_a_handle_passed_along_many_hands() -> None:
     def pass_on(handles: list[Any], hands: int) -> Any:
         return ray.get(pass_on.remote(handles, hands - 1)) if hands else handles
 
-    keeper = Keeper.remote()
+    keeper = Box.remote()
     pid = ray.get(keeper.pid.remote())
     ref = pass_on.remote([keeper], 5)
     del keeper
@@ -227,17 +191,17 @@ def test_a_handle_passed_along_many_hands() -> None:
 
 
 def test_a_handle_of_itself_does_not_keep_an_actor() -> None:
-    keeper = Keeper.remote()
+    keeper = Box.remote()
     pid = ray.get(keeper.pid.remote())
 
-    ray.get(keeper.keep_myself.remote())
+    ray.get(keeper.set_myself.remote())
     assert ray.get(keeper.get.remote()) == keeper
     del keeper
     gone(pid)
 
 
 def test_a_handle_that_an_actor_gives_of_itself_is_a_handle() -> None:
-    keeper = Keeper.remote()
+    keeper = Box.remote()
     pid = ray.get(keeper.pid.remote())
     myself = ray.get(keeper.run.remote(lambda: ray.get_runtime_context().current_actor))
     del keeper
@@ -285,9 +249,9 @@ def test_what_an_actor_does_for_nobody_does_not_keep_it(script: Callable[..., Sc
 
 def test_two_actors_that_know_each_other_live_until_one_is_ended() -> None:
     """Cycles are not found; their owner's end is their end, or a kill."""
-    one, two = Keeper.remote(), Keeper.remote()
+    one, two = Box.remote(), Box.remote()
     pids = ray.get([one.pid.remote(), two.pid.remote()])
-    ray.get([one.keep.remote([two]), two.keep.remote([one])])
+    ray.get([one.set.remote([two]), two.set.remote([one])])
     del one
     ray.kill(two)
     del two
@@ -300,21 +264,21 @@ def test_many_actors_made_and_dropped_leave_nothing(script: Callable[..., Script
         """
         start()
         @ray.remote
-        class Keeper:
+        class Box:
             def __init__(self, kept):
                 self.kept = kept
             def get(self):
                 return self.kept
         def descriptors():
             return len(os.listdir("/proc/self/fd"))
-        ray.get(Keeper.remote(0).get.remote())
+        ray.get(Box.remote(0).get.remote())
         before = descriptors()
         for _ in range(3):
-            keepers = [Keeper.remote(i) for i in range(30)]
+            keepers = [Box.remote(i) for i in range(30)]
             assert ray.get([keeper.get.remote() for keeper in keepers]) == list(range(30))
             del keepers
         for i in range(30):
-            assert ray.get(Keeper.remote(i).get.remote()) == i
+            assert ray.get(Box.remote(i).get.remote()) == i
         say("dropped")
         deadline = time.monotonic() + 30
         while descriptors() > before + 2 and time.monotonic() < deadline:
@@ -337,7 +301,7 @@ def test_many_actors_made_and_dropped_leave_nothing(script: Callable[..., Script
 
 def test_kill_ends_it_whatever_it_does() -> None:
     gate = Gate.remote()
-    keeper = Keeper.remote()
+    keeper = Box.remote()
     pid = ray.get(keeper.pid.remote())
     refs = [keeper.run.remote(wait_for, gate, int), keeper.get.remote(), *[keeper.pid.remote() for _ in range(10)]]
     ray.kill(keeper)
@@ -351,7 +315,7 @@ def test_kill_ends_it_whatever_it_does() -> None:
 
 def test_kill_right_after_making_it() -> None:
     for _ in range(10):
-        keeper = Keeper.remote()
+        keeper = Box.remote()
         ref = keeper.get.remote()
         ray.kill(keeper)
         with pytest.raises(ActorDiedError, match="kill"):
@@ -360,7 +324,7 @@ def test_kill_right_after_making_it() -> None:
 
 @pytest.mark.processes("it stops a process")
 def test_kill_of_an_actor_that_is_stopped() -> None:
-    keeper = Keeper.remote()
+    keeper = Box.remote()
     pid = ray.get(keeper.pid.remote())
     os.kill(pid, signal.SIGSTOP)
     ref = keeper.get.remote()
@@ -372,14 +336,14 @@ def test_kill_of_an_actor_that_is_stopped() -> None:
 
 
 def test_a_task_kills_an_actor_of_the_driver() -> None:
-    keeper = Keeper.remote()
+    keeper = Box.remote()
     ray.get(ray.remote(lambda handles: ray.kill(handles[0])).remote([keeper]))
     with pytest.raises(ActorDiedError):
         ray.get([keeper.get.remote() for _ in range(3)], timeout=PATIENCE_S)
 
 
 def test_an_actor_kills_itself() -> None:
-    keeper = Keeper.options(max_restarts=1).remote()
+    keeper = Box.options(max_restarts=1).remote()
 
     def kill_myself() -> None:
         ray.kill(ray.get_runtime_context().current_actor)
@@ -407,7 +371,7 @@ _ENDS_PROCESS = pytest.mark.processes("it ends a process")
 
 @pytest.mark.parametrize(("leave", "reason"), [*ENDS, *[pytest.param(*end, marks=_ENDS_PROCESS) for end in ABRUPT_ENDS]])
 def test_whatever_ends_an_actor_is_the_reason_that_its_calls_get(leave: Any, reason: str) -> None:
-    keeper = Keeper.remote()
+    keeper = Box.remote()
     pid = ray.get(keeper.pid.remote())
     for ref in [keeper.run.remote(leave), *[keeper.get.remote() for _ in range(5)]]:
         with pytest.raises(ActorDiedError, match=rf"{reason}[\s\S]*pid {pid}"):
@@ -421,7 +385,7 @@ def test_whatever_ends_an_actor_is_the_reason_that_its_calls_get(leave: Any, rea
 
 @pytest.mark.parametrize("way", ["exit_actor", "sys.exit", "terminate"])
 def test_what_was_submitted_before_an_actor_ends_itself_is_done(way: str) -> None:
-    keeper = Keeper.remote()
+    keeper = Box.remote()
     sizes = [300_000 if i % 3 else i for i in range(20)]
     before = [keeper.run.remote(bytes, size) for size in sizes]
     if way == "terminate":

@@ -17,6 +17,7 @@ import zray as ray
 from zray.exceptions import ActorDiedError, OwnerDiedError
 from zray.util.state import list_actors
 
+from .actors import Box, Gate
 from .driving import PATIENCE_S, Script, alive, assert_nothing_remains, eventually, processes_of
 
 pytestmark = pytest.mark.usefixtures("cluster", "no_actor_left")
@@ -28,42 +29,6 @@ def cluster() -> Iterator[Any]:
     """One cluster for the file, where a process that others needed ends soon after they do not."""
     with ray.init(num_cpus=2, _system_config={"worker_idle_s": 0.5}) as context:
         yield context
-
-
-@ray.remote
-class Keeper:
-    """Keeps what it is given, and does what a test asks for."""
-
-    def __init__(self, kept: Any = None) -> None:
-        self.kept = kept
-
-    def keep(self, kept: Any) -> None:
-        self.kept = kept
-
-    def keep_myself(self) -> None:
-        self.kept = ray.get_runtime_context().current_actor
-
-    def get(self) -> Any:
-        return self.kept
-
-    def pid(self) -> int:
-        return os.getpid()
-
-    def run(self, function: Any, *args: Any) -> Any:
-        return function(*args)
-
-
-@ray.remote(max_concurrency=3)
-class Gate:
-    def __init__(self) -> None:
-        self.opened = threading.Event()
-
-    def open(self) -> None:
-        self.opened.set()
-
-    def passed(self, value: Any = None) -> Any:
-        assert self.opened.wait(PATIENCE_S)
-        return value
 
 
 def gone(pid: int) -> None:
@@ -89,7 +54,7 @@ def dead(handle: Any) -> None:
 
 @pytest.mark.parametrize("size", [10, 300_000])
 def test_what_an_actor_put_outlives_its_handles(size: int) -> None:
-    keeper = Keeper.remote()
+    keeper = Box.remote()
     refs = ray.get(keeper.run.remote(lambda: [ray.put(np.ones(size)) for _ in range(3)]))
     copy = [keeper._actor_id]
     del keeper
@@ -125,7 +90,7 @@ def test_an_actor_that_owns_what_others_need_ends_when_they_need_it_no_more(scri
 
 
 def test_what_an_actor_put_ends_with_it_when_it_is_killed() -> None:
-    keeper = Keeper.remote()
+    keeper = Box.remote()
     (ref,) = ray.get(keeper.run.remote(lambda: [ray.put(np.ones(300_000))]))
     pid = ray.get(keeper.pid.remote())
     ray.kill(keeper)
@@ -137,7 +102,7 @@ def test_what_an_actor_put_ends_with_it_when_it_is_killed() -> None:
 def test_no_call_runs_after_a_kill_of_ones_own() -> None:
     """The kill takes another way than the calls, and might be overtaken."""
     for _ in range(5):
-        keeper = Keeper.remote()
+        keeper = Box.remote()
         ray.get(keeper.pid.remote())
         ray.kill(keeper)
         refs = [keeper.pid.remote() for _ in range(3)]
@@ -147,7 +112,7 @@ def test_no_call_runs_after_a_kill_of_ones_own() -> None:
 
 
 def test_what_an_actor_returned_does_not_end_with_it() -> None:
-    keeper = Keeper.remote()
+    keeper = Box.remote()
     small, large = keeper.run.remote(int, 5), keeper.run.remote(np.ones, 300_000)
     ray.wait([small, large], num_returns=2)
     ray.kill(keeper)
@@ -181,7 +146,7 @@ class Parent:
 
     def __init__(self, known: bool, busy: bool) -> None:
         shared = ray.put("shared")
-        self.children = [Keeper.remote([shared] if known else None) for _ in range(2)]
+        self.children = [Box.remote([shared] if known else None) for _ in range(2)]
         self.pids = [os.getpid(), *ray.get([child.pid.remote() for child in self.children])]
         if busy:
             self.busy = [child.run.remote(sleep_for_ever) for child in self.children]
@@ -280,7 +245,7 @@ def test_children_end_with_their_owner_even_if_others_have_handles() -> None:
 def test_an_actor_made_by_a_task_ends_with_the_worker_of_that_task() -> None:
     @ray.remote(max_calls=1)
     def make() -> Any:
-        keeper = Keeper.remote()
+        keeper = Box.remote()
         ray.get(keeper.get.remote())
         return [keeper]
 
@@ -290,7 +255,7 @@ def test_an_actor_made_by_a_task_ends_with_the_worker_of_that_task() -> None:
 
 
 def test_a_caller_that_dies_leaves_the_actor_alone() -> None:
-    gate, keeper = Gate.remote(), Keeper.remote()
+    gate, keeper = Gate.remote(), Box.remote()
 
     @ray.remote
     class Caller:

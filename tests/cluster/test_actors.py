@@ -14,52 +14,11 @@ import pytest
 import zray as ray
 from zray.util.state import list_actors
 
+from .actors import Box, Counter, PlainCounter
 from .driving import PATIENCE_S, Script, eventually
 
 pytestmark = pytest.mark.usefixtures("cluster", "no_actor_left")
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors need not import pytest
-
-
-class PlainCounter:
-    """A counter."""
-
-    def __init__(self, start: int = 0, *, step: int = 1) -> None:
-        self.value = start
-        self.step = step
-
-    def add(self, times: int = 1) -> int:
-        """Count on."""
-        self.value += times * self.step
-        return self.value
-
-    def get(self) -> int:
-        return self.value
-
-
-Counter = ray.remote(PlainCounter)
-
-
-@ray.remote
-class Box:
-    """Keeps a value, and does what a test asks for."""
-
-    def __init__(self, value: Any = None) -> None:
-        self.value = value
-
-    def set(self, value: Any) -> None:
-        self.value = value
-
-    def get(self) -> Any:
-        return self.value
-
-    def same(self, *args: Any, **kwargs: Any) -> Any:
-        return args, kwargs
-
-    def run(self, function: Any, *args: Any) -> Any:
-        return function(*args)
-
-    def pid(self) -> int:
-        return os.getpid()
 
 
 # -- making them --------------------------------------------------------------------------------------------------------
@@ -212,7 +171,7 @@ def test_names_that_are_no_methods() -> None:
 
     actor: Any = ray.remote(Named).remote(4)
     for name in ("nothing", "constant", "double", "value", "__len__", "_private"):
-        with pytest.raises(AttributeError, match=f"Named has no method '{name}': its methods are add, get, read"):
+        with pytest.raises(AttributeError, match=f"Named has no method '{name}': its methods are add, get, pid, read"):
             getattr(actor, name)
         assert not hasattr(actor, name)
     assert ray.get([actor.read.remote("double"), actor.read.remote("constant")]) == [8, 5]
