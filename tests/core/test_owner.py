@@ -253,7 +253,8 @@ def test_a_lease_that_comes_late_from_a_node_that_is_dead_is_not_used() -> None:
     bench.hears("lease_redirected", request.request_id, other, "sim://other", "room")
     effects = bench.hears("worker_died", other, "its node is dead")
     assert [peer for peer, _ in sent(effects, RequestLease)] == [AGENT], "it is asked for here again"
-    effects = bench.hears("lease_granted", request.request_id, 77, process_id(bytes(range(16)), b"late"), "sim://late", peer=other)
+    late = process_id(bytes(range(16)), b"late")
+    effects = bench.hears("lease_granted", request.request_id, 77, late, "sim://late", peer=other)
     assert sent(effects, ReturnLease) == [(other, ReturnLease(77))] and not sent(effects, Push)
     effects = bench.hears("lease_granted", request.request_id, 78, WORKER[0], WORKER[1])
     assert [peer for peer, _ in sent(effects, Push)] == [WORKER[0]] and refs
