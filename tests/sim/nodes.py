@@ -35,11 +35,6 @@ class Machine:
         self.prestart = min(rng.choice([0, self.cpus]), cluster.world.config.workers_max)
         self.node: SimNode | None = None
 
-    @property
-    def small(self) -> bool:
-        """Whether its store can be full with nowhere to go."""
-        return self.store_bytes < 1 << 20 and (not self.directories or self.disk_fails > 0)
-
 
 class SimNode:
     """One incarnation of a node: an agent, its shared memory and disk, and the workers that come and go."""

@@ -563,6 +563,8 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
                 self.lineage.on_freed(object_id)
             if self.lost.pop(object_id, None) is not None:
                 self.directory.forget(object_id)
+                for peer in self._remote_gets.pop(object_id, ()):
+                    self._answer_lost(peer, object_id)
         for node_id, object_ids in stored.items():
             self._free_at(node_id, object_ids)
 

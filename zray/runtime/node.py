@@ -299,11 +299,18 @@ class Node:
             batch_id, directory, rows, store.on_spilled, lambda b, reason: store.on_spill_failed(now(), b, reason)
         )
 
-    def _restore(self, object_id: bytes, path: str, position: int, size: int, checksum: int, offset: int) -> None:
+    def _restore(self, object_id: bytes, path: str, position: int, size: int, checksum: int, target: int | str) -> None:
         assert self._spills is not None
         store = self.agent.store
-        place = (path, position, size, checksum)
-        self._spills.restore(object_id, place, offset, store.on_restored, store.on_restore_failed)
+        now = self._process.now
+        self._spills.restore(
+            object_id,
+            (path, position, size, checksum),
+            target,
+            store.on_restored,
+            store.on_restore_failed,
+            lambda o, reason: store.on_restore_refused(now(), o, reason),
+        )
 
     def _measure(self) -> None:
         limit = self._config.memory_limit_bytes
