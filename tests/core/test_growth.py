@@ -6,11 +6,16 @@ from typing import Any
 
 import pytest
 
-from zray.base.ids import agent_id
-from zray.base.wire import STORED
-from zray.core import recovery
+from zray.base.ids import agent_id, return_id
+from zray.base.resources import ResourceSet
+from zray.base.wire import INLINE, STORED, CancelLease, RequestLease, ReturnLease
+from zray.core import leases, recovery
+from zray.core.leases import IDLE_TIMER
+from zray.core.owner import INFEASIBLE_TIMER
+from zray.core.tasks import Task, TaskTemplate
 
 from .owner_bench import WORKER, Bench
+from .reading import sent, timers
 
 FAR = b"far".ljust(16, b"-")
 
@@ -66,3 +71,63 @@ def test_a_thread_may_put_while_the_objects_of_a_lost_node_are_collected(monkeyp
     monkeypatch.setattr(recovery, "agent_id", and_meanwhile)
     bench.owner.on_worker_died(0.0, WORKER[0], agent_id(FAR), "its node is dead")
     assert ref.binary() in bench.owner.lost
+
+
+def test_queues_that_have_nothing_left_are_forgotten() -> None:
+    bench = Bench()
+    now, returned = 0.0, 0
+    for n in range(1, 51):
+        refs, effects = bench.call(demand=ResourceSet.of({"CPU": n / 100}))
+        if n % 5 == 0:
+            bench.does("cancel", refs[0].binary(), now=now)  # the lease comes when nobody wants it any more
+        lease, _ = bench.grant(effects)
+        if n % 3 == 0:
+            bench.hears("lease_lost", lease, "killed", now=now)
+            bench.does("cancel", refs[0].binary(), now=now)
+        elif n % 5:
+            bench.done(lease, refs[0], (INLINE, b"1"))
+        now += 1.0
+        returned += len(sent(bench.does("on_timer", (IDLE_TIMER,), now=now), ReturnLease))
+    assert len(bench.owner.leases.queues) <= 2 and returned > 20
+    bench.does("on_timer", (IDLE_TIMER,), now=now + 1)
+    bench.does("on_timer", (IDLE_TIMER,), now=now + 2)
+    assert not bench.owner.leases.queues and not bench.owner.leases.leases
+
+
+def test_a_lease_that_comes_for_a_forgotten_queue_goes_back() -> None:
+    bench = Bench()
+    refs, effects = bench.call()
+    bench.does("cancel", refs[0].binary())
+    assert sent(bench.does("on_timer", (IDLE_TIMER,), now=1.0), CancelLease)
+    assert not bench.owner.leases.queues
+    lease, effects = bench.grant(effects)
+    assert [m.lease_id for _, m in sent(effects, ReturnLease)] == [lease]
+
+
+def test_a_queue_that_no_node_can_serve_is_kept_until_its_grace_is_over() -> None:
+    bench = Bench(infeasible_grace_s=5.0)
+    refs, effects = bench.call()
+    [(_, request)] = sent(effects, RequestLease)
+    effects = bench.hears("lease_rejected", request.request_id, "infeasible", "it asks for 9 CPU")
+    bench.does("on_timer", (IDLE_TIMER,), now=1.0)
+    assert len(bench.owner.leases.queues) == 1
+    bench.does("cancel", refs[0].binary(), now=1.0)
+    bench.does("on_timer", (IDLE_TIMER,), now=2.0)
+    [again] = [key for _, key in timers(effects) if key[0] == INFEASIBLE_TIMER]
+    bench.does("on_timer", again, now=2.0)
+    bench.does("on_timer", (IDLE_TIMER,), now=3.0)
+    assert not bench.owner.leases.queues
+
+
+def test_the_run_times_of_so_many_functions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "_RUN_TIMES_MAX", 3)
+    bench = Bench()
+    lease = 0
+    for n in range(5):
+        task_id = bench.ids()
+        template = TaskTemplate(bytes([n]) * 16, "fun", ResourceSet.of({"CPU": 1}), 1, 3, None)
+        bench.owner.submit(0.0, Task(task_id, template, b"p", (), (), (return_id(task_id, 1),), 1))
+        effects = bench.turn()
+        lease = lease or bench.grant(effects)[0]
+        bench.done(lease, bench.ref(return_id(task_id, 1)), (INLINE, b"1"))
+    assert list(bench.owner.leases.run_us) == [bytes([n]) * 16 for n in (2, 3, 4)]
