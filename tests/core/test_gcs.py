@@ -122,7 +122,7 @@ def test_who_asks_for_a_function_that_never_comes_is_told_so() -> None:
 
 def test_functions_and_keys_survive_a_restart() -> None:
     saved = {
-        "functions": [{"function_id": F, "name": "fun", "body": b"body"}],
+        "functions": [{"job_id": b"job1", "function_id": F, "name": "fun", "body": b"body"}],
         "kv": [{"namespace": b"n", "key": b"k", "value": b"v"}],
     }
     bench = Bench(saved=saved)

@@ -8,14 +8,18 @@ import pytest
 
 from zray.base.ids import agent_id, return_id
 from zray.base.resources import ResourceSet
-from zray.base.wire import INLINE, STORED, CancelLease, RequestLease, ReturnLease
+from zray.base.wire import INLINE, STORED, CancelLease, JobFinished, RequestLease, ReturnLease
+from zray.base.wire_nodes import ClusterView
 from zray.core import leases, recovery
 from zray.core.leases import IDLE_TIMER
+from zray.core.nodes import VIEW_TIMER
 from zray.core.owner import INFEASIBLE_TIMER
 from zray.core.tasks import Task, TaskTemplate
 
 from .owner_bench import WORKER, Bench
-from .reading import sent, timers
+from .reading import process, sent, timers
+from .test_restart import DRIVER, EAST, A, F
+from .test_restart import Bench as Control
 
 FAR = b"far".ljust(16, b"-")
 
@@ -131,3 +135,75 @@ def test_the_run_times_of_so_many_functions_are_remembered(monkeypatch: pytest.M
         lease = lease or bench.grant(effects)[0]
         bench.done(lease, bench.ref(return_id(task_id, 1)), (INLINE, b"1"))
     assert list(bench.owner.leases.run_us) == [bytes([n]) * 16 for n in (2, 3, 4)]
+
+
+# -- the control ----------------------------------------------------------------------------------------------------
+
+
+def function(n: int) -> bytes:
+    return n.to_bytes(16, "big")
+
+
+def rows(bench: Control, table: str) -> int:
+    [(count,)] = bench.database.execute(f"SELECT count(*) FROM {table}")
+    return int(count)
+
+
+def test_the_functions_of_a_job_are_forgotten_with_it_and_so_many_jobs_are_remembered() -> None:
+    bench = Control(dead_jobs_max=3)
+    for n in range(10):
+        driver = process(f"driver{n}")
+        job_id = bench.job(driver)
+        bench.hears("export_function", 2, job_id, function(n), "fun", b"body", peer=driver)
+        bench.hears("finish_job", 3, job_id, peer=driver)
+    bench.hears("export_function", 4, job_id, F, "late", b"body", peer=driver)
+    for _ in range(2):
+        assert (rows(bench, "jobs"), rows(bench, "functions")) == (3, 0)
+        assert (len(bench.gcs.jobs), len(bench.gcs.functions)) == (3, 0)
+        bench.killed()
+    assert bench.job(process("next")) == b"\0\0\0\x0b", "no number is given twice"
+    assert not sent(bench.hears("process_died", process("driver9"), "it ended"), JobFinished), "which is known"
+
+
+def test_what_an_actor_needs_that_outlives_its_job_stays_as_long_as_it() -> None:
+    bench = Control(dead_jobs_max=1)
+    job_id = bench.job()
+    bench.hears("export_function", 2, job_id, F, "Counter", b"body")
+    bench.alive(detached=True)
+    bench.hears("finish_job", 3, job_id)
+    for n in range(3):
+        bench.hears("finish_job", 3, bench.job(process(f"driver{n}")))
+    bench.killed()
+    assert list(bench.gcs.functions) == [F] and job_id in bench.gcs.jobs and len(bench.gcs.jobs) == 2
+    bench.hears("kill_actor", A, True)
+    assert (rows(bench, "functions"), bench.gcs.functions) == (0, {})
+    bench.hears("finish_job", 3, bench.job(process("last")))
+    assert job_id not in bench.gcs.jobs and rows(bench, "jobs") == 1
+
+
+def test_so_many_dead_nodes_are_remembered_once_all_have_heard_of_them() -> None:
+    bench = Control(dead_nodes_max=2)
+    told = []
+    for n in range(6):
+        node_id = function(n)
+        bench.register(node_id, agent_id(node_id))
+        bench.hears("leave_cluster", node_id, "SIGTERM", peer=agent_id(node_id))
+        if n % 2:
+            effects = bench.timer(10.0, VIEW_TIMER)
+            told += [row[0] for _, view in sent(effects, ClusterView) for row in view.rows if not row[-1]]
+    assert told == [function(n) for n in range(6)]
+    assert bench.gcs.statistics()["dead_nodes"] == 2 and rows(bench, "nodes") == 3
+    [(_, view)] = sent(bench.register(EAST, agent_id(EAST)), ClusterView)
+    assert [(row[0], row[4]) for row in view.rows if not row[-1]] == [(function(4), {}), (function(5), {})]
+    bench.killed()
+    assert bench.gcs.statistics()["dead_nodes"] == 2
+
+
+def test_the_end_of_a_process_makes_the_control_look_at_no_other_job() -> None:
+    bench = Control()
+    job_id = bench.job()
+    bench.gcs.jobs = Looked(bench.gcs.jobs)
+    bench.hears("process_died", WORKER[0], "killed")
+    assert bench.gcs.jobs.scans == 0
+    bench.hears("process_died", DRIVER, "killed")
+    assert bench.gcs.jobs[job_id]["state"] == "DIED"

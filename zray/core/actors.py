@@ -328,6 +328,10 @@ class ActorManager:
         for actor in self._unplaced():
             self._place(now, actor)
 
+    def jobs(self) -> set[bytes]:
+        """Those that have actors that live."""
+        return {actor.job_id for actor in self.actors.values() if actor.state is not ActorState.DEAD}
+
     def count_by_agent(self) -> dict[bytes, int]:
         """How many actors each node has or is to have."""
         counts: dict[bytes, int] = {}
