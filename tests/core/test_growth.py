@@ -6,18 +6,25 @@ from typing import Any
 
 import pytest
 
-from zray.base.ids import agent_id, return_id
+from zray.base.ids import agent_id, process_id, return_id
 from zray.base.resources import ResourceSet
-from zray.base.wire import INLINE, STORED, CancelLease, JobFinished, RequestLease, ReturnLease
+from zray.base.wire import INLINE, STORED, CancelLease, JobFinished, RequestLease, ReturnLease, WatchProcess, WorkerDied
 from zray.base.wire_nodes import ClusterView
-from zray.core import leases, recovery
+from zray.base.wire_output import FindDriver
+from zray.core import death_watch, leases, recovery
+from zray.core.death_watch import DeathWatch
 from zray.core.leases import IDLE_TIMER
 from zray.core.nodes import VIEW_TIMER
 from zray.core.owner import INFEASIBLE_TIMER
 from zray.core.tasks import Task, TaskTemplate
 
+from .agent_bench import ONE
+from .agent_bench import Bench as Agent
 from .owner_bench import WORKER, Bench
-from .reading import process, sent, timers
+from .reading import AGENT, CONTROL, NODE, process, sent, timers
+from .test_output import JOB, Desk
+from .test_output import ONE as ONE_WORKER
+from .test_output import TWO as TWO_WORKERS
 from .test_restart import DRIVER, EAST, A, F
 from .test_restart import Bench as Control
 
@@ -137,7 +144,65 @@ def test_the_run_times_of_so_many_functions_are_remembered(monkeypatch: pytest.M
     assert list(bench.owner.leases.run_us) == [bytes([n]) * 16 for n in (2, 3, 4)]
 
 
+# -- agents ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_agent_remembers_so_many_of_those_that_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(death_watch, "_DEAD_MAX", 5)
+    monkeypatch.setattr(death_watch, "DEAD_NODES_MAX", 2)
+    out: list[Any] = []
+    deaths = DeathWatch(AGENT, out, lambda process: False, lambda agent: True)
+    for n in range(1, 21):
+        deaths.ended(process_id(NODE, n.to_bytes(4, "big")), "killed")
+    for n in range(4):
+        deaths.ended(agent_id(node(n)), "its node is dead")
+    assert sum(deaths.is_dead(process_id(NODE, n.to_bytes(4, "big"))) for n in range(1, 21)) == 5
+    assert [deaths.is_dead(process_id(node(n), b"work")) for n in range(4)] == [False, False, True, True]
+    deaths.watch(DRIVER, process_id(NODE, b"\0\0\0\1"))
+    assert [m.worker_id for _, m in sent(out, WorkerDied)] == [process_id(NODE, b"\0\0\0\1")], "which is known without a list"
+    deaths.watch(DRIVER, process_id(node(0), b"work"))
+    assert sent(out, WatchProcess) == [(agent_id(node(0)), WatchProcess(process_id(node(0), b"work")))]
+
+
+def test_an_agent_remembers_so_many_dead_nodes_and_jobs() -> None:
+    bench = Agent(dead_nodes_max=3, dead_jobs_max=3)
+    for n in range(10):
+        row = (node(n), agent_id(node(n)), "tcp://", "host", ONE, ONE, {})
+        bench.does("on_cluster_view", CONTROL, [(*row, True)])
+        bench.does("on_cluster_view", CONTROL, [(*row, False)])
+        bench.does("on_job_finished", CONTROL, n.to_bytes(4, "big"), process(f"driver{n}"))
+    transfer = bench.agent.transfer
+    assert [len(table) for table in (transfer.pulls._dead, transfer._died_at, bench.agent.pool._finished)] == [3, 3, 3]
+    assert bench.agent.output._readers == {}, "none of these jobs has written anything here"
+
+
+def test_the_readers_of_finished_jobs_are_forgotten_with_the_last_worker_that_wrote() -> None:
+    desk = Desk()
+    for worker_id in (ONE_WORKER, TWO_WORKERS):
+        desk.hear(b"a\n", worker_id=worker_id)
+    desk.found()
+    desk.desk.job_finished(5.0, JOB)
+    desk.desk.ended(5.0, ONE_WORKER)
+    desk.sent()
+    desk.hear(b"b\n", worker_id=TWO_WORKERS)
+    assert desk.sent() == [], "that the job is over is still known"
+    desk.desk.ended(5.0, TWO_WORKERS)
+    assert desk.desk._readers == {}
+    desk.tick()
+    desk.desk.drained(5.0, [], JOB, DRIVER, 7)
+    desk.sent()
+    desk.hear(b"c\n", worker_id=ONE_WORKER)  # the last words of a worker that was silent
+    assert [message for _, message in desk.sent()] == [FindDriver(JOB)]
+    desk.found(b"", wants=False)
+    desk.desk.ended(5.0, ONE_WORKER)
+    assert desk.desk._readers == {} and desk.sent() == []
+
+
 # -- the control ----------------------------------------------------------------------------------------------------
+
+
+def node(n: int) -> bytes:
+    return n.to_bytes(12, "big") + bytes(4)
 
 
 def function(n: int) -> bytes:
@@ -185,16 +250,16 @@ def test_so_many_dead_nodes_are_remembered_once_all_have_heard_of_them() -> None
     bench = Control(dead_nodes_max=2)
     told = []
     for n in range(6):
-        node_id = function(n)
+        node_id = node(n)
         bench.register(node_id, agent_id(node_id))
         bench.hears("leave_cluster", node_id, "SIGTERM", peer=agent_id(node_id))
         if n % 2:
             effects = bench.timer(10.0, VIEW_TIMER)
             told += [row[0] for _, view in sent(effects, ClusterView) for row in view.rows if not row[-1]]
-    assert told == [function(n) for n in range(6)]
+    assert told == [node(n) for n in range(6)]
     assert bench.gcs.statistics()["dead_nodes"] == 2 and rows(bench, "nodes") == 3
     [(_, view)] = sent(bench.register(EAST, agent_id(EAST)), ClusterView)
-    assert [(row[0], row[4]) for row in view.rows if not row[-1]] == [(function(4), {}), (function(5), {})]
+    assert [(row[0], row[4]) for row in view.rows if not row[-1]] == [(node(4), {}), (node(5), {})]
     bench.killed()
     assert bench.gcs.statistics()["dead_nodes"] == 2
 

@@ -519,9 +519,8 @@ class NodeAgent(ControlDesk):
 
     def _forget(self, now: float, peer: bytes, reason: str, at: float = 0.0) -> None:
         """A process is gone: undo all it held, and tell the others."""
-        if peer in self.deaths.dead:
+        if not self.deaths.note(peer, reason):
             return
-        self.deaths.dead[peer] = reason
         known = self.clients.pop(peer, None)
         for lease in self.scheduler.drop_owner(peer):
             # Its worker runs a task that nobody waits for, and may run it for ever.

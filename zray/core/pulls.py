@@ -281,6 +281,8 @@ class PullManager:
     def on_node_died(self, now: float, agent: bytes, reason: str) -> None:
         """A node is gone: what was to come from there comes from another that has a copy, or not at all."""
         self._dead[agent] = reason
+        if len(self._dead) > self._config.dead_nodes_max:
+            del self._dead[next(iter(self._dead))]  # who is asked for something there does not answer
         for pull in list(self.pulls.values()):
             if agent == pull.primary:
                 pull.forsaken = True

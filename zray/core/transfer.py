@@ -140,6 +140,8 @@ class ObjectTransfer:
     def on_node_died(self, now: float, agent: bytes, reason: str) -> None:
         """A node is gone, with all primaries there. Copies of them are kept for a while: their owners may want them instead."""
         self._died_at[agent] = now
+        if len(self._died_at) > self._config.dead_nodes_max:
+            del self._died_at[next(iter(self._died_at))]  # copies of its objects were freed long ago
         self._forget_frees(agent)
         self.pulls.on_node_died(now, agent, reason)
         self.pushes.on_node_died(now, agent)

@@ -233,6 +233,8 @@ class WorkerPool:
     def kill_job(self, job_id: bytes) -> None:
         """A job is over: its workers go, and new ones take their places. Detached actors stay."""
         self._finished[job_id] = None
+        if len(self._finished) > self._config.dead_jobs_max:
+            del self._finished[next(iter(self._finished))]  # a worker of an actor that outlived it leaves a little later
         for worker in list(self.workers.values()):
             if worker.job_id == job_id and not worker.lasting and worker.id not in self._born_for:
                 self.kill(worker)  # an actor that is not born yet is cancelled by the control, if it is to go
