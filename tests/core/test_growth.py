@@ -17,6 +17,7 @@ from zray.core.leases import IDLE_TIMER
 from zray.core.nodes import VIEW_TIMER
 from zray.core.owner import INFEASIBLE_TIMER
 from zray.core.tasks import Task, TaskTemplate
+from zray.core.waiters import Waiter, Waiters
 
 from .agent_bench import ONE
 from .agent_bench import Bench as Agent
@@ -142,6 +143,17 @@ def test_the_run_times_of_so_many_functions_are_remembered(monkeypatch: pytest.M
         lease = lease or bench.grant(effects)[0]
         bench.done(lease, bench.ref(return_id(task_id, 1)), (INLINE, b"1"))
     assert list(bench.owner.leases.run_us) == [bytes([n]) * 16 for n in (2, 3, 4)]
+
+
+def test_listeners_that_gave_up_are_forgotten_when_the_next_one_comes() -> None:
+    waiters = Waiters([])
+    stays = Waiter(1)
+    waiters.listen(stays, 0, 0)
+    for _ in range(50):
+        waiter = Waiter(1)
+        waiters.listen(waiter, 0, 0)
+        waiter.done = True  # its time is over
+    assert len(waiters._listeners) == 2 and stays in waiters._listeners
 
 
 # -- agents ---------------------------------------------------------------------------------------------------------
