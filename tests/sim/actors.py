@@ -118,10 +118,9 @@ def create(
         "concurrency": options.concurrency,
         "handle": (handle_id, body.address, tuple(description)),
     }
-    template = TaskTemplate(CONSTRUCTOR, "constructor", NOTHING, 1, 0, extra)
+    template = TaskTemplate(body.export(CONSTRUCTOR), "constructor", NOTHING, 1, 0, extra)
     template.actor = (actor_id, handle_id)
     template.creates = True
-    body.export(CONSTRUCTOR)
     made = serialization.serialize(arguments)
     body.judge.actor_made(actor_id, body, options)
     what = (options.detached, options.get_if_exists, options.restarts, {"CPU": 10_000})
