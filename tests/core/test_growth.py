@@ -12,6 +12,7 @@ from zray.base.wire import INLINE, STORED, CancelLease, JobFinished, RequestLeas
 from zray.base.wire_nodes import ClusterView
 from zray.base.wire_output import FindDriver
 from zray.core import death_watch, leases, recovery
+from zray.core.arena import PAGE, Arena
 from zray.core.death_watch import DeathWatch
 from zray.core.leases import IDLE_TIMER
 from zray.core.nodes import VIEW_TIMER
@@ -23,6 +24,8 @@ from .agent_bench import ONE
 from .agent_bench import Bench as Agent
 from .owner_bench import WORKER, Bench
 from .reading import AGENT, CONTROL, NODE, process, sent, timers
+from .store_bench import CLIENT, OTHER, OWNER, answers
+from .store_bench import Bench as Store
 from .test_output import JOB, Desk
 from .test_output import ONE as ONE_WORKER
 from .test_output import TWO as TWO_WORKERS
@@ -154,6 +157,58 @@ def test_listeners_that_gave_up_are_forgotten_when_the_next_one_comes() -> None:
         waiters.listen(waiter, 0, 0)
         waiter.done = True  # its time is over
     assert len(waiters._listeners) == 2 and stays in waiters._listeners
+
+
+# -- the store ------------------------------------------------------------------------------------------------------
+
+
+class Counting(Arena):
+    """An arena that counts how often somebody asked it for room."""
+
+    asked = 0
+
+    def allocate(self, size: int) -> tuple[int, bool] | None:
+        self.asked += 1
+        return super().allocate(size)
+
+
+def object_id(n: int) -> bytes:
+    return n.to_bytes(20, "big")
+
+
+def test_room_is_looked_for_again_only_where_enough_has_become_free() -> None:
+    bench = Store(pages=40, directories=())
+    bench.store.arena = arena = Counting(40 * PAGE)
+    for n in range(40):
+        bench.sealed(object_id(n))
+        if n % 2 or n in (20, 21):
+            bench.store.copies[object_id(n)] = AGENT  # it can be dropped, the others can not
+            bench.pin(object_id(n))
+            bench.does("unpin", OTHER, [object_id(n)])
+        else:
+            bench.pin(object_id(n))
+    arena.asked = 0
+    assert [(ok, place) for _, _, ok, place in answers(bench.create(object_id(40), 3))] == [(True, (19 * PAGE, True))]
+    assert arena.asked == 2, "at first, and when the last of the three was dropped"
+    bench.create(object_id(41), 3)
+    assert arena.asked == 3 and not bench.store._droppable, "all others are dropped in vain"
+
+
+def test_the_end_of_a_process_takes_what_it_held_in_the_store_and_nothing_else() -> None:
+    bench = Store(pages=8)
+    for n, owner in enumerate((OWNER, OTHER, OWNER)):
+        bench.sealed(object_id(n), owner=owner)
+    lists = [stored.readers for stored in bench.store.objects.values()]
+    bench.pin(object_id(0), peer=CLIENT)
+    bench.pin(object_id(1), peer=OWNER)
+    bench.create(object_id(3), peer=OWNER)
+    bench.create(object_id(4), peer=OTHER)
+    bench.pin(object_id(4), peer=OWNER)
+    bench.does("drop_client", OWNER)
+    objects = bench.store.objects
+    assert list(objects) == [object_id(0), object_id(1), object_id(4)], "one of those that it owned is still read"
+    assert objects[object_id(0)].freed and not objects[object_id(1)].pins and not objects[object_id(4)].readers
+    assert objects[object_id(0)].readers is lists[0], "a list that is empty is not made anew"
 
 
 # -- agents ---------------------------------------------------------------------------------------------------------
