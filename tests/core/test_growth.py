@@ -8,7 +8,17 @@ import pytest
 
 from zray.base.ids import agent_id, process_id, return_id
 from zray.base.resources import ResourceSet
-from zray.base.wire import INLINE, STORED, CancelLease, JobFinished, RequestLease, ReturnLease, WatchProcess, WorkerDied
+from zray.base.wire import (
+    INLINE,
+    STORED,
+    CancelLease,
+    CancelTask,
+    JobFinished,
+    RequestLease,
+    ReturnLease,
+    WatchProcess,
+    WorkerDied,
+)
 from zray.base.wire_nodes import ClusterView
 from zray.base.wire_output import FindDriver
 from zray.core import death_watch, leases, recovery
@@ -26,6 +36,7 @@ from .owner_bench import WORKER, Bench
 from .reading import AGENT, CONTROL, NODE, process, sent, timers
 from .store_bench import CLIENT, OTHER, OWNER, answers
 from .store_bench import Bench as Store
+from .test_generators import Generating
 from .test_output import JOB, Desk
 from .test_output import ONE as ONE_WORKER
 from .test_output import TWO as TWO_WORKERS
@@ -157,6 +168,20 @@ def test_listeners_that_gave_up_are_forgotten_when_the_next_one_comes() -> None:
         waiters.listen(waiter, 0, 0)
         waiter.done = True  # its time is over
     assert len(waiters._listeners) == 2 and stays in waiters._listeners
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_generator_that_nobody_reads_is_looked_at_when_something_happens_to_it(cancelled: bool) -> None:
+    bench = Generating()
+    if cancelled:
+        bench.completion = None
+    bench.drop()
+    assert not bench.owner.unread and list(bench.owner.streams) == [bench.task_id]
+    bench.completion = None
+    assert len(sent(bench.turn(), CancelTask)) == (not cancelled), "nobody wants its end any more"
+    assert not bench.owner.unread and list(bench.owner.streams) == [bench.task_id]
+    bench.over()
+    assert bench.at_rest()
 
 
 # -- the store ------------------------------------------------------------------------------------------------------
