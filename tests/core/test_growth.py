@@ -40,7 +40,7 @@ from .test_generators import Generating
 from .test_output import JOB, Desk
 from .test_output import ONE as ONE_WORKER
 from .test_output import TWO as TWO_WORKERS
-from .test_restart import DRIVER, EAST, A, F
+from .test_restart import CPU, DRIVER, EAST, A, F
 from .test_restart import Bench as Control
 
 FAR = b"far".ljust(16, b"-")
@@ -364,3 +364,23 @@ def test_the_end_of_a_process_makes_the_control_look_at_no_other_job() -> None:
     assert bench.gcs.jobs.scans == 0
     bench.hears("process_died", DRIVER, "killed")
     assert bench.gcs.jobs[job_id]["state"] == "DIED"
+
+
+def test_the_dead_are_not_looked_at_when_an_actor_is_placed() -> None:
+    bench = Control()
+    job_id = bench.job()
+    bench.alive()
+    bench.hears("kill_actor", A, True)
+    other = b"actor-b-----"
+    manager = bench.gcs.actors
+    manager.actors = actors = Looked(manager.actors)
+    manager.on_register_actor(
+        10.0, DRIVER, 5, other, job_id, "tcp://d", b"handle", "Counter", "", "space", False, False, 0, CPU, {}, b"", ("default",)
+    )
+    manager.on_create_actor(10.0, DRIVER, other, b"creation", b"")
+    manager.on_actor_placed(10.0, AGENT, other, 1, NODE, WORKER[0], "tcp://w", 42)
+    manager.place_waiting(10.0)
+    manager.node_joined(10.0)
+    manager.node_ended(10.0, AGENT, "silent")
+    manager.job_finished(10.0, job_id)
+    assert actors.scans == 0
