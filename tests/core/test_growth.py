@@ -14,6 +14,7 @@ from zray.base.wire import (
     CancelLease,
     CancelTask,
     JobFinished,
+    LeaseGranted,
     RequestLease,
     ReturnLease,
     WatchProcess,
@@ -30,10 +31,10 @@ from zray.core.owner import INFEASIBLE_TIMER
 from zray.core.tasks import Task, TaskTemplate
 from zray.core.waiters import Waiter, Waiters
 
-from .agent_bench import ONE
+from .agent_bench import ACTOR, ONE, SECOND
 from .agent_bench import Bench as Agent
 from .owner_bench import WORKER, Bench
-from .reading import AGENT, CONTROL, NODE, process, sent, timers
+from .reading import AGENT, CONTROL, NODE, drain, process, sent, timers
 from .store_bench import CLIENT, OTHER, OWNER, answers
 from .store_bench import Bench as Store
 from .test_generators import Generating
@@ -288,6 +289,22 @@ def test_the_readers_of_finished_jobs_are_forgotten_with_the_last_worker_that_wr
     desk.found(b"", wants=False)
     desk.desk.ended(5.0, ONE_WORKER)
     assert desk.desk._readers == {} and desk.sent() == []
+
+
+def test_a_lease_makes_an_agent_look_at_no_worker_that_has_one() -> None:
+    bench = Agent(cpus=4, prestart=1)
+    bench.started(bench.does("start"))
+    bench.started(bench.place(ACTOR))
+    bench.does("on_return_lease", SECOND, bench.lease(SECOND).lease_id)
+    pool = bench.agent.pool
+    pool.workers = workers = Looked(pool.workers)
+    for n in range(3):
+        bench.agent.on_request_lease(0.0, SECOND, 100 + n, JOB, ONE, 0)
+        [grant] = [m for _, m in sent(drain(bench.agent.out), LeaseGranted)]
+        bench.agent.on_return_lease(0.0, SECOND, grant.lease_id)
+        drain(bench.agent.out)
+    assert workers.scans == 0
+    bench.agent.check()
 
 
 # -- the control ----------------------------------------------------------------------------------------------------

@@ -52,7 +52,6 @@ SIGN_TIMER = "agent.sign"
 HANG_UP_TIMER = "agent.hang_up"
 _GOODBYE_S = 1.0  # a driver whose job is finished hears that it is
 RELIEF_TIMER = "agent.relief"
-_RESTING = (WorkerState.IDLE, WorkerState.LEAVING)
 
 
 class NodeAgent(ControlDesk):
@@ -513,7 +512,7 @@ class NodeAgent(ControlDesk):
         self.out.append((SEND, lease.request.owner, grant))
 
     def _plan_reaping(self, now: float) -> None:
-        if not self._reap_set and any(w.state in _RESTING for w in self.pool.workers.values()):
+        if not self._reap_set and self.pool.resting():
             self._reap_set = True
             self.out.append((TIMER, now + self._config.worker_idle_s, (REAP_TIMER,)))
 

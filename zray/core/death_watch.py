@@ -38,7 +38,7 @@ class DeathWatch:
         knows: tells whether an agent is that of another node that lives.
     """
 
-    __slots__ = ("_dead", "_dead_agents", "_early", "_knows", "_lives_here", "_me", "_out", "_watchers", "_watching")
+    __slots__ = ("_dead_agents", "_early", "_knows", "_lives_here", "_me", "_out", "_watchers", "_watching", "dead")
 
     def __init__(
         self, me: bytes, out: list[Effect], lives_here: Callable[[bytes], bool], knows: Callable[[bytes], bool]
@@ -50,17 +50,17 @@ class DeathWatch:
         self._watching: dict[bytes, dict[bytes, None]] = {}  # process -> those that it wants to be watched
         self._watchers: dict[bytes, dict[bytes, None]] = {}  # process -> those that want it to be watched
         self._early: dict[bytes, dict[tuple[bytes, bytes], None]] = {}  # agents not heard of yet -> (watcher, process)
-        self._dead: dict[bytes, str] = {}  # processes that ended lately, and how
+        self.dead: dict[bytes, str] = {}  # processes that ended lately, and how
         self._dead_agents: dict[bytes, str] = {}  # agents, which stand for all of their node
 
     def is_dead(self, process: bytes) -> bool:
         """Whether a process has ended, as far as is known here, or its node has."""
-        return process in self._dead or agent_of(process) in self._dead_agents
+        return process in self.dead or agent_of(process) in self._dead_agents
 
     def note(self, process: bytes, reason: str) -> bool:
         """A process has ended; whether that is news."""
         is_agent = agent_of(process) == process
-        table, most = (self._dead_agents, DEAD_NODES_MAX) if is_agent else (self._dead, _DEAD_MAX)
+        table, most = (self._dead_agents, DEAD_NODES_MAX) if is_agent else (self.dead, _DEAD_MAX)
         if process in table:
             return False
         table[process] = reason
@@ -72,7 +72,7 @@ class DeathWatch:
         """Tell ``watcher`` when ``process`` ends, or that it has."""
         agent = agent_of(process)
         if self.is_dead(process):
-            self.tell(watcher, process, self._dead.get(process) or self._dead_agents[agent])
+            self.tell(watcher, process, self.dead.get(process) or self._dead_agents[agent])
         elif agent != self._me and not self._knows(agent):
             self._early.setdefault(agent, {})[watcher, process] = None
         elif agent == self._me and not self._lives_here(process):
