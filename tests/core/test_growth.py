@@ -28,6 +28,7 @@ from zray.core.death_watch import DeathWatch
 from zray.core.leases import IDLE_TIMER
 from zray.core.nodes import VIEW_TIMER
 from zray.core.owner import INFEASIBLE_TIMER
+from zray.core.scheduler import LeaseScheduler
 from zray.core.tasks import Task, TaskTemplate
 from zray.core.waiters import Waiter, Waiters
 
@@ -305,6 +306,30 @@ def test_a_lease_makes_an_agent_look_at_no_worker_that_has_one() -> None:
         drain(bench.agent.out)
     assert workers.scans == 0
     bench.agent.check()
+
+
+class Compared(bytes):
+    """A process that counts how often it is compared with others."""
+
+    comparisons = 0
+
+    def __ne__(self, other: object) -> bool:
+        Compared.comparisons += 1
+        return super().__ne__(other)
+
+
+def test_of_requests_that_are_alike_only_the_first_is_looked_at() -> None:
+    scheduler, cpu = LeaseScheduler(ResourceSet.of({"CPU": 4})), ResourceSet.of({"CPU": 1})
+    for n in range(50):
+        assert not scheduler.request(Compared(DRIVER), n, (b"job1", b"job2")[n % 2], cpu, n % 3)
+    scheduler.queue = queue = Looked(scheduler.queue)
+    granted = scheduler.grant()
+    assert [lease.request.depth for lease in granted] == [2, 2, 2, 2] and scheduler.grant() == []
+    assert queue.scans == 0
+    for lease in granted:
+        scheduler.assign(lease.id, process(f"worker{lease.id}"))
+    assert scheduler.to_reclaim() == [], "who asks has them all"
+    assert Compared.comparisons == len(granted), "for one of the requests, not for each"
 
 
 # -- the control ----------------------------------------------------------------------------------------------------
