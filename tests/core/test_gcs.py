@@ -158,3 +158,9 @@ def test_the_numbers_of_the_control_tell_what_it_has_heard() -> None:
     bench.gcs.heard["RegisterJob"] = 3
     [(_, reply)] = sent(bench.hears("control_statistics", 5), Reply)
     assert reply.request_id == 5 and reply.ok and reply.value["heard_RegisterJob"] == 3 and reply.value["jobs"] == 0
+
+
+def test_the_statistics_of_the_control_have_those_of_all_its_machines() -> None:
+    numbers = Bench().gcs.statistics()
+    assert numbers["nodes"] == 1
+    assert not {"jobs", "functions", "keys", "actors", "dead_actors", "placement_groups"} - numbers.keys()

@@ -321,7 +321,7 @@ class ActorHost:
             if not self.closing:
                 self.closing = True
                 body.judge.actor_exits(self.id)
-                body.send(body.agent, ActorExiting(self.id, self.incarnation, "it called exit_actor()"))
+                body.send(body.agent, ActorExiting(self.id, "it called exit_actor()"))
         else:
             if error is not None:
                 entry: Any = (ERROR, pickle.dumps(cancels.outcome(error, spec[0]), 5))

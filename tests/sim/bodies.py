@@ -493,7 +493,7 @@ class OwnerBody(Body):
                 outcome = yield from self.read(object_id, entry)
                 if not isinstance(outcome, Unreadable):
                     return outcome
-                self.owner.recover(self.world.now, object_id, entry[2], str(outcome))
+                self.owner.recover(object_id, entry[2], str(outcome))
             in_time = yield from self._await([ref], timeout_s)
             if not in_time:
                 return None

@@ -277,7 +277,7 @@ class NodeAgent(ControlDesk):
                 self.bundles.learn(strategy[1])
             if decision.verdict is Verdict.SEND and decision.node is not None:
                 node = decision.node
-                redirect = LeaseRedirected(request_id, node.agent, node.endpoint, decision.reason)
+                redirect = LeaseRedirected(request_id, node.agent, node.endpoint)
                 self.out.append((SEND, peer, redirect))
                 return
             if decision.verdict in (Verdict.INFEASIBLE, Verdict.IMPOSSIBLE):
@@ -325,7 +325,7 @@ class NodeAgent(ControlDesk):
             self.out.append((HANG_UP, node.agent) if self._remote else later)
         self._go_on(now)
 
-    def _evict(self, now: float, bundle: Bundle, reason: str) -> None:
+    def _evict(self, bundle: Bundle, reason: str) -> None:
         """A bundle is no more: what runs in it ends."""
         for lease in list(self.scheduler.leases.values()):
             if lease.bundle is not bundle:
@@ -364,7 +364,7 @@ class NodeAgent(ControlDesk):
                 self._send_back(request, reason)
                 continue
             self.scheduler.cancel(request.owner, request.id)
-            self.out.append((SEND, request.owner, LeaseRedirected(request.id, view.agent, view.endpoint, reason)))
+            self.out.append((SEND, request.owner, LeaseRedirected(request.id, view.agent, view.endpoint)))
 
     def on_cancel_lease(self, now: float, peer: bytes, request_id: int) -> None:
         self.scheduler.cancel(peer, request_id)
@@ -400,7 +400,7 @@ class NodeAgent(ControlDesk):
             if (self.scheduler.resources.available, self.bundles.rows()) != self._reported:
                 self._report()
         elif key[0] == SIGN_TIMER:
-            self.on_probe_node(now, self._control, b"")
+            self.on_probe_node(now, self._control)
             silent_s = now - self._control_heard
             if silent_s > self._config.control_death_s:
                 self.out.append((STOP, f"the head has been silent for {silent_s:.0f} s"))
@@ -418,7 +418,7 @@ class NodeAgent(ControlDesk):
             self._refuse_exhausted()
             self._advance(now)
 
-    def on_probe_node(self, now: float, peer: bytes, sender: bytes) -> None:
+    def on_probe_node(self, now: float, peer: bytes) -> None:
         """A sign of life is due."""
         self._report()
 
@@ -548,7 +548,10 @@ class NodeAgent(ControlDesk):
     def statistics(self) -> dict[str, int]:
         return {
             "clients": len(self.clients),
+            **self.deaths.statistics(),
             **self.scheduler.statistics(),
+            **self.bundles.statistics(),
             **self.pool.statistics(),
+            **self.transfer.statistics(),
             **{f"store_{name}": value for name, value in self.store.statistics().items()},
         }

@@ -439,6 +439,7 @@ class Gcs:
             "keys": len(self.kv),
             "functions_wanted": len(self._wanted),
             **self.actors.statistics(),
+            **self.placement.statistics(),
         }
 
 

@@ -141,7 +141,7 @@ class NormalTaskSubmitter:
         self._requests: dict[int, LeaseQueue] = {}
         self._dirty: list[LeaseQueue] = []
         self._timer_set = False
-        self.queues: dict[tuple[Any, ...], LeaseQueue] = {}  # by resources, strategy and the node of large arguments
+        self.queues: dict[tuple[Any, ...], LeaseQueue] = {}  # by resources, strategy, perhaps depth, and a node
         self.leases: dict[int, Lease] = {}
         self.run_us: dict[bytes, float] = {}  # measured run time by function
 

@@ -29,7 +29,6 @@ from typing import Any
 
 from zray.base.config import Config
 from zray.base.resources import UNIT
-from zray.base.wire import CONTROL
 from zray.base.wire_nodes import ClusterLoads, ClusterView, NodeRefused, ProbeNode
 from zray.core.effects import PERSIST, SEND, TIMER, WARN, Effect
 from zray.core.lifecycle import Lifecycle
@@ -287,7 +286,7 @@ class NodeManager:
             elif silent_s >= config.node_suspect_s:
                 if node.state is NodeState.ALIVE:
                     node.state = NODE_LIFECYCLE.next(node.state, "silent")
-                self._out.append((SEND, node.agent, ProbeNode(CONTROL)))
+                self._out.append((SEND, node.agent, ProbeNode()))
         self._ticking = bool(others)
         if others:
             self._out.append((TIMER, now + interval_s, (HEALTH_TIMER,)))

@@ -286,7 +286,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
         self.leases.on_granted(now, peer, request_id, lease_id, worker_id, endpoint, gpu_ids)
 
     def on_lease_redirected(
-        self, now: float, peer: bytes, request_id: int, agent: bytes, endpoint: str, reason: str
+        self, now: float, peer: bytes, request_id: int, agent: bytes, endpoint: str
     ) -> None:
         if self.leases.on_redirected(request_id, agent, endpoint) and agent != self._agent:  # it may be sent home
             self._agents[agent] = None

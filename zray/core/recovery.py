@@ -163,7 +163,7 @@ class ObjectRecovery:
 
     # -- how it becomes known -------------------------------------------------------------------------------------
 
-    def recover(self, now: float, object_id: bytes, node_id: bytes, reason: str) -> None:
+    def recover(self, object_id: bytes, node_id: bytes, reason: str) -> None:
         """Somebody here could not read an object on that node."""
         entry = self.memory.get(object_id)
         if entry is None or entry[0] != STORED or entry[2] != node_id:

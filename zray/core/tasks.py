@@ -206,10 +206,6 @@ class TaskManager:
                     self.waiting.pop(object_id, None)
             task.missing = 0
 
-    def finish(self, task_id: bytes) -> Task | None:
-        """The task has its results; None if it had them already."""
-        return self.pending.pop(task_id, None)
-
     def may_retry(self, task: Task) -> bool:
         """Charge an attempt: whether the task may run again."""
         if task.retries_left == 0 or task.cancelled:
