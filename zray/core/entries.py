@@ -29,6 +29,14 @@ def contained_in(entry: Entry) -> Contained:
     return entry[3] if kind == STORED else ()
 
 
+def size_of(entry: Entry) -> int:
+    """The bytes that a value takes, wherever it lies."""
+    content = entry[1]
+    if isinstance(content, int):
+        return content
+    return len(content) if isinstance(content, bytes) else sum(map(len, content))
+
+
 def lost(object_id: bytes) -> Entry:
     """The entry of an object that its owner does not know any more."""
     text = (

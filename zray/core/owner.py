@@ -255,7 +255,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
                 task.template.budget.give()
             if task.template.creates:
                 self._created(task)
-            results = self._end_stream(task_id, entry) if self.streams and task_id in self.streams else entries
+            results = self._end_stream(task, entry) if self.streams and task_id in self.streams else entries
             if task_id in self.lineage.origins:
                 for object_id, result in zip(task.returns, results, strict=True):
                     self._arrive_again(now, object_id, result)
@@ -445,7 +445,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
         if task.template.creates:
             self._creation_failed(task, entry)
         if task.id in self.streams:
-            self._end_stream(task.id, entry)
+            self._end_stream(task, entry)
         again = task.id in self.lineage.origins
         for object_id in task.returns:
             (self._arrive_again if again else self._arrive)(now, object_id, entry)
