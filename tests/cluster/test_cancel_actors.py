@@ -80,8 +80,8 @@ class Async:
 
 
 def wait_for(begun: str, path: str) -> None:
-    os.mkdir(begun)  # in one step: an interrupt between those of ``touch`` would leave the file open
     try:
+        os.mkdir(begun)  # in one step: an interrupt between those of ``touch`` would leave the file open
         while not os.path.exists(path):
             time.sleep(0.005)
     finally:

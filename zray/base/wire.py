@@ -377,9 +377,8 @@ class LeaseGranted(NamedTuple):
 
 @message(51, "agent", "owner")
 class LeaseRejected(NamedTuple):
-    """``infeasible``: no node can ever fit it. ``exhausted``: no further worker can be started, or what it asks for is gone.
-
-    Gone is a placement group that was removed, or the node that it had to run on.
+    """``infeasible``: no node can ever fit it. ``exhausted``: no further worker may be started, or what it asks for is gone: its
+    placement group was removed, or the node where it had to run has died. ``unstartable``: no worker can be started.
     """
 
     request_id: int

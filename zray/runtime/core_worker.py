@@ -30,6 +30,8 @@ from zray.core.waiters import Waiter
 from zray.exceptions import (
     GetTimeoutError,
     ObjectLostError,
+    ObjectStoreFullError,
+    OutOfDiskError,
     OwnerDiedError,
     RayError,
     RaySystemError,
@@ -204,6 +206,10 @@ class CoreWorker(Client):
 
     def on_refuse(self, now: float, peer: bytes, reason: str) -> None:
         self.fail(RaySystemError(f"the cluster refused this process: {reason}"))
+
+    def on_job_ended(self, now: float, peer: bytes, reason: str) -> None:
+        """The cluster has given this process up: it was stopped for too long, or its node could not be reached."""
+        self.fail(RaySystemError(f"this job has ended: {reason}. Call zray.shutdown() and zray.init() to join again"))
 
     def fail(self, error: RayError) -> None:
         """Nothing can be done any more: everybody who waits is told, and everybody who comes."""
@@ -526,14 +532,14 @@ class CoreWorker(Client):
 
         while self._adoptions and self.broken is None:
             object_id, place = self._adoptions[0]
+            problem, full = "", False
             try:
                 value = serialization.stored_again(read_copy(*place))
                 self.store.write(object_id, value, self.me)
             except Exception as error:  # whatever it is, the object is not there
                 problem = f"its file {place[0]} can not be read from here: {type(error).__name__}: {error}"
-            else:
-                problem = ""
-            self.loop.post((self.owner.on_file_adopted, time.monotonic(), object_id, problem))
+                full = isinstance(error, (ObjectStoreFullError, OutOfDiskError))
+            self.loop.post((self.owner.on_file_adopted, time.monotonic(), object_id, problem, full))
             self._adoptions.popleft()  # who adds one to an empty list starts the next thread
 
     # -- references (object_ref.Runtime) --------------------------------------------------------------------------
