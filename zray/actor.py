@@ -103,6 +103,7 @@ class ActorClass(Generic[T]):
         self._name = cls.__name__
         self._worker: CoreWorker | None = None  # the runtime whose cluster has the class
         self._class_id = b""  # in that cluster
+        self._job_id = b""  # for which it was exported
         self._description: Description
         self._blob: bytes
         self._template: TaskTemplate
@@ -124,6 +125,7 @@ class ActorClass(Generic[T]):
         other: ActorClass[T] = ActorClass(self._cls, {**self._options, **chosen})
         if self._worker is not None and self._worker is api.connected():
             other._class_id = self._class_id  # exported once, whatever the options
+            other._job_id = self._job_id
         return other
 
     def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[T]:
@@ -176,6 +178,7 @@ class ActorClass(Generic[T]):
             "_options": self._options,
             "_name": self._name,
             "_class_id": self._class_id if known else b"",
+            "_job_id": self._job_id,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -187,8 +190,10 @@ class ActorClass(Generic[T]):
     def _bind(self) -> CoreWorker:
         """Give the class to the connected cluster; the globals of its methods are taken as they are now."""
         worker = api.runtime()
-        if self._worker is not None or not self._class_id:  # not exported, or to a cluster that is no more
-            self._class_id, body = serialization.export_function(self._cls)
+        if self._worker is not None or not self._class_id or self._job_id != worker.job_id:
+            # It is not exported, or to a cluster that is no more, or for a job that may end before this one.
+            self._job_id = worker.job_id
+            self._class_id, body = serialization.export_function(self._cls, worker.job_id)
             worker.export(self._class_id, self._name, body)
         chosen = self._options
         methods = methods_of(self._cls)

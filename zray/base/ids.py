@@ -37,10 +37,6 @@ class BaseID(bytes):
     def from_hex(cls, text: str) -> BaseID:
         return cls(bytes.fromhex(text))
 
-    @classmethod
-    def nil(cls) -> BaseID:
-        return cls(bytes(cls.SIZE))
-
     def is_nil(self) -> bool:
         return not any(self)
 
