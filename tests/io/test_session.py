@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import stat
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -140,6 +142,22 @@ def test_remove_takes_the_shared_memory_and_may_be_repeated() -> None:
     session.release()
     assert not os.path.exists(segment)
     assert not os.path.exists(session.path)
+
+
+def test_a_sweep_that_comes_while_a_session_is_made_leaves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, swept = fcntl.flock, []
+
+    def late(fd: int, operation: int) -> Any:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        swept.append(sweep())
+        return lock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    session = Session()
+    assert swept == [[]] and os.path.isdir(session.path)
+    assert sweep() == [], "it is locked"
+    session.release()
+    session.remove()
 
 
 def test_a_session_without_a_lock_is_left_alone_while_it_is_young() -> None:

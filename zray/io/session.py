@@ -66,8 +66,10 @@ class Session:
         if not path:
             path = tempfile.mkdtemp(prefix="s-", dir=base_directory(parent))
             os.mkdir(os.path.join(path, "logs"), 0o700)
-            lock_fd = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = os.path.join(path, _LOCK)
+            lock_fd = os.open(lock + ".new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(lock_fd, fcntl.LOCK_EX)
+            os.rename(lock + ".new", lock)  # nobody ever finds it free
         self.path = path
         self.lock_fd = lock_fd
         self.name = os.path.basename(path)
