@@ -240,3 +240,23 @@ def test_what_a_head_has_left_is_not_kept_for_ever() -> None:
     path = left_by_a_head(6390)
     os.utime(path, (1, 1))
     assert sweep() == [path]
+
+
+@pytest.mark.parametrize("text", ["", '{"role": "zray-h', "{}"])
+def test_a_description_that_can_not_be_read_is_none(text: str) -> None:
+    """A power cut may leave it empty: nobody can take such a session up."""
+    path = left_by_a_head(6390)
+    with open(os.path.join(path, "head.json"), "w", encoding="utf-8") as file:
+        file.write(text)
+    assert take_up(6390) is None
+    assert sweep() == [path]
+
+
+def test_a_description_is_on_the_disk_before_it_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    session = Session()
+    session.note_head({"role": "zray-head", "pid": os.getpid(), "port": 0})
+    assert synced == [os.stat(os.path.join(session.path, "head.json")).st_ino]
+    session.release()
+    session.remove()

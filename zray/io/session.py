@@ -135,9 +135,11 @@ def _private(path: str, flags: int) -> int:
 
 
 def _write(path: str, contents: dict[str, Any]) -> None:
-    """The file is there completely or not at all."""
+    """The file is there completely or not at all, after a power cut too."""
     with open(path + ".new", "w", encoding="utf-8", opener=_private) as file:
         json.dump(contents, file)
+        file.flush()
+        os.fsync(file.fileno())
     os.rename(path + ".new", path)
 
 
@@ -166,7 +168,7 @@ def take_up(port: int, parent: str = "") -> Session | None:
         port: that the operator has chosen; 0: none, and nothing is taken up.
         parent: see ``base_directory``.
     """
-    mine = [head for head in _described(parent, _HEAD) if port and head["port"] == port]
+    mine = [head for head in _described(parent, _HEAD) if port and head.get("port") == port]
     left = [head["session"] for head in mine if not _lives(head["pid"])]
     for path in left[1:]:
         _remove(path)
@@ -193,7 +195,7 @@ def _described(parent: str, name: str, *, living: bool | None = None) -> list[di
     with os.scandir(base_directory(parent)) as entries:
         paths = [e.path for e in entries if e.name.startswith("s-") and e.is_dir(follow_symlinks=False)]
     for path in paths:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, ValueError):  # or it is no description
             with open(os.path.join(path, name), encoding="utf-8") as file:
                 description = json.load(file)
                 made = os.fstat(file.fileno()).st_mtime
@@ -212,7 +214,7 @@ def _described(parent: str, name: str, *, living: bool | None = None) -> list[di
 
 def _waits_for_a_head(path: str) -> bool:
     """Whether a head may come that takes up what lies here."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):  # or nobody knows for which one
         with open(os.path.join(path, _HEAD), encoding="utf-8") as file:
             port = json.load(file)["port"]
         return port != 0 and time.time() - os.stat(path).st_mtime < _LEFT_S_MAX
