@@ -113,7 +113,7 @@ def init(
         ignore_reinit_error: a second ``init`` is not an error.
         log_to_driver: whether what workers write is shown here; their files in the session directory have it in any case.
         logging_level: of the cluster's own log.
-        _temp_dir: where the session directory is made, or that of a running node is looked for.
+        _temp_dir: where the session directory is made, or that of a running node is looked for; its path may have 60 bytes.
         _system_config: limits by name (see ``zray.base.config``).
 
     Returns:

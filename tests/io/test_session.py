@@ -45,9 +45,20 @@ def test_a_session_is_private_and_its_names_are_short(home: str) -> None:
     assert not os.path.exists(session.path)
 
 
-def test_a_path_that_is_too_long_for_a_socket_is_not_used(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_is_too_long_for_a_socket_is_refused(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
     long = os.path.join(home, "x" * 80)
+    with pytest.raises(ValueError, match=rf"'{long}' has {len(long)} bytes .*60 at most"):
+        Session(parent=long)
     monkeypatch.setenv("ZRAY_TMPDIR", long)
+    with pytest.raises(ValueError, match="ZRAY_TMPDIR"):
+        base_directory()
+    assert not os.path.exists(long)
+
+
+def test_the_directory_for_temporary_files_may_have_a_long_path(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has asked that sockets be there: they are made in /tmp."""
+    monkeypatch.delenv("ZRAY_TMPDIR")
+    monkeypatch.setattr(tempfile, "tempdir", os.path.join(home, "x" * 80))
     existed = os.path.exists(f"/tmp/zray-{os.getuid()}")
     assert base_directory() == f"/tmp/zray-{os.getuid()}"
     if not existed:

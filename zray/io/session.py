@@ -26,21 +26,44 @@ _DIRECTORIES = "directories"
 _NODE = "node.json"
 _HEAD = "head.json"
 _LEFT_S_MAX = 7 * 24 * 3600.0  # so long what a head has left is kept
+_PARENT_BYTES_MAX = 60  # what follows of a socket's path takes up to 45, and it may have 107
 _YOUNG_S = 60.0  # a session that has no lock yet may be just being made
+
+
+def parent_directory(parent: str = "") -> str:
+    """Where the directory of this user's sessions lies.
+
+    Args:
+        parent: what was asked for; by default where ``ZRAY_TMPDIR`` says, or in the directory for temporary files. If that has
+            a long path, it is /tmp.
+
+    Raises:
+        ValueError: the path that was asked for is too long for sockets.
+    """
+    asked = parent or os.environ.get("ZRAY_TMPDIR", "")
+    path = os.path.abspath(asked or tempfile.gettempdir())
+    size = len(os.fsencode(path))
+    if size <= _PARENT_BYTES_MAX:
+        return path
+    if asked:
+        raise ValueError(
+            f"the directory for sessions {path!r} has {size} bytes in its path, and sockets in it need one with "
+            f"{_PARENT_BYTES_MAX} at most: choose a shorter one (_temp_dir, --session-dir or ZRAY_TMPDIR)"
+        )
+    return "/tmp"
 
 
 def base_directory(parent: str = "") -> str:
     """The directory of this user's sessions, made if need be.
 
     Args:
-        parent: where it lies; by default where ``ZRAY_TMPDIR`` says, or in the directory for temporary files.
+        parent: where it lies; see ``parent_directory``.
 
     Raises:
         PermissionError: it exists and belongs to somebody else, or others may enter it.
+        ValueError: the path of ``parent`` is too long.
     """
-    parent = os.path.abspath(parent or os.environ.get("ZRAY_TMPDIR") or tempfile.gettempdir())
-    if len(parent) > 60:
-        parent = "/tmp"  # a socket's path would become too long
+    parent = parent_directory(parent)
     os.makedirs(parent, exist_ok=True)
     path = os.path.join(parent, f"zray-{os.getuid()}")
     with contextlib.suppress(FileExistsError):

@@ -13,6 +13,7 @@ from typing import Any
 from zray.base.config import Config
 from zray.base.ids import NodeID
 from zray.base.resources import to_units
+from zray.io.session import parent_directory
 from zray.ops import daemon, network
 
 _STORE_BYTES_MIN = 1 << 20
@@ -149,7 +150,7 @@ def _settings(chosen: argparse.Namespace) -> dict[str, Any]:
         "labels": labels,
         "store_bytes": chosen.object_store_memory,
         "key_file": chosen.key_file or os.environ.get("ZRAY_KEY_FILE", ""),
-        "temp_dir": chosen.session_dir,
+        "temp_dir": parent_directory(chosen.session_dir),
         "logging_level": level,
         "insecure": chosen.insecure,
         "log": False,
