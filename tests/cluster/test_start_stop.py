@@ -367,3 +367,24 @@ def test_the_last_words_of_a_head_that_fails_reach_the_driver(script: Any) -> No
     )
     assert "no such table" in program.until("error")
     assert program.finish()[::2] == (0, "")
+
+
+def test_a_program_that_has_many_files_open(script: Any) -> None:
+    """Descriptors of 1024 and more are too large for select()."""
+    program = script(
+        """
+        import resource
+        from zray.cluster_utils import Cluster
+        from zray.ops import cli
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2048, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1030)]
+        start()
+        say("got", ray.get(ray.remote(lambda: 1).remote()))
+        ray.shutdown()
+        with Cluster() as cluster:
+            say("stopped", cli.head(["--stop", "--session-dir", cluster.head_node.session_dir.rpartition("/zray-")[0]]))
+        """
+    )
+    assert program.until("got") == "1"
+    assert program.until("stopped") == "0"
+    assert program.finish()[::2] == (0, "")

@@ -309,7 +309,9 @@ def stop(role: str, temp_dir: str) -> int:
         return 0
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-        ended, _, _ = select.select([pidfd], [], [], _STOP_S)
+        poller = select.poll()  # not select(), which takes no descriptor of 1024 or more
+        poller.register(pidfd, select.POLLIN)
+        ended = poller.poll(_STOP_S * 1000)
     finally:
         os.close(pidfd)
     if not ended:

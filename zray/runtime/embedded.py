@@ -91,8 +91,10 @@ class EmbeddedHead:
             RuntimeError: it could not start; the text says why.
         """
         try:
-            readable, _, _ = select.select([self._ready], [], [], self._config.start_timeout_s)
-            answer = os.read(self._ready, 65536).decode() if readable else "it did not start in time"
+            poller = select.poll()  # not select(), which takes no descriptor of 1024 or more
+            poller.register(self._ready, select.POLLIN)
+            in_time = poller.poll(self._config.start_timeout_s * 1000)
+            answer = os.read(self._ready, 65536).decode() if in_time else "it did not start in time"
         finally:
             os.close(self._ready)
         if answer != "ready":
