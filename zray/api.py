@@ -239,12 +239,16 @@ def _start_embedded(arguments: dict[str, Any]) -> None:
         temp_dir=arguments.get("temp_dir") or "",
         labels=_node_labels(arguments.get("labels")),
     )
-    from zray.runtime import driver  # takes as long to import as the head takes to start: both at once
+    try:
+        from zray.runtime import driver  # takes as long to import as the head takes to start: both at once
 
-    namespace = arguments.get("namespace") or f"anonymous-{uuid.uuid4()}"
-    env_vars = arguments.get("env_vars") or {}
-    log_to_driver = arguments.get("log_to_driver", True)
-    object_ref.connected = driver.connect_embedded(head, config, namespace, env_vars, log_to_driver=log_to_driver)
+        namespace = arguments.get("namespace") or f"anonymous-{uuid.uuid4()}"
+        env_vars = arguments.get("env_vars") or {}
+        log_to_driver = arguments.get("log_to_driver", True)
+        object_ref.connected = driver.connect_embedded(head, config, namespace, env_vars, log_to_driver=log_to_driver)
+    except BaseException:
+        head.stop(0.0)
+        raise
 
 
 def _job_env_vars(runtime_env: dict[str, Any] | None) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 
 import zray as ray
+from zray.cluster_utils import Cluster
 from zray.exceptions import OwnerDiedError, RayError
+from zray.runtime.driver import Driver
 
 from .driving import assert_nothing_remains, eventually, processes_of
 
@@ -221,6 +224,21 @@ def test_a_head_that_can_not_start_says_why(monkeypatch: Any) -> None:
     with pytest.raises(RuntimeError, match="could not start"):
         init()
     assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("running", [False, True], ids=["started", "joined"])
+@pytest.mark.parametrize("step", ["__init__", "connect"])
+def test_a_start_that_fails_leaves_nothing(monkeypatch: Any, step: str, running: bool) -> None:
+    """The fixtures look for processes, threads, descriptors and directories."""
+
+    def fail(*arguments: Any, **more: Any) -> None:
+        raise LookupError(step)
+
+    with Cluster() if running else contextlib.nullcontext() as cluster:
+        monkeypatch.setattr(Driver, step, fail)
+        with pytest.raises(LookupError, match=step):
+            init() if cluster is None else cluster.connect()
+        assert not ray.is_initialized()
 
 
 def test_a_store_larger_than_memory_is_an_error_or_only_reserved() -> None:

@@ -129,11 +129,14 @@ class Driver(CoreWorker):
                 self.loop.wait(request, self.config.worker_exit_grace_s + 2.0)
         self._release_interrupts()
         self.close()
+        if self.head is not None:
+            self.head.stop(5.0)
+
+    def close(self, linger_ms: int = 0) -> None:
+        super().close(linger_ms)
         if self._watch is not None:
             self._watch.close()
         self.output.close()
-        if self.head is not None:
-            self.head.stop(5.0)
 
     def show_bar(self, state: str) -> None:
         """A progress bar of this process has moved."""
@@ -201,15 +204,12 @@ def connect_embedded(
     head: EmbeddedHead, config: Config, namespace: str, env_vars: dict[str, str], *, log_to_driver: bool
 ) -> Driver:
     """Wait for the head that was started for this process, and connect to it."""
-    driver: Driver | None = None
+    driver = Driver(config, head.session.endpoint("d"), head.cluster, head.node_id)  # while the head starts
     try:
-        driver = Driver(config, head.session.endpoint("d"), head.cluster, head.node_id)  # while the head starts
         head.wait_ready()
         driver.live_with(head)
         driver.connect(head.session.endpoint("h"), namespace, env_vars, log_to_driver=log_to_driver)
     except BaseException:
-        if driver is not None:
-            driver.close()
-        head.stop(0.0)
+        driver.close()
         raise
     return driver

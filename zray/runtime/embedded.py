@@ -96,11 +96,9 @@ class EmbeddedHead:
             in_time = poller.poll(self._config.start_timeout_s * 1000)
             answer = os.read(self._ready, 65536).decode() if in_time else "it did not start in time"
         finally:
-            os.close(self._ready)
+            self._close_ready()
         if answer != "ready":
-            tail = self.log_tail()
-            self.stop(0.0)
-            raise RuntimeError(f"the head process could not start: {answer or 'it ended at once'}\n{tail}")
+            raise RuntimeError(f"the head process could not start: {answer or 'it ended at once'}\n{self.log_tail()}")
         self._log_fd = os.open(self.session.log_path("head"), os.O_RDONLY)  # its last words outlive its directory
 
     def log_tail(self) -> str:
@@ -121,7 +119,13 @@ class EmbeddedHead:
         except subprocess.TimeoutExpired:
             self._process.kill()  # its zygote and workers follow
             self._process.wait()
+        self._close_ready()
         if self._log_fd >= 0:
             os.close(self._log_fd)
             self._log_fd = -1
         self.session.remove()
+
+    def _close_ready(self) -> None:
+        if self._ready >= 0:
+            os.close(self._ready)
+            self._ready = -1
