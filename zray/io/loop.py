@@ -77,6 +77,7 @@ class Loop:
         self.settle: Callable[[float], None] = lambda now: None
         self.pending: Callable[[], bool] = lambda: False
         self.interrupted = False
+        self.interrupts = 0  # how many came
         self.stopped = False
         self._sleeping = False
         self._posted = False
@@ -228,7 +229,8 @@ class Loop:
         if hasattr(self._poller, "close"):
             self._poller.close()
         os.close(self._wake_read)
-        os.close(self._wake_write)
+        wake_write, self._wake_write = self._wake_write, -1  # who comes later must not write to what has its number then
+        os.close(wake_write)
 
     # -- for the driver -------------------------------------------------------------------------------------------
 
@@ -361,14 +363,32 @@ class Loop:
             self.interrupted = False
             raise KeyboardInterrupt
 
+    def catch_interrupts(self) -> bool:
+        """Have Ctrl-C come here, if this is the main thread and the program has no handler of its own. Returns whether it does."""
+        handler = signal.getsignal(signal.SIGINT)
+        free = handler is signal.default_int_handler or _is_of_a_loop(handler)
+        if not free or threading.current_thread() is not threading.main_thread():
+            return False
+        signal.signal(signal.SIGINT, self.on_interrupt)
+        return True
+
+    def release_interrupts(self) -> None:
+        """Give Ctrl-C back. In another thread that can not be done: then the handler stays, and is as good as none after the end."""
+        self.nudges = False  # a last one may be under way: its handler stays
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == self.on_interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def on_interrupt(self, signum: int, frame: Any) -> None:
         """Signal handler for SIGINT: interrupt at once, but never in the middle of a turn or of anything else of ours."""
+        if self.stopped:
+            signal.default_int_handler(signum, frame)
+        self.interrupts += 1
         self.interrupted = True
         self.on_nudge(signum, frame)
 
     def on_nudge(self, signum: int, frame: Any) -> None:
         """Signal handler: interrupt what was not interrupted before, if that can be done now."""
-        if not self.interrupted:
+        if not self.interrupted or self.stopped:
             return
         if self._driver != self._main and (frame is None or not self._is_ours(frame)):
             self.interrupted = False
@@ -423,3 +443,17 @@ def _release(lock: Any) -> None:
         lock.release()
     except RuntimeError:
         pass  # already released: one wake-up is enough
+
+
+def _is_of_a_loop(handler: Any) -> bool:
+    return isinstance(getattr(handler, "__self__", None), Loop)
+
+
+def _after_fork_in_child() -> None:
+    """A fork of the user's has no loop: Ctrl-C is as it is without one."""
+    if _is_of_a_loop(signal.getsignal(signal.SIGINT)):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -51,7 +50,6 @@ class Driver(CoreWorker):
         self.output = DriverOutput(config)
         self.add_handlers(self.output, "owner")
         self.nodes: list[dict[str, Any]] = []
-        self._previous_handler: Any = None
         self._log_to_driver = True
 
     def connect(self, endpoint: str, namespace: str, env_vars: dict[str, str], *, log_to_driver: bool) -> None:
@@ -78,7 +76,9 @@ class Driver(CoreWorker):
         self.loop.post((finish, joined))
         if not self.loop.wait(joined):
             raise self.broken or RaySystemError("the event loop ended while the driver joined its job")
-        self._catch_interrupts()
+        if self.loop.catch_interrupts():
+            signal.signal(NUDGE, self.loop.on_nudge)
+            self.loop.nudges = True
 
     def _join(self, job_id: bytes, node: dict[str, Any], control_endpoint: str) -> None:
         self.join(job_id, node)
@@ -127,7 +127,7 @@ class Driver(CoreWorker):
             request = self.ask(CONTROL, wire.FinishJob, self.job_id)
             with contextlib.suppress(RaySystemError):
                 self.loop.wait(request, self.config.worker_exit_grace_s + 2.0)
-        self._release_interrupts()
+        self.loop.release_interrupts()
         self.close()
         if self.head is not None:
             self.head.stop(5.0)
@@ -156,22 +156,6 @@ class Driver(CoreWorker):
         self.fail(RaySystemError(f"zray's event loop failed: {type(error).__name__}: {error}"))
         sys.excepthook(type(error), error, error.__traceback__)
         self.loop.stop()
-
-    def _catch_interrupts(self) -> None:
-        """Route Ctrl-C through the loop, unless the program has a handler of its own."""
-        if threading.current_thread() is threading.main_thread():
-            handler = signal.getsignal(signal.SIGINT)
-            if handler is signal.default_int_handler:
-                self._previous_handler = handler
-                signal.signal(NUDGE, self.loop.on_nudge)
-                self.loop.nudges = True
-                signal.signal(signal.SIGINT, self.loop.on_interrupt)
-
-    def _release_interrupts(self) -> None:
-        if self._previous_handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._previous_handler)
-            self._previous_handler = None
-            self.loop.nudges = False  # a last one may be under way: its handler stays
 
 
 def connect_running(node: dict[str, Any], namespace: str, env_vars: dict[str, str], *, log_to_driver: bool) -> Driver:

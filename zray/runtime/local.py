@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import sys
 import threading
 import time
@@ -135,9 +134,7 @@ class LocalRuntime(CoreWorker):
         self._nesting = _Nesting()
         self._stirred: dict[LocalWorker, None] = {}
         self._speaker = self.me
-        self._interrupts = 0
         self._screen = Screen()
-        self._previous_handler: Any = None
         self._previous_env: dict[str, str | None] = {}
         agent = agent_id(node_id)
         self._gcs = Gcs(b"local", config, embedded=True, home=agent, rng=random.Random())
@@ -203,9 +200,7 @@ class LocalRuntime(CoreWorker):
         self.loop.post((self.owner.enter_job, self.job_id))
         self.loop.post((finish, joined))
         self.loop.wait(joined)
-        main = threading.current_thread() is threading.main_thread()
-        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._previous_handler = signal.signal(signal.SIGINT, self._on_interrupt)
+        self.loop.catch_interrupts()
 
     def open_links(
         self,
@@ -378,20 +373,16 @@ class LocalRuntime(CoreWorker):
             if self.claims.get(task_id) is claim:
                 self.claims.pop(task_id, None)
         if claim.given is not None:
-            interrupts = self._interrupts
+            interrupts = self.loop.interrupts
             worker, item = claim.given
             nesting.level += 1
             try:
                 worker.run_given(item)
             finally:
                 nesting.level -= 1
-            if interrupts != self._interrupts:  # it was meant for the one who waits, whatever the task made of it
+            if interrupts != self.loop.interrupts:  # it was meant for the one who waits, whatever the task made of it
                 raise KeyboardInterrupt
         return done
-
-    def _on_interrupt(self, signum: int, frame: Any) -> None:
-        self._interrupts += 1
-        self.loop.on_interrupt(signum, frame)
 
     # -- the end --------------------------------------------------------------------------------------------------
 
@@ -406,8 +397,7 @@ class LocalRuntime(CoreWorker):
             deadline = time.monotonic() + self.config.worker_exit_grace_s
             for worker in ended:
                 worker.join(deadline)
-        if self._previous_handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._previous_handler)
+        self.loop.release_interrupts()
         self.close()
         for name, value in self._previous_env.items():
             if value is None:
