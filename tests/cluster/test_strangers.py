@@ -322,7 +322,7 @@ def test_what_answers_a_node_that_joins_runs_nothing_in_it(home: str) -> None:
     path = os.path.join(home, "written")
     pid = os.fork()
     if pid == 0:
-        guarded(lambda: Impostor(home, Written(path)).loop.run())
+        guarded(Impostor(home, Written(path)).loop.run)
     try:
         eventually(lambda: os.path.exists(os.path.join(home, "h")), "somebody who listens")
         answer = ask_cluster(f"ipc://{home}/h", INSECURE, None)

@@ -364,7 +364,7 @@ class Loop:
             raise KeyboardInterrupt
 
     def catch_interrupts(self) -> bool:
-        """Have Ctrl-C come here, if this is the main thread and the program has no handler of its own. Returns whether it does."""
+        """Have Ctrl-C come here, if the program has no handler of its own and this is the main thread; returns whether it does."""
         handler = signal.getsignal(signal.SIGINT)
         free = handler is signal.default_int_handler or _is_of_a_loop(handler)
         if not free or threading.current_thread() is not threading.main_thread():
@@ -373,7 +373,7 @@ class Loop:
         return True
 
     def release_interrupts(self) -> None:
-        """Give Ctrl-C back. In another thread that can not be done: then the handler stays, and is as good as none after the end."""
+        """Give Ctrl-C back. That needs the main thread: without it the handler stays, and is as good as none after the end."""
         self.nudges = False  # a last one may be under way: its handler stays
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == self.on_interrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
