@@ -6,6 +6,7 @@ The signatures and their meaning are those of Ray Core's documentation.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import sys
@@ -25,7 +26,39 @@ if TYPE_CHECKING:
     from zray.runtime.core_worker import CoreWorker
 
 T = TypeVar("T")
-_starting = threading.Lock()
+
+
+class _Change:
+    """An init or a shutdown: one at a time, and none inside another, where a signal handler or a finalizer may call it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.under_way = ""
+
+    @contextlib.contextmanager
+    def __call__(self, what: str) -> Iterator[bool]:
+        """Do ``what``. Given is whether it has to be done: what is shut down already need not be.
+
+        Raises:
+            RuntimeError: this thread is inside another one.
+        """
+        with self._lock:
+            if self.under_way:
+                if what == self.under_way == "shutdown":
+                    yield False
+                    return
+                raise RuntimeError(
+                    f"zray.{what}() was called inside zray.{self.under_way}(), by a signal handler or a __del__ method: "
+                    "do that when it is over"
+                )
+            try:
+                self.under_way = what
+                yield True
+            finally:
+                self.under_way = ""
+
+
+_change = _Change()
 
 
 def connected() -> Any:
@@ -37,7 +70,7 @@ def runtime() -> CoreWorker:
     """The runtime of this process; an embedded cluster is started if there is none."""
     worker = object_ref.connected
     if worker is None:
-        with _starting:
+        with _change("init"):
             if object_ref.connected is None:
                 _start_default()
             worker = object_ref.connected
@@ -130,7 +163,7 @@ def init(
         ...     print(ray.get(ray.put(1)))
         1
     """
-    with _starting:
+    with _change("init"):
         if object_ref.connected is not None:
             if ignore_reinit_error:
                 return _context()
@@ -313,9 +346,9 @@ def _context() -> Context:
 
 def shutdown(_exiting_interpreter: bool = False) -> None:
     """Disconnect; a cluster that ``init`` started ends, with all its processes and files. Does nothing if not connected."""
-    with _starting:
+    with _change("shutdown") as is_first:
         worker: Any = object_ref.connected
-        if worker is None or worker.executor() is not None:
+        if not is_first or worker is None or worker.executor() is not None:
             return  # a task or actor has not called init()
         object_ref.connected = None
         worker.shutdown()
@@ -326,8 +359,8 @@ atexit.register(shutdown, True)
 
 def _after_fork_in_child() -> None:
     """A fork of the user's has none of the parent's threads and sockets: it is not connected, and may connect anew."""
-    global _starting
-    _starting = threading.Lock()
+    global _change
+    _change = _Change()
     object_ref.connected = None
 
 

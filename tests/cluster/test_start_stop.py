@@ -17,6 +17,7 @@ import zray as ray
 from zray.cluster_utils import Cluster
 from zray.exceptions import OwnerDiedError, RayError
 from zray.runtime.driver import Driver
+from zray.runtime.embedded import EmbeddedHead
 
 from .driving import assert_nothing_remains, eventually, processes_of
 
@@ -53,6 +54,34 @@ def test_shutdown_right_after_init_and_with_tasks_in_flight() -> None:
     ray.shutdown()
     assert_nothing_remains(context.session_dir)
     del refs
+
+
+@pytest.mark.parametrize("call", [ray.shutdown, ray.init, lambda: ray.put(1)], ids=["shutdown", "init", "put"])
+def test_what_a_handler_calls_during_init_is_refused(monkeypatch: Any, call: Any) -> None:
+    """Or a ``__del__`` method: it would wait for its own thread."""
+    monkeypatch.setattr(EmbeddedHead, "wait_ready", lambda head: call())
+    with pytest.raises(RuntimeError, match=r"inside zray\.init\(\)"):
+        init()
+    assert not ray.is_initialized()
+    monkeypatch.undo()
+    with init():
+        assert ray.get(ray.put(1)) == 1
+
+
+def test_what_a_handler_calls_during_shutdown(monkeypatch: Any) -> None:
+    shutdown = Driver.shutdown
+
+    def called_meanwhile(driver: Driver) -> None:
+        ray.shutdown()  # that is under way
+        for call in (ray.init, lambda: ray.put(1)):
+            with pytest.raises(RuntimeError, match=r"inside zray\.shutdown\(\)"):
+                call()
+        shutdown(driver)
+
+    init()
+    monkeypatch.setattr(Driver, "shutdown", called_meanwhile)
+    ray.shutdown()
+    assert not ray.is_initialized()
 
 
 def test_the_context() -> None:
