@@ -345,9 +345,17 @@ def _context() -> Context:
 
 
 def shutdown(_exiting_interpreter: bool = False) -> None:
-    """Disconnect; a cluster that ``init`` started ends, with all its processes and files. Does nothing if not connected."""
+    """Disconnect; a cluster that ``init`` started ends, with all its processes and files. Does nothing if not connected.
+
+    A signal handler may call it. If it has met this thread in the middle of a ``get`` or the like, it returns at once: another
+    thread does the rest, and the ``get`` fails with RaySystemError.
+    """
+    worker: Any = object_ref.connected
+    if worker is not None and worker.loop.is_turned_here() and worker.executor() is None:
+        threading.Thread(target=shutdown, name="zray-shutdown").start()
+        return
     with _change("shutdown") as is_first:
-        worker: Any = object_ref.connected
+        worker = object_ref.connected
         if not is_first or worker is None or worker.executor() is not None:
             return  # a task or actor has not called init()
         object_ref.connected = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from zray.cluster_utils import Cluster
 from zray.exceptions import OwnerDiedError, RayError
 from zray.runtime.driver import Driver
 from zray.runtime.embedded import EmbeddedHead
+from zray.runtime.local import LocalRuntime
 
 from .driving import assert_nothing_remains, eventually, processes_of
 
@@ -56,6 +58,51 @@ def test_shutdown_right_after_init_and_with_tasks_in_flight() -> None:
     del refs
 
 
+@pytest.mark.parametrize(
+    ("runtime", "step"),
+    [
+        *[(Driver, step) for step in ("_flush_output", "_finish_job", "close")],
+        *[(LocalRuntime, step) for step in ("_finish_job", "_end_workers", "close")],
+    ],
+)
+def test_a_shutdown_that_is_interrupted_ends_everything(monkeypatch: Any, runtime: Any, step: str) -> None:
+    """Whatever it just waits for; the fixtures look for what is left."""
+    local = runtime is LocalRuntime
+    done = getattr(runtime, step)
+
+    def interrupted(*arguments: Any) -> None:
+        if step == "close":
+            done(*arguments)
+        raise KeyboardInterrupt
+
+    context = init(local_mode=local)
+    monkeypatch.setattr(runtime, step, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ray.shutdown()
+    assert not ray.is_initialized()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not local:
+        assert_nothing_remains(context.session_dir)
+    monkeypatch.undo()
+    with init(local_mode=local):
+        assert ray.get(ray.put(1)) == 1
+
+
+def test_a_head_is_ended_though_the_wait_for_its_end_is_interrupted(monkeypatch: Any) -> None:
+    context = init()
+    process = ray.api.connected().head._process
+
+    def interrupted(timeout: float | None = None) -> int:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(process, "wait", interrupted)
+    monkeypatch.setattr(Driver, "_finish_job", lambda driver: None)  # or it would end by itself
+    with pytest.raises(KeyboardInterrupt):
+        ray.shutdown()
+    assert_nothing_remains(context.session_dir)
+
+
 @pytest.mark.parametrize("call", [ray.shutdown, ray.init, lambda: ray.put(1)], ids=["shutdown", "init", "put"])
 def test_what_a_handler_calls_during_init_is_refused(monkeypatch: Any, call: Any) -> None:
     """Or a ``__del__`` method: it would wait for its own thread."""
@@ -82,6 +129,47 @@ def test_what_a_handler_calls_during_shutdown(monkeypatch: Any) -> None:
     monkeypatch.setattr(Driver, "shutdown", called_meanwhile)
     ray.shutdown()
     assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("local", [False, True], ids=["processes", "local"])
+@pytest.mark.parametrize("ending", ["", "; sys.exit(3)"], ids=["goes on", "exits"])
+def test_a_handler_of_sigterm_shuts_down_in_the_middle_of_a_get(script: Any, ending: str, local: bool) -> None:
+    program = script(
+        f"""
+        def handler(number, frame):
+            ray.shutdown(){ending}
+        def work():
+            while True:
+                time.sleep(0.01)
+        def end():
+            loop, main = ray.api.connected().loop, threading.main_thread().ident
+            while not (loop._driver == main and loop._sleeping):
+                time.sleep(0.001)
+            signal.pthread_kill(main, signal.SIGTERM)
+        signal.signal(signal.SIGTERM, handler)
+        start()
+        refs = [ray.remote(work).remote() for _ in range(2)]  # in local mode, get of one alone would run it
+        threading.Thread(target=end).start()
+        try:
+            ray.get(refs)
+        except ray.exceptions.RaySystemError as error:
+            say("told", error)
+        ray.shutdown()
+        say("connected", ray.is_initialized())
+        start()
+        say("again", ray.get(ray.put(1)))
+        """,
+        **({"ZRAY_LOCAL_MODE": "1"} if local else {}),
+    )
+    session = "" if local else program.session
+    if not ending:
+        assert "shutdown" in program.until("told")
+        assert program.until("connected") == "False"
+        assert program.until("again") == "1"
+    code, _, errors = program.finish()
+    assert (code, errors) == (3 if ending else 0, "")
+    if not local:
+        assert_nothing_remains(session)
 
 
 def test_the_context() -> None:

@@ -195,6 +195,10 @@ class Loop:
                 self._raise_interrupt()
         return True
 
+    def is_turned_here(self) -> bool:
+        """Whether this thread is turning the loop: what asks is a signal handler then, or a finalizer, and can not wait."""
+        return self._driver == threading.get_ident()
+
     def run_in_thread(self, name: str, on_error: Callable[[BaseException], None]) -> None:
         """Start the loop thread; ``on_error`` is called if the loop itself fails, which ends it."""
         self._on_error = on_error
@@ -364,7 +368,7 @@ class Loop:
             raise KeyboardInterrupt
 
     def catch_interrupts(self) -> bool:
-        """Have Ctrl-C come here, if the program has no handler of its own and this is the main thread; returns whether it does."""
+        """Have Ctrl-C come here, if the program has no handler of its own and this is the main thread; returns whether."""
         handler = signal.getsignal(signal.SIGINT)
         free = handler is signal.default_int_handler or _is_of_a_loop(handler)
         if not free or threading.current_thread() is not threading.main_thread():

@@ -10,6 +10,7 @@ from zray.core.waiters import Waiter
 from zray.exceptions import RayError, RaySystemError
 from zray.runtime.process import Process
 
+SHUT_DOWN = "zray.shutdown() was called while this waited"
 _DRAIN_S = 1.0
 
 

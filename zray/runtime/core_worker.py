@@ -36,7 +36,7 @@ from zray.exceptions import (
     RayTaskError,
 )
 from zray.object_ref import ObjectRef
-from zray.runtime.client import Client, Request, finish, resolve
+from zray.runtime.client import SHUT_DOWN, Client, Request, finish, resolve
 from zray.runtime.explainer import Explainer
 from zray.runtime.futures import Futures
 from zray.runtime.process import log
@@ -545,7 +545,7 @@ class CoreWorker(Client):
         """Stop the loop and close what it owned."""
         if os.getpid() != self._pid:
             return  # a fork of the user's: none of this is its own
-        self.broken = self.broken or RaySystemError("zray.shutdown() was called while this waited")
+        self.broken = self.broken or RaySystemError(SHUT_DOWN)
         self.loop.stop()
         if self.loop.acquire(5.0):
             if self._brains:  # futures, and threads that wait, learn of it

@@ -19,7 +19,7 @@ from zray.base.wire_output import FlushOutput
 from zray.core.waiters import Waiter
 from zray.exceptions import NodeDiedError, RaySystemError
 from zray.io.loop import NUDGE
-from zray.runtime.client import finish
+from zray.runtime.client import SHUT_DOWN, finish
 from zray.runtime.core_worker import CoreWorker
 from zray.runtime.embedded import EmbeddedHead
 from zray.runtime.output import DriverOutput
@@ -51,6 +51,7 @@ class Driver(CoreWorker):
         self.add_handlers(self.output, "owner")
         self.nodes: list[dict[str, Any]] = []
         self._log_to_driver = True
+        self._leaving = False
 
     def connect(self, endpoint: str, namespace: str, env_vars: dict[str, str], *, log_to_driver: bool) -> None:
         """Register this driver as a job with the control at ``endpoint``."""
@@ -111,7 +112,7 @@ class Driver(CoreWorker):
         def ended() -> None:
             self.loop.remove_source(watch)
             watch.close()
-            self.fail(NodeDiedError(why()))
+            self.fail(RaySystemError(SHUT_DOWN) if self._leaving else NodeDiedError(why()))
 
         watch = self._watch = PidWatch(pid, ended)
         self.loop.post((self.loop.add_source, watch))
@@ -120,17 +121,30 @@ class Driver(CoreWorker):
         return self.head.session.endpoint("h") if self.head is not None else self.node_endpoint
 
     def shutdown(self) -> None:
-        """Finish the job; with an embedded head, end the cluster and wait until nothing of it is left."""
-        if self.broken is None and self._log_to_driver:
-            self._flush_output()
-        if self.broken is None:
-            request = self.ask(CONTROL, wire.FinishJob, self.job_id)
-            with contextlib.suppress(RaySystemError):
-                self.loop.wait(request, self.config.worker_exit_grace_s + 2.0)
-        self.loop.release_interrupts()
-        self.close()
-        if self.head is not None:
-            self.head.stop(5.0)
+        """Finish the job; with an embedded head, end the cluster and wait until nothing of it is left.
+
+        An interrupt ends one of the waits, and nothing more.
+        """
+        self._leaving = True
+        try:
+            if self.broken is None and self._log_to_driver:
+                self._flush_output()
+        finally:
+            try:
+                if self.broken is None:
+                    self._finish_job()
+            finally:
+                self.loop.release_interrupts()
+                try:
+                    self.close()
+                finally:
+                    if self.head is not None:
+                        self.head.stop(5.0)
+
+    def _finish_job(self) -> None:
+        request = self.ask(CONTROL, wire.FinishJob, self.job_id)
+        with contextlib.suppress(RaySystemError):
+            self.loop.wait(request, self.config.worker_exit_grace_s + 2.0)
 
     def close(self, linger_ms: int = 0) -> None:
         super().close(linger_ms)

@@ -5,6 +5,7 @@ This module imports little on purpose: the head starts while the driver imports 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -113,17 +114,18 @@ class EmbeddedHead:
         return os.pread(self._log_fd, _LOG_TAIL_BYTES, max(0, size - _LOG_TAIL_BYTES)).decode(errors="replace")
 
     def stop(self, grace_s: float) -> None:
-        """Wait for the head to end by itself, then end it; nothing of it remains."""
+        """Wait for the head to end by itself, then end it; nothing of it remains. An interrupt ends the wait."""
         try:
-            self._process.wait(grace_s)
-        except subprocess.TimeoutExpired:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(grace_s)
+        finally:
             self._process.kill()  # its zygote and workers follow
             self._process.wait()
-        self._close_ready()
-        if self._log_fd >= 0:
-            os.close(self._log_fd)
-            self._log_fd = -1
-        self.session.remove()
+            self._close_ready()
+            if self._log_fd >= 0:
+                os.close(self._log_fd)
+                self._log_fd = -1
+            self.session.remove()
 
     def _close_ready(self) -> None:
         if self._ready >= 0:

@@ -387,26 +387,38 @@ class LocalRuntime(CoreWorker):
     # -- the end --------------------------------------------------------------------------------------------------
 
     def shutdown(self) -> None:
-        """Finish the job; tasks and actors end, and their threads as soon as they can."""
-        if self.broken is None:
-            self.call(CONTROL, wire.FinishJob, self.job_id)
-            done = Waiter(1)
-            self.loop.post((self._end_all, done))
-            ended = list(self.workers.values())
-            self.loop.wait(done)
-            deadline = time.monotonic() + self.config.worker_exit_grace_s
-            for worker in ended:
-                worker.join(deadline)
-        self.loop.release_interrupts()
-        self.close()
-        for name, value in self._previous_env.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        """Finish the job; tasks and actors end, and their threads as soon as they can. An interrupt ends one of the waits."""
+        try:
+            if self.broken is None:
+                self._finish_job()
+        finally:
+            try:
+                if self.broken is None:
+                    self._end_workers()
+            finally:
+                for name, value in self._previous_env.items():
+                    if value is None:
+                        os.environ.pop(name, None)
+                    else:
+                        os.environ[name] = value
+                self.loop.release_interrupts()
+                self.close()
 
-    def _end_all(self, done: Waiter) -> None:
-        for worker in list(self.workers.values()):
+    def _finish_job(self) -> None:
+        self.call(CONTROL, wire.FinishJob, self.job_id)
+
+    def _end_workers(self) -> None:
+        done = Waiter(1)
+        ended: list[LocalWorker] = []
+        self.loop.post((self._end_all, ended, done))
+        self.loop.wait(done)
+        deadline = time.monotonic() + self.config.worker_exit_grace_s
+        for worker in ended:
+            worker.join(deadline)
+
+    def _end_all(self, ended: list[LocalWorker], done: Waiter) -> None:
+        ended += self.workers.values()
+        for worker in ended:
             self.end_worker(worker, "was ended")
         self.workers.clear()
         finish(done)
