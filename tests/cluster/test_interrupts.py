@@ -86,7 +86,8 @@ except KeyboardInterrupt:
 over.set()
 for thread in others:
     thread.join()
-say("works", ray.get([f.remote(n) for n in range(50)]) == list(range(50)), ray.get(actor.add.remote(0)) > 0)
+total = ray.get(actor.add.remote(0))
+say("works", ray.get([f.remote(n) for n in range(50)]) == list(range(50)), ray.get(actor.add.remote(1)) == total + 1)
 """
     )
     assert program.until("works") == "True True"
