@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 
+from zray.base.ids import agent_id, process_id
 from zray.base.wire import (
     ERROR,
     INLINE,
@@ -242,6 +243,34 @@ def test_the_answer_of_a_lost_worker_counts_when_it_still_arrives_in_time() -> N
     second, _ = bench.grant(effects)
     effects = bench.done(second, refs[0], (STORED, 5, NODE, ()))
     assert sent(effects, FreeObjects) == [], "the second answer must not free what the first one brought"
+
+
+def test_a_lease_that_comes_late_from_a_node_that_is_dead_is_not_used() -> None:
+    bench = Bench()
+    refs, effects = bench.call()
+    [(_, request)] = sent(effects, RequestLease)
+    other = agent_id(bytes(range(16)))
+    bench.hears("lease_redirected", request.request_id, other, "sim://other", "room")
+    effects = bench.hears("worker_died", other, "its node is dead")
+    assert [peer for peer, _ in sent(effects, RequestLease)] == [AGENT], "it is asked for here again"
+    late = process_id(bytes(range(16)), b"late")
+    effects = bench.hears("lease_granted", request.request_id, 77, late, "sim://late", peer=other)
+    assert sent(effects, ReturnLease) == [(other, ReturnLease(77))] and not sent(effects, Push)
+    effects = bench.hears("lease_granted", request.request_id, 78, WORKER[0], WORKER[1])
+    assert [peer for peer, _ in sent(effects, Push)] == [WORKER[0]] and refs
+
+
+def test_a_second_result_on_another_node_than_the_first_is_freed_there() -> None:
+    bench = Bench()
+    refs, effects = bench.call()
+    lease, _ = bench.grant(effects)
+    effects = bench.hears("lease_lost", lease, "gone")
+    bench.done(lease, refs[0], (STORED, 5, NODE, ()))
+    second, _ = bench.grant(effects)
+    other = bytes(range(16))
+    effects = bench.done(second, refs[0], (STORED, 5, other, ()))
+    assert sent(effects, FreeObjects) == [(AGENT, FreeObjects([refs[0].binary()], agent_id(other)))]
+    assert bench.owner.memory[refs[0].binary()] == (STORED, 5, NODE, ())
 
 
 @pytest.mark.parametrize("again", [(INLINE, b"small"), (STORED, 7, NODE, ())])

@@ -19,7 +19,7 @@ from zray.base.wire_output import FlushOutput
 from zray.core.waiters import Waiter
 from zray.exceptions import NodeDiedError, RaySystemError
 from zray.io.loop import NUDGE
-from zray.runtime.client import SHUT_DOWN, finish
+from zray.runtime.client import finish, shut_down
 from zray.runtime.core_worker import CoreWorker
 from zray.runtime.embedded import EmbeddedHead
 from zray.runtime.output import DriverOutput
@@ -51,7 +51,7 @@ class Driver(CoreWorker):
         self.add_handlers(self.output, "owner")
         self.nodes: list[dict[str, Any]] = []
         self._log_to_driver = True
-        self._leaving = False
+        self._leaving = False  # shutdown() was called
 
     def connect(self, endpoint: str, namespace: str, env_vars: dict[str, str], *, log_to_driver: bool) -> None:
         """Register this driver as a job with the control at ``endpoint``."""
@@ -112,7 +112,7 @@ class Driver(CoreWorker):
         def ended() -> None:
             self.loop.remove_source(watch)
             watch.close()
-            self.fail(RaySystemError(SHUT_DOWN) if self._leaving else NodeDiedError(why()))
+            self.fail(shut_down() if self._leaving else NodeDiedError(why()))
 
         watch = self._watch = PidWatch(pid, ended)
         self.loop.post((self.loop.add_source, watch))
@@ -154,7 +154,7 @@ class Driver(CoreWorker):
 
     def show_bar(self, state: str) -> None:
         """A progress bar of this process has moved."""
-        self.output.screen.show(b"", json.loads(state))
+        self.output.screen.show(bars=[(b"", json.loads(state))])
 
     def _flush_output(self) -> None:
         """Have it here what workers have written so far, on this node and on those whose workers this process knows."""
