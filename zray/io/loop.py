@@ -356,6 +356,7 @@ class Loop:
         self._baton.release()
         for follower in list(self._followers):
             if not follower.done:
+                self._uses += 1  # it will use the loop: or the loop thread might be there before it, again and again
                 _release(follower.signal)
                 return
         if self._deep:
