@@ -6,6 +6,7 @@ The signatures and their meaning are those of Ray Core's documentation.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import sys
@@ -24,7 +25,39 @@ if TYPE_CHECKING:
     from zray.runtime.core_worker import CoreWorker
 
 T = TypeVar("T")
-_starting = threading.Lock()
+
+
+class _Change:
+    """An init or a shutdown: one at a time, and none inside another, where a signal handler or a finalizer may call it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.under_way = ""
+
+    @contextlib.contextmanager
+    def __call__(self, what: str) -> Iterator[bool]:
+        """Do ``what``. Given is whether it has to be done: what is shut down already need not be.
+
+        Raises:
+            RuntimeError: this thread is inside another one.
+        """
+        with self._lock:
+            if self.under_way:
+                if what == self.under_way == "shutdown":
+                    yield False
+                    return
+                raise RuntimeError(
+                    f"zray.{what}() was called inside zray.{self.under_way}(), by a signal handler or a __del__ method: "
+                    "do that when it is over"
+                )
+            try:
+                self.under_way = what
+                yield True
+            finally:
+                self.under_way = ""
+
+
+_change = _Change()
 
 
 def connected() -> Any:
@@ -36,7 +69,7 @@ def runtime() -> CoreWorker:
     """The runtime of this process; an embedded cluster is started if there is none."""
     worker = object_ref.connected
     if worker is None:
-        with _starting:
+        with _change("init"):
             if object_ref.connected is None:
                 _start_default()
             worker = object_ref.connected
@@ -117,7 +150,7 @@ def init(
         ignore_reinit_error: a second ``init`` is not an error.
         log_to_driver: whether what workers write is shown here; their files in the session directory have it in any case.
         logging_level: of the cluster's own log.
-        _temp_dir: where the session directory is made, or that of a running node is looked for.
+        _temp_dir: where the session directory is made, or that of a running node is looked for; its path may have 60 bytes.
         _system_config: limits by name (see ``zray.base.config``).
 
     Returns:
@@ -134,7 +167,7 @@ def init(
         ...     print(ray.get(ray.put(1)))
         1
     """
-    with _starting:
+    with _change("init"):
         if object_ref.connected is not None:
             if ignore_reinit_error:
                 return _context()
@@ -243,12 +276,16 @@ def _start_embedded(arguments: dict[str, Any]) -> None:
         temp_dir=arguments.get("temp_dir") or "",
         labels=_node_labels(arguments.get("labels")),
     )
-    from zray.runtime import driver  # takes as long to import as the head takes to start: both at once
+    try:
+        from zray.runtime import driver  # takes as long to import as the head takes to start: both at once
 
-    namespace = arguments.get("namespace") or _anonymous()
-    env_vars = arguments.get("env_vars") or {}
-    log_to_driver = arguments.get("log_to_driver", True)
-    object_ref.connected = driver.connect_embedded(head, config, namespace, env_vars, log_to_driver=log_to_driver)
+        namespace = arguments.get("namespace") or _anonymous()
+        env_vars = arguments.get("env_vars") or {}
+        log_to_driver = arguments.get("log_to_driver", True)
+        object_ref.connected = driver.connect_embedded(head, config, namespace, env_vars, log_to_driver=log_to_driver)
+    except BaseException:
+        head.stop(0.0)
+        raise
 
 
 def _job_env_vars(runtime_env: dict[str, Any] | None) -> dict[str, str]:
@@ -312,10 +349,18 @@ def _context() -> Context:
 
 
 def shutdown(_exiting_interpreter: bool = False) -> None:
-    """Disconnect; a cluster that ``init`` started ends, with all its processes and files. Does nothing if not connected."""
-    with _starting:
-        worker: Any = object_ref.connected
-        if worker is None or worker.executor() is not None:
+    """Disconnect; a cluster that ``init`` started ends, with all its processes and files. Does nothing if not connected.
+
+    A signal handler may call it. If it has met this thread in the middle of a ``get`` or the like, it returns at once: another
+    thread does the rest, and the ``get`` fails with RaySystemError.
+    """
+    worker: Any = object_ref.connected
+    if worker is not None and worker.loop.is_turned_here() and worker.executor() is None:
+        threading.Thread(target=shutdown, name="zray-shutdown").start()
+        return
+    with _change("shutdown") as is_first:
+        worker = object_ref.connected
+        if not is_first or worker is None or worker.executor() is not None:
             return  # a task or actor has not called init()
         object_ref.connected = None
         worker.shutdown()
@@ -326,8 +371,8 @@ atexit.register(shutdown, True)
 
 def _after_fork_in_child() -> None:
     """A fork of the user's has none of the parent's threads and sockets: it is not connected, and may connect anew."""
-    global _starting
-    _starting = threading.Lock()
+    global _change
+    _change = _Change()
     object_ref.connected = None
 
 
