@@ -71,6 +71,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
         "_make_ref",
         "_me",
         "_node_id",
+        "_readied",
         "_remote_gets",
         "_unswept",
         "_watched",
@@ -122,6 +123,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
         self.unread: dict[bytes, Stream] = {}
         self.fetching: dict[bytes, None] = {}  # borrowed objects asked for at their owners
         self.waiters = Waiters(self.out)
+        self._readied: deque[Task] = deque()  # their last arguments have come just now
         self._remote_gets: dict[bytes, list[bytes]] = {}
         self._unswept: dict[bytes, list[bytes]] = {}  # processes of dead actors -> results that they may be writing still
         self._watched: dict[bytes, None] = {}  # processes whose end the agent will tell
@@ -492,8 +494,12 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
         self.memory[object_id] = entry
         self.waiters.arrived(object_id, entry)
         if object_id in self.tasks.waiting:
-            for task in self.tasks.on_object_ready(object_id):
-                self._ready(now, task)
+            readied = self._readied
+            first = not readied
+            readied.extend(self.tasks.on_object_ready(object_id))
+            while first and readied:  # what fails here readies others, and a long chain of tasks must not recurse
+                self._ready(now, readied[0])
+                readied.popleft()
         if object_id in self._remote_gets:
             for peer in self._remote_gets.pop(object_id):
                 self._answer(peer, object_id)
