@@ -210,15 +210,22 @@ class NormalTaskSubmitter:
 
     def cancel(self, task: Task) -> bytes:
         """Take a task out of its queue, if it is there; if it was sent, the worker that has it."""
-        queue = self.queues.get(task.template.key)
-        if queue is None or task.missing:
+        if task.missing:
             return b""
-        for lease in queue.leases.values():
-            if task.id in lease.inflight:
-                return lease.worker
-        queue.cancelled.add(task)
-        self._touch(queue)
+        queues = self.queues_of(task)
+        for queue in queues:
+            for lease in queue.leases.values():
+                if task.id in lease.inflight:
+                    return lease.worker
+        for queue in queues:
+            queue.cancelled.add(task)
+            self._touch(queue)
         return b""
+
+    def queues_of(self, task: Task) -> list[LeaseQueue]:
+        """Those in which a task may be: there is one more for each node that has large arguments of such tasks."""
+        key = task.template.key
+        return [queue for known, queue in self.queues.items() if known == key or known[:-1] == key]
 
     def give_up(self, queue: LeaseQueue) -> list[Task]:
         """Take all waiting tasks out of a queue."""
