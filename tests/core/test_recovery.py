@@ -173,6 +173,18 @@ def test_of_several_results_only_those_are_taken_that_are_missing() -> None:
     assert [m.agent for _, m in sent(effects, FreeObjects) if m.object_ids == [refs[1].binary()]] == [agent_id(THERE)]
 
 
+@pytest.mark.parametrize("large", [0, 1, 2])
+def test_whichever_result_was_large_its_task_runs_again(large: int) -> None:
+    bench = Losing()
+    entries = [(INLINE, b"small")] * 3
+    entries[large] = stored()
+    refs = bench.made(entries=entries)
+    bench.node_dies()
+    _, effects = bench.wait(refs[large])
+    assert not pushed(effects)
+    assert pushed(bench.nowhere(refs[large])) == [refs[large].binary()[:16]]
+
+
 def test_a_value_with_references_inside_holds_those_that_it_has_now() -> None:
     bench = Losing()
     inner, other = bench.put(b"1"), bench.put(b"2")

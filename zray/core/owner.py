@@ -266,7 +266,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
             else:
                 for object_id, result in zip(task.returns, results, strict=True):
                     self._arrive(now, object_id, result)
-            if entries and entries[-1][0] == STORED:
+            if entry is not None and (entry[0] == STORED or (len(entries) > 1 and any(e[0] == STORED for e in entries))):
                 self._remember(task)
             if task.tried or (len(entries) > 1 and entries[0][0] == ERROR):
                 self._sweep(self._left_behind(task), (*task.tried, agent_of(peer)))
