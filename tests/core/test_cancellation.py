@@ -23,8 +23,8 @@ from zray.base.wire import (
     RequestLease,
     ReturnLease,
 )
-from zray.base.wire_state import ExplainLease
 from zray.base.wire_actors import Call
+from zray.base.wire_state import ExplainLease
 from zray.core.actors import ActorState
 from zray.core.explain import of_object
 from zray.core.tasks import Task, TaskTemplate

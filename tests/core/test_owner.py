@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 
+from zray.base.ids import agent_id
 from zray.base.wire import (
     ERROR,
     INLINE,
@@ -30,7 +31,10 @@ from zray.exceptions import (
 from zray.object_ref import ObjectRef
 
 from .owner_bench import FRIEND, ME, NODE, WORKER, A, B, Bench
-from .reading import AGENT, sent, timers, verbs
+from .reading import AGENT, process, sent, timers, verbs
+
+FAR = process("far")
+
 
 # -- values of one's own --------------------------------------------------------------------------------------------
 
@@ -236,12 +240,33 @@ def test_the_answer_of_a_lost_worker_counts_when_it_still_arrives_in_time() -> N
     bench = Bench()
     refs, effects = bench.call()
     lease, _ = bench.grant(effects)
-    effects = bench.hears("lease_lost", lease, "gone")
+    second, _ = bench.grant(bench.hears("lease_lost", lease, "gone"))
     bench.done(lease, refs[0], (STORED, 5, NODE, ()))
     assert bench.owner.memory[refs[0].binary()] == (STORED, 5, NODE, ())
-    second, _ = bench.grant(effects)
     effects = bench.done(second, refs[0], (STORED, 5, NODE, ()))
     assert sent(effects, FreeObjects) == [], "the second answer must not free what the first one brought"
+
+
+def test_a_task_whose_answer_arrived_before_it_was_sent_again_is_not_sent() -> None:
+    bench = Bench()
+    refs, effects = bench.call()
+    lease, _ = bench.grant(effects)
+    effects = bench.hears("lease_lost", lease, "gone")
+    bench.done(lease, refs[0], (INLINE, b"late"))
+    _, effects = bench.grant(effects)
+    assert not sent(effects, Push) and not bench.owner.leases.statistics()["queued"]
+
+
+def test_what_a_second_attempt_has_made_on_another_node_is_freed_there() -> None:
+    """The first one had not died, or its answer was on its way."""
+    bench = Bench()
+    refs, effects = bench.call()
+    lease, _ = bench.grant(effects)
+    second, _ = bench.grant(bench.hears("lease_lost", lease, "gone"))
+    bench.done(lease, refs[0], (STORED, 5, NODE, ()))
+    effects = bench.done(second, refs[0], (STORED, 5, FAR, ()))
+    assert sent(effects, FreeObjects) == [(AGENT, FreeObjects([refs[0].binary()], agent_id(FAR)))]
+    assert bench.owner.memory[refs[0].binary()] == (STORED, 5, NODE, ())
 
 
 @pytest.mark.parametrize("again", [(INLINE, b"small"), (STORED, 7, NODE, ())])

@@ -392,7 +392,9 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _make_spec(self, task: Task) -> tuple[Any, ...] | None:
-        """What is sent of a task; None if it waits for an argument again, which was lost after it had been there."""
+        """What is sent of a task; None if an argument was lost again, for which it waits, or the result came in the end."""
+        if task.tried and task.id not in self.tasks.pending:
+            return None
         template = task.template
         slots: tuple[Any, ...] = ()
         if task.slots:

@@ -28,7 +28,8 @@ class Sweeper:
         """A value arrived that nobody needs."""
         self.references.decline(contained_in(entry))
         known = self.memory.get(object_id)
-        if entry[0] == STORED and object_id[:16] not in self.tasks.pending and (known is None or known[0] != STORED):
+        elsewhere = known is None or known[0] != STORED or known[2] != entry[2]
+        if entry[0] == STORED and elsewhere and object_id[:16] not in self.tasks.pending:
             self._free_at(entry[2], [object_id])
 
     def _sweep(self, returns: Iterable[bytes], agents: Iterable[bytes]) -> None:
