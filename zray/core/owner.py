@@ -52,7 +52,7 @@ INFEASIBLE_TIMER = "owner.infeasible"
 _LOST: Entry = (INLINE, b"")  # of an argument that was lost again: that is seen when the task is sent
 
 
-class Owner(Sweeper, ActorOwner, GeneratorOwner):
+class Owner(ActorOwner, Sweeper, GeneratorOwner):
     """The brain of a driver or worker.
 
     Args:
@@ -550,25 +550,6 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
             self.lost.pop(object_id, None)
             self.fetching.pop(object_id, None)
             self.waiters.dismiss(object_id)
-
-    def _free(self) -> None:
-        references = self.references
-        freed, references.freed = references.freed, []
-        memory = self.memory
-        stored: dict[bytes, list[bytes]] = {}
-        for object_id in freed:
-            if object_id in self.calls.handles:
-                self._out_of_scope(object_id)
-            entry = memory.pop(object_id, None)
-            if entry is not None and entry[0] == STORED:
-                stored.setdefault(entry[2], []).append(object_id)
-                self.directory.forget(object_id)
-            if self.lineage.origins:
-                self.lineage.on_freed(object_id)
-            if self.lost.pop(object_id, None) is not None:
-                self.directory.forget(object_id)
-        for node_id, object_ids in stored.items():
-            self._free_at(node_id, object_ids)
 
     # -- checks ---------------------------------------------------------------------------------------------------
 

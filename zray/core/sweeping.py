@@ -6,8 +6,12 @@ from collections.abc import Iterable
 
 from zray.base.ids import agent_id
 from zray.base.wire import ERROR, STORED, Entry, FreeObjects
+from zray.core.actor_calls import ActorTaskSubmitter
+from zray.core.directory import ObjectDirectory
 from zray.core.effects import SEND, Effect
 from zray.core.entries import contained_in
+from zray.core.lineage import Lineage
+from zray.core.recovery import LostObject
 from zray.core.references import ReferenceCounter
 from zray.core.tasks import TaskManager
 
@@ -19,10 +23,38 @@ class Sweeper:
 
     _agent: bytes
     _node_id: bytes
+    calls: ActorTaskSubmitter
+    directory: ObjectDirectory
+    lineage: Lineage
+    lost: dict[bytes, LostObject]
     memory: dict[bytes, Entry]
     out: list[Effect]
     references: ReferenceCounter
     tasks: TaskManager
+
+    def _out_of_scope(self, handle_id: bytes) -> None:
+        """No handle of an actor is left."""
+        raise NotImplementedError
+
+    def _free(self) -> None:
+        """Let go of what nobody needs any more."""
+        references = self.references
+        freed, references.freed = references.freed, []
+        memory = self.memory
+        stored: dict[bytes, list[bytes]] = {}
+        for object_id in freed:
+            if object_id in self.calls.handles:
+                self._out_of_scope(object_id)
+            entry = memory.pop(object_id, None)
+            if entry is not None and entry[0] == STORED:
+                stored.setdefault(entry[2], []).append(object_id)
+                self.directory.forget(object_id)
+            if self.lineage.origins:
+                self.lineage.on_freed(object_id)
+            if self.lost.pop(object_id, None) is not None:
+                self.directory.forget(object_id)
+        for node_id, object_ids in stored.items():
+            self._free_at(node_id, object_ids)
 
     def _discard(self, object_id: bytes, entry: Entry) -> None:
         """A value arrived that nobody needs."""
