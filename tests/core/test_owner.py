@@ -403,6 +403,24 @@ def test_an_infeasible_task_warns_once_and_fails_after_its_grace() -> None:
     assert len(sent(effects, RequestLease)) == 1, "the next one asks again"
 
 
+def test_each_infeasible_task_has_its_grace_even_if_one_before_it_was_cancelled() -> None:
+    bench = Bench(infeasible_grace_s=3.0)
+    [first], effects = bench.call()
+    [(_, request)] = sent(effects, RequestLease)
+    effects = bench.hears("lease_rejected", request.request_id, "infeasible", "it asks for 9 CPU")
+    bench.owner.cancel(0.0, first.binary())
+    bench.turn()
+    [(at, key)] = timers(effects)
+    bench.does("on_timer", key, now=at)
+    [later], effects = bench.call()
+    [(_, request)] = sent(effects, RequestLease)
+    effects = bench.hears("lease_rejected", request.request_id, "infeasible", "it asks for 9 CPU", now=3600.0)
+    [(at, key)] = timers(effects)
+    assert at > 3600.0 and verbs(effects, WARN)
+    bench.does("on_timer", key, now=at)
+    assert later.binary() not in bench.owner.memory
+
+
 def test_an_infeasible_task_may_wait_for_a_cluster_that_grows() -> None:
     bench = Bench(infeasible="wait")
     refs, effects = bench.call()

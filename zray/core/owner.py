@@ -384,7 +384,9 @@ class Owner(ActorOwner, Sweeper, GeneratorOwner):
         elif key[0] == INFEASIBLE_TIMER:
             queue = key[1]
             reason, queue.infeasible = queue.infeasible, ""
-            if queue.give_up_at is not None and now + 1e-6 >= queue.give_up_at:
+            if not queue.tasks:
+                queue.give_up_at = None
+            elif queue.give_up_at is not None and now + 1e-6 >= queue.give_up_at:
                 queue.give_up_at = None
                 self._give_up(now, queue, reason)
             self.leases.retry(queue)
