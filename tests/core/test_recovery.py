@@ -290,6 +290,16 @@ def test_an_object_that_is_freed_while_it_is_looked_for_leaves_nothing_behind() 
     assert message == FreeObjects([object_id], agent_id(ELSEWHERE)), "the copy that was adopted meanwhile"
 
 
+def test_an_object_that_is_freed_while_it_is_looked_for_is_freed_where_it_could_not_be_read() -> None:
+    bench = Losing()
+    [ref] = bench.made()
+    bench.does("recover", ref.binary(), THERE, "the way there is broken")
+    object_id = ref.binary()
+    del ref
+    assert sent(bench.turn(), FreeObjects) == [(AGENT, FreeObjects([object_id], agent_id(THERE)))]
+    assert not bench.found((object_id, False, b"", "")) and bench.at_rest()
+
+
 def test_a_file_that_is_read_for_nobody_is_freed() -> None:
     bench = Losing()
     [ref] = bench.made()

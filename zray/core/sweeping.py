@@ -51,8 +51,11 @@ class Sweeper:
                 self.directory.forget(object_id)
             if self.lineage.origins:
                 self.lineage.on_freed(object_id)
-            if self.lost.pop(object_id, None) is not None:
+            lost = self.lost.pop(object_id, None)
+            if lost is not None:
                 self.directory.forget(object_id)
+                if lost.entry is not None:  # the node where it was lost may live
+                    stored.setdefault(lost.entry[2], []).append(object_id)
         for node_id, object_ids in stored.items():
             self._free_at(node_id, object_ids)
 
