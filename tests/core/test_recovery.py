@@ -300,6 +300,20 @@ def test_an_object_that_is_freed_while_it_is_looked_for_is_freed_where_it_could_
     assert not bench.found((object_id, False, b"", "")) and bench.at_rest()
 
 
+@pytest.mark.parametrize("dies", [True, False])
+def test_of_an_object_that_is_freed_while_it_is_looked_for_nobody_waits_any_more(dies: bool) -> None:
+    bench = Losing()
+    [ref] = bench.made()
+    bench.hears("recover_object", ref.binary(), THERE, peer=FRIEND[0])
+    if dies:
+        bench.hears("worker_died", FRIEND[0], "it was killed")
+    object_id = ref.binary()
+    del ref
+    answers = sent(bench.turn(), ObjectValue)
+    assert [(peer, answer.object_id) for peer, answer in answers] == [(FRIEND[0], object_id)][dies:]
+    assert not bench.owner._remote_gets
+
+
 def test_a_file_that_is_read_for_nobody_is_freed() -> None:
     bench = Losing()
     [ref] = bench.made()

@@ -23,6 +23,7 @@ class Sweeper:
 
     _agent: bytes
     _node_id: bytes
+    _remote_gets: dict[bytes, list[bytes]]
     calls: ActorTaskSubmitter
     directory: ObjectDirectory
     lineage: Lineage
@@ -31,6 +32,10 @@ class Sweeper:
     out: list[Effect]
     references: ReferenceCounter
     tasks: TaskManager
+
+    def _answer_lost(self, peer: bytes, object_id: bytes) -> None:
+        """Tell a borrower that there is no such object."""
+        raise NotImplementedError
 
     def _out_of_scope(self, handle_id: bytes) -> None:
         """No handle of an actor is left."""
@@ -54,6 +59,8 @@ class Sweeper:
             lost = self.lost.pop(object_id, None)
             if lost is not None:
                 self.directory.forget(object_id)
+                for peer in self._remote_gets.pop(object_id, ()):
+                    self._answer_lost(peer, object_id)
                 if lost.entry is not None:  # the node where it was lost may live
                     stored.setdefault(lost.entry[2], []).append(object_id)
         for node_id, object_ids in stored.items():
