@@ -9,6 +9,7 @@ from zray.core.arena import PAGE
 from zray.core.pulls import PullState
 from zray.exceptions import InvariantError
 
+from .reading import process
 from .transfer_bench import Net, pull_of
 
 A = bytes([1]) * 20
@@ -159,6 +160,52 @@ def test_the_death_of_the_receiver_gives_back_what_it_read() -> None:
     net.kill("r")
     net.run()
     assert s.ok(request) and p.served == {} and p.store.objects[A].pins == {}
+
+
+def two_primaries() -> tuple[Net, int, int]:
+    """A reader has half of an object when another comes that has heard of a second primary, made anew."""
+    net = Net("p", "q", "r")
+    p, q, r = (net.node(name) for name in "pqr")
+    p.make(A, 10)
+    q.make(A, 10)
+    first = r.pin(A, p, 10)
+    while net.chunks < 6:
+        net.step(0)
+    second = r.pin(A, q, 10, peer=process("second"))
+    return net, first, second
+
+
+def test_who_has_heard_of_another_primary_is_served_from_there_when_the_first_is_lost() -> None:
+    net, first, second = two_primaries()
+    net.kill("p")
+    net.run()
+    r = net.node("r")
+    assert r.ok(first) is False and r.ok(second) and r.store.copies == {A: net.node("q").agent}
+    assert net.chunks == 16, "nothing of the first is in the second"
+
+
+def test_who_has_heard_of_another_primary_is_content_with_the_copy_that_comes() -> None:
+    net, first, second = two_primaries()
+    net.run()
+    r = net.node("r")
+    assert r.ok(first) and r.ok(second) and net.chunks == 10 and not r.transfer.pulls.pulls
+
+
+def test_who_has_heard_of_another_primary_is_served_from_there_when_the_others_leave() -> None:
+    net, first, second = two_primaries()
+    r = net.node("r")
+    r.does("drop_client", process("reader"))
+    net.run()
+    assert r.ok(first) is None and r.ok(second) and r.store.copies == {A: net.node("q").agent}
+
+
+def test_who_has_heard_of_another_primary_may_leave_too() -> None:
+    net, first, second = two_primaries()
+    r = net.node("r")
+    r.does("drop_client", process("second"))
+    net.kill("p")
+    net.run()
+    assert r.ok(first) is False and r.ok(second) is None and not r.store.objects and not r.transfer.pulls.pulls
 
 
 def test_a_primary_that_says_nothing_is_given_up_after_a_while() -> None:
