@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 import threading
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -77,6 +76,11 @@ class Context(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"Context({self.address_info})"
+
+
+def _anonymous() -> str:
+    """A namespace that nobody else has."""
+    return f"anonymous-{os.urandom(16).hex()}"
 
 
 def init(
@@ -182,7 +186,7 @@ def _join_running(
             f"{len(clusters)} clusters run on this machine: {', '.join(clusters)}; say which one you mean: init(address=...), or "
             "the variable ZRAY_ADDRESS"
         )
-    space = namespace or f"anonymous-{uuid.uuid4()}"
+    space = namespace or _anonymous()
     object_ref.connected = driver.connect_running(found[0], space, env_vars, log_to_driver=log_to_driver)
 
 
@@ -213,7 +217,7 @@ def _start_local(
     config = Config.from_environment()
     if system_config:
         config = Config.from_dict({**config.as_dict(), **system_config})
-    space = namespace or f"anonymous-{uuid.uuid4()}"
+    space = namespace or _anonymous()
     object_ref.connected = LocalRuntime(config, _node_resources(given), space, env_vars, _node_labels(given.get("labels")))
 
 
@@ -241,7 +245,7 @@ def _start_embedded(arguments: dict[str, Any]) -> None:
     )
     from zray.runtime import driver  # takes as long to import as the head takes to start: both at once
 
-    namespace = arguments.get("namespace") or f"anonymous-{uuid.uuid4()}"
+    namespace = arguments.get("namespace") or _anonymous()
     env_vars = arguments.get("env_vars") or {}
     log_to_driver = arguments.get("log_to_driver", True)
     object_ref.connected = driver.connect_embedded(head, config, namespace, env_vars, log_to_driver=log_to_driver)

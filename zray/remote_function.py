@@ -153,10 +153,11 @@ class RemoteFunction(Generic[P, R]):
 
     def _template_within(self, group: Group) -> TaskTemplate:
         """What tasks have in common that are submitted by one in a placement group; the last one is remembered."""
-        if self._within is None or self._within[0] != group:
+        within = self._within  # another thread may submit in another group
+        if within is None or within[0] != group:
             assert self._worker is not None
-            self._within = (group, self._made_template(self._worker, group))
-        return self._within[1]
+            within = self._within = (group, self._made_template(self._worker, group))
+        return within[1]
 
     def _made_template(self, worker: CoreWorker, parent: Group | None) -> TaskTemplate:
         chosen = self._options

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 from zray import api
 from zray.base.wire import ListEvents, ListWorkers
 
+_ANSWER_S = 3.0
+
 
 def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
     """The tasks that the workers of this node ran lately, as Chrome trace events.
 
-    Each living worker remembers its last ``ZRAY_TIMELINE_EVENTS_MAX`` tasks; what a worker that ended had run is not shown.
+    Each living worker remembers its last ``ZRAY_TIMELINE_EVENTS_MAX`` tasks; what a worker had run that has ended, or gives no
+    answer within 3 seconds, is not shown.
 
     Args:
         filename: where to write the events as JSON.
@@ -25,12 +29,16 @@ def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
     """
     worker = api.runtime()
     events: list[dict[str, Any]] = []
-    rows = worker.call(worker.agent, ListWorkers)
-    for worker_id, endpoint, pid, state in rows:
-        if state not in ("IDLE", "LEASED") or worker_id == worker.me:
-            continue
-        worker.loop.post((worker.transport.dial, worker_id, endpoint))
-        for name, started_s, ended_s in worker.call(worker_id, ListEvents):
+    asked = []
+    for worker_id, endpoint, pid, state in worker.call(worker.agent, ListWorkers):
+        if state in ("IDLE", "LEASED") and worker_id != worker.me:
+            worker.loop.post((worker.transport.dial, worker_id, endpoint))
+            asked.append((pid, worker.ask(worker_id, ListEvents)))
+    deadline = time.monotonic() + _ANSWER_S
+    for pid, request in asked:
+        if not worker.loop.wait(request, max(0.0, deadline - time.monotonic())) or not request.ok:
+            continue  # it has ended meanwhile, or is stopped
+        for name, started_s, ended_s in request.value:
             events.append(
                 {
                     "name": name,

@@ -272,3 +272,28 @@ def test_the_environment_and_directory_of_the_driver(script: Callable[..., Scrip
     )
     assert program.until("seen") == f"{tmp_path} yes too"
     assert program.finish()[::2] == (0, "")
+
+
+def test_a_node_that_may_open_no_more_files_starts_no_more_and_goes_on(script: Callable[..., Script]) -> None:
+    program = script(
+        """
+        import resource
+
+        @ray.remote(num_cpus=0)
+        class Actor:
+            def pid(self):
+                return os.getpid()
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (180, 180))  # each process of the node takes three files of its agent
+        start(log_to_driver=False)
+        first = Actor.remote()
+        pid = ray.get(first.pid.remote())
+        others = [Actor.remote() for _ in range(60)]
+        calls = [other.pid.remote() for other in others]
+        ready, rest = ray.wait(calls, num_returns=5)
+        assert ray.get(first.pid.remote()) == pid and len(ready) == 5
+        say("alive")
+        """
+    )
+    program.until("alive")
+    assert program.finish()[0] == 0

@@ -7,14 +7,17 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 import zray as ray
+from zray import api
 from zray.cluster_utils import Cluster
+from zray.core.waiters import Waiter
 from zray.exceptions import ObjectReconstructionFailedError, TaskUnschedulableError
+from zray.runtime.client import finish
 
 from .driving import PATIENCE_S, eventually
 from .test_nodes import ELEMENTS, introduced
@@ -149,6 +152,38 @@ def test_a_damaged_file_has_the_task_run_again(frail: Cluster, disk: str, tmp_pa
     assert [get(ref) for ref in refs] == list(range(60))
     assert sum(made(number) for number in range(60)) > 60
     frail.remove_node(frail.worker_nodes[-1])
+
+
+class Omen:
+    """While it is read for the first time, another object turns out to be lost."""
+
+    told: ClassVar[set[bytes]] = set()
+
+    def __init__(self, object_id: bytes, node_id: bytes) -> None:
+        self.lost = (object_id, node_id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return lose, self.lost
+
+
+def lose(object_id: bytes, node_id: bytes) -> str:
+    if object_id in Omen.told:
+        return "read"
+    Omen.told.add(object_id)
+    worker, taken = api.runtime(), Waiter(1)
+    worker.loop.post((worker.owner.recover, time.monotonic(), object_id, node_id, "a test says so"))
+    worker.loop.post((finish, taken))
+    assert worker.loop.wait(taken, PATIENCE_S)
+    return "read"
+
+
+def test_what_is_lost_while_others_are_read_is_waited_for(frail: Cluster, tmp_path: Path, made: Made) -> None:
+    lost = make.options(**WEST).remote(str(tmp_path), 1)
+    ray.wait([lost], timeout=PATIENCE_S, fetch_local=False)
+    omen = ray.put(Omen(lost.binary(), bytes.fromhex(frail.worker_nodes[0].node_id)))
+    first, array, last = ray.get([omen, lost, ray.put("last")], timeout=PATIENCE_S)
+    assert (first, float(array[0]), last) == ("read", 1.0, "last")
+    assert made(1) == 2
 
 
 def files(disk: str) -> list[str]:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -131,6 +132,21 @@ def test_application_errors_are_tried_again_if_told(tmp_path: Any, retry: Any, a
     with pytest.raises(ValueError, match="again"):
         ray.get(f.remote())
     assert path.stat().st_size == attempts
+
+
+@pytest.mark.processes("the driver has a module that its workers have not")
+def test_types_to_try_again_for_that_the_worker_can_not_read(monkeypatch: Any) -> None:
+    module = types.ModuleType("only_here")
+    error = type("LocalError", (Exception,), {"__module__": "only_here"})
+    module.LocalError = error  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "only_here", module)
+
+    @ray.remote(retry_exceptions=[error])
+    def f() -> None:
+        raise ValueError("what went wrong")
+
+    with pytest.raises(ValueError, match=r"(?s)what went wrong.*retry_exceptions can not be read here.*only_here"):
+        ray.get(f.remote())
 
 
 def test_an_error_tried_again_that_goes_away(tmp_path: Any) -> None:

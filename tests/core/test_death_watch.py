@@ -101,6 +101,7 @@ def test_who_asks_too_late_is_told_at_once() -> None:
     assert bench.watch(ME, X) == [] and bench.watched() == 0
     stranger = process_id(HERE, b"gone")
     assert sent(bench.watch(A, stranger), WorkerDied) == [(A, WorkerDied(stranger, "it ended earlier"))]
+    assert sent(bench.watch(A, ME), WorkerDied) == []  # who answers lives
 
 
 def test_all_processes_of_a_dead_node_are_dead_those_too_that_nobody_had_met() -> None:

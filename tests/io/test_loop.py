@@ -289,6 +289,24 @@ def test_stop_releases_everybody_who_waits(bench: Bench) -> None:
     assert not bench.loop.wait(Waiter())
 
 
+def test_who_is_about_to_follow_when_the_loop_stops_does_not_wait_for_ever() -> None:
+    loop = Loop(0.002)
+
+    class Late(Waiter):
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            if name == "signal" and value is not None:
+                loop.stop()
+
+    assert loop.acquire(PATIENCE_S)
+    results: list[bool] = []
+    thread = threading.Thread(target=lambda: results.append(loop.wait(Late())), daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert results == [False]
+    loop.close()
+
+
 def test_a_loop_that_fails_tells_it(bench: Bench) -> None:
     def broken() -> None:
         raise LookupError

@@ -129,7 +129,8 @@ def serialize(value: Any) -> Serialized:
 def _sent_along(data: bytes) -> bool:
     """Whether a pickle mentions a module that the user has registered to be sent by value."""
     cloudpickle: Any = sys.modules.get("cloudpickle")
-    return cloudpickle is not None and any(name.encode() in data for name in cloudpickle.list_registry_pickle_by_value())
+    names = cloudpickle.list_registry_pickle_by_value() if cloudpickle is not None else ()
+    return bool(names) and any(name.encode() in data for name in names)  # mostly there are none
 
 
 def deserialize(payload: Payload) -> Any:

@@ -56,7 +56,7 @@ class DeathWatch:
             self.tell(watcher, process, self.dead.get(process) or self.dead[agent])
         elif agent != self._me and not self._knows(agent):
             self._early.setdefault(agent, {})[watcher, process] = None
-        elif agent == self._me and not self._lives_here(process):
+        elif agent == self._me and process != agent and not self._lives_here(process):
             self.tell(watcher, process, "it ended earlier")
         else:
             if agent not in (self._me, process) and process not in self._watchers:

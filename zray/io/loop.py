@@ -331,7 +331,7 @@ class Loop:
         waiter.signal.acquire()
         self._followers.append(waiter)
         try:
-            if waiter.done or not self._baton.locked():
+            if waiter.done or self.stopped or not self._baton.locked():
                 return True
             if self._sleeping:
                 self._sleeping = False

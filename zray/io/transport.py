@@ -7,10 +7,9 @@ dropped silently: ROUTER_MANDATORY turns an unroutable message into an error, wh
 their own (HWM 0), since senders bound what is in flight themselves.
 
 A tcp connection can break while both ends live. libzmq makes it again without a word, and what was under way is lost. So each
-link over tcp is a ``Conversation``, whose frames are said again if need be. A new connection begins with an empty frame of
-link over tcp is a ``Conversation``, whose frames are said again if need be. A new connection begins with an empty frame of
-If the ROUTER knows it they go on; if not, it answers ANEW, and what the dialler had said is said to somebody who does not know
-the past (``on_broken``).
+link over tcp is a ``Conversation``, whose frames are said again if need be. A ROUTER that hears from a connection it does not
+know asks WHO that is, and the DEALER introduces itself with the number of its conversation. If the ROUTER knows that they go on;
+if not, it answers ANEW, and what the dialler had said is said to somebody who does not know the past (``on_broken``).
 
 libzmq's descriptor of a socket is edge-triggered: it may stay silent although messages wait, after any operation on the
 socket. So sockets that were used are *touched*, and ``pending`` looks at their EVENTS before the loop may sleep.
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from zray.base.wire import PROTOCOL_VERSION, Hello, Refuse, encode, pack
+from zray.io import descriptors
 from zray.io.conversation import NEVER, Conversation
 from zray.io.endpoint import advertised, choose, directory_of, places, tcp_place
 from zray.io.greeting import PYTHON, decode_hello, encode_hello, unfit
@@ -110,6 +110,7 @@ class Transport:
         self._decode = decode
         self._on_batch = on_batch
         self._on_hello = on_hello
+        descriptors.raise_limit()
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, _SOCKETS_MAX.get(role, 65535))
         self._message_bytes_max = message_bytes_max

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from zray.base.config import Config
-from zray.base.ids import NodeID
 from zray.base.resources import to_units
 from zray.ops import daemon, network
 
@@ -152,8 +151,6 @@ def _settings(chosen: argparse.Namespace) -> dict[str, Any]:
         "temp_dir": chosen.session_dir,
         "logging_level": level,
         "insecure": chosen.insecure,
-        "log": False,
-        "node_id": bytes(NodeID.from_random()).hex(),
     }
 
 

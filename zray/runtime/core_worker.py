@@ -477,11 +477,13 @@ class CoreWorker(Client):
         stored: list[tuple[int, bytes]] = []
         entries: list[Entry] = []
         owners: list[bytes] = []
+        gone = b""
         for index, ref in enumerate(refs):
             entry = memory.get(ref._id)
-            if entry is None:
-                continue  # an error further on ended the waiting
-            if entry[0] == INLINE:
+            if entry is None:  # an error further on ended the waiting; or it was lost while others were read
+                gone = ref._id
+                values.append(None)
+            elif entry[0] == INLINE:
                 values.append(deserialize(entry[1]))
             elif entry[0] == STORED:
                 stored.append((index, ref._id))
@@ -490,6 +492,8 @@ class CoreWorker(Client):
                 values.append(None)
             else:
                 raise _user_error(entry)
+        if gone:
+            raise _Unreadable(gone, b"", ObjectLostError(f"object {gone.hex()} is lost again and again", gone.hex()))
         if stored:
             try:
                 read = self.store.read([object_id for _, object_id in stored], entries, owners)
@@ -569,7 +573,7 @@ def _first_ready(refs: list[ObjectRef[Any]], memory: dict[bytes, Entry], limit: 
 
 
 def _any_error(refs: list[ObjectRef[Any]], memory: dict[bytes, Entry]) -> bool:
-    return any(ref._id in memory and memory[ref._id][0] == ERROR for ref in refs)
+    return any(memory.get(ref._id, (None,))[0] == ERROR for ref in refs)
 
 
 def _user_error(entry: Entry) -> BaseException:

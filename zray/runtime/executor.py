@@ -191,7 +191,7 @@ class Executor:
         self.send(peer, wire.Reply(request_id, True, list(self._events)))
 
     def on_explain_task(self, now: float, peer: bytes, request_id: int, task_id: bytes) -> None:
-        waiting = [spec[0] for _, _, spec in self.queue if isinstance(spec, tuple)]
+        waiting = [spec[0] for _, _, spec in list(self.queue) if isinstance(spec, tuple)]
         self.send(peer, wire.Reply(request_id, True, whereabouts(self, task_id, waiting, now - (self._running_since or now))))
 
     def on_push(self, now: float, peer: bytes, lease_id: int, specs: list[Any]) -> None:

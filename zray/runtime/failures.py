@@ -30,12 +30,10 @@ def of_task(error: BaseException, name: str, extra: dict[str, Any] | None, node:
     if isinstance(error, RayError) and not isinstance(error, RayTaskError):
         cause = error
     text, payload = _told(error, cause)
-    bare = RayTaskError(name, text, None, os.getpid(), node)
+    again, doubt = _is_to_be_tried_again(cause, extra.get("retry_exceptions") if extra else None)
+    bare = RayTaskError(name, text + doubt, None, os.getpid(), node)
     entry = (ERROR, serialization.serialize((bare, payload)).inline())
-    retry = extra.get("retry_exceptions") if extra else None
-    if retry is not None and (retry is True or isinstance(cause, serialization.deserialize(retry))):
-        return (*entry, True)
-    return entry
+    return (*entry, True) if again else entry
 
 
 def of_constructor(error: BaseException, actor_id: bytes, extra: dict[str, Any], node: str) -> Entry:
@@ -47,6 +45,16 @@ def of_constructor(error: BaseException, actor_id: bytes, extra: dict[str, Any],
     title = f"actor {extra['class_name']}{name} ({actor_id.hex()}) is dead: its constructor raised an error {where}"
     died = ActorDiedError(f"{title}\n{text.rstrip()}", actor_id.hex())
     return (ERROR, serialization.serialize((died, payload)).inline())
+
+
+def _is_to_be_tried_again(cause: BaseException, wanted: Any) -> tuple[bool, str]:
+    """Whether an exception is one of those after which a task runs again, and why that can not be said."""
+    if wanted is None or wanted is True:
+        return wanted is True, ""
+    try:
+        return isinstance(cause, serialization.deserialize(wanted)), ""
+    except Exception as problem:  # a module that is not here, or whatever an import of the user's raises
+        return False, f"\n(not tried again: its retry_exceptions can not be read here: {type(problem).__name__}: {problem})"
 
 
 def _is_cancellation(error: BaseException) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from zray.base.resources import ResourceSet
 from zray.base.wire import Hello
 from zray.core import effects as e
 from zray.core.agent import NodeAgent
+from zray.io import descriptors
 from zray.io.memory import private_bytes, usage
 from zray.io.pipes import WorkerPipes
 from zray.io.session import Session
@@ -32,23 +32,12 @@ _LATE_TIMER = "node.late"
 _LAST_WORDS_S = 0.05
 _FORK_REST_S = 1.0  # a machine that has no room for a process is asked again after this
 _SMALL_STORE = 75 << 20
-_DESCRIPTORS_MAX = 1 << 16
+_DESCRIPTORS_RESERVE = 100  # for those who connect, files of the store, and what must not fail
 
 
 def memory_bytes() -> int:
     """The memory of this machine. (psutil says the same and takes as long to import as all of the node's own modules.)"""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def raise_descriptor_limit() -> None:
-    """Have this process open as many files as it is allowed to: each process of the node, and each that knocks, is one or two.
-
-    Those forked before keep their limit, since programs that use ``select`` need it low.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS_MAX)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def default_store_bytes(config: Config) -> int:
@@ -105,7 +94,6 @@ class Node:
         self._labels = labels or {}
         settings = WorkerSettings(session.path, cluster, config, node, session.endpoint("w"), host, key)
         self.zygote = Zygote(lambda worker_id: run_worker(settings, worker_id), session.remove, self._on_zygote)
-        raise_descriptor_limit()
         self._pids: dict[bytes, int] = {}
         self._watches: dict[bytes, PidWatch] = {}
         self._resources = resources
@@ -254,6 +242,11 @@ class Node:
             watch.close()
 
     def _start_worker(self, worker_id: bytes) -> None:
+        left = descriptors.left()
+        if left < _DESCRIPTORS_RESERVE:
+            reason = f"the agent may open only {left} more files: raise its limit (ulimit -n, LimitNOFILE of a service)"
+            self._on_zygote(("failed", worker_id, reason))
+            return
         self.zygote.start(worker_id, self._pipes.open(worker_id))
         at = self._process.now() + self._config.worker_start_timeout_s
         self._process.loop.add_timer(at, (_LATE_TIMER, worker_id))
