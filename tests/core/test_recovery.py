@@ -103,6 +103,19 @@ def test_a_copy_on_the_owners_own_node_needs_no_place() -> None:
     assert bench.owner.memory[ref.binary()] == stored(NODE)
 
 
+@pytest.mark.parametrize("node", [THERE, NODE])
+def test_what_one_node_could_not_read_and_is_where_it_was_stays_there_for_all(node: bytes) -> None:
+    bench = Losing()
+    object_id = bench.ids() + bytes(4)
+    bench.owner.put(object_id, stored(node))
+    ref = bench.ref(object_id)
+    bench.hears("objects_spilled", [(object_id, "/spill/file", 10, 99)])
+    assert sent(bench.hears("recover_object", object_id, node, peer=FRIEND[0]), FindCopies)
+    effects = bench.found((object_id, True, *((b"", "") if node == NODE else (node, "sim://there"))))
+    assert sent(effects, ObjectValue) == [(FRIEND[0], ObjectValue(object_id, stored(node)))] and not freed(effects)
+    assert bench.owner.memory[ref.binary()] == stored(node) and object_id in bench.owner.directory.spilled
+
+
 def test_the_file_to_which_it_was_spilled_is_read_where_there_is_no_copy() -> None:
     bench = Losing()
     [ref] = bench.made()

@@ -233,10 +233,10 @@ def test_a_lost_question_is_asked_again() -> None:
 
 
 def test_a_spill_file_that_is_damaged_is_a_loss_and_not_a_wrong_value() -> None:
-    net = Net("p", "r")
+    net = Net("p", "r", pages=4, directories=("/d0",))
     p, r = net.node("p"), net.node("r")
-    p.make(A, 2)
-    request = r.pin(A, p, 2)
+    p.make(A, 8)  # larger than the memory: it is in a file
+    request = r.pin(A, p, 8)
     while A not in r.fetches:
         net.step(0)
     net.tasks = [task for task in net.tasks if task[1] != "chunk"]
@@ -244,6 +244,7 @@ def test_a_spill_file_that_is_damaged_is_a_loss_and_not_a_wrong_value() -> None:
     r.does("on_fetch_failed", A, 0, "source", "the bytes do not have the checksum")
     net.run()
     assert r.ok(request) is False
+    assert not p.store.objects, "nobody else is sent there"
 
 
 def test_checks_see_what_is_wrong() -> None:

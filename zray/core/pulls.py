@@ -34,7 +34,7 @@ from typing import Any
 
 from zray.base.config import Config
 from zray.base.wire import Reply
-from zray.base.wire_transfer import CopyEnded, OpenCopy, RequestCopy
+from zray.base.wire_transfer import CopyDamaged, CopyEnded, OpenCopy, RequestCopy
 from zray.core.effects import CANCEL_FETCH, FETCH, SEND, TIMER, Effect
 from zray.core.lifecycle import Lifecycle
 from zray.core.store import ARGUMENT, PULLS, ObjectStore
@@ -338,7 +338,10 @@ class PullManager:
         elif kind in ("full", "disk"):
             self._end(pull, (kind, f"object {object_id.hex()} could not be written here: {reason}"), reason)
         elif kind == "source" or pull.source in pull.bad or pull.failures >= self._config.transfer_attempts_max:
-            self._fail_source(now, pull, self._dead.get(pull.source, reason))
+            source = pull.source
+            self._fail_source(now, pull, self._dead.get(source, reason))
+            if kind == "source" and source not in self._dead:  # after it was asked who else has a copy
+                self._out.append((SEND, source, CopyDamaged(object_id)))
         elif at_once:
             self._ask(now, pull)
         else:
