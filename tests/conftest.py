@@ -1,12 +1,14 @@
 """The leak check: a test that leaves something behind fails.
 
-Looked at: descriptors and threads of this process, its child processes, shared memory of zray's, and session directories. A
-test that starts without a cluster must leave everything as it found it. In a module whose cluster all of its tests share,
-descriptors are compared for the module as a whole, since connections to new workers stay open; the rest for each test too.
+Looked at: descriptors and threads of this process, its child processes, every other process that these tests have started,
+shared memory of zray's, and session directories. A test that starts without a cluster must leave everything as it found it. In a
+module whose cluster all of its tests share, descriptors are compared for the module as a whole, since connections to new
+workers stay open; the rest for each test too. Processes that were left are ended.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import glob
 import os
@@ -22,6 +24,7 @@ import pytest
 
 from zray import object_ref
 
+_MARK = "TESTS_OF_ZRAY"  # an environment variable, with a value of its own for each run
 _SETTLE_S = 5.0  # a thread that was told to end, or a process that was killed, has this long to be gone
 
 
@@ -32,7 +35,7 @@ def pytest_configure(config: Any) -> None:
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
-    config.zray_home = os.environ["ZRAY_TMPDIR"] = tempfile.mkdtemp(prefix="zt-", dir="/tmp")
+    config.zray_home = os.environ["ZRAY_TMPDIR"] = os.environ[_MARK] = tempfile.mkdtemp(prefix="zt-", dir="/tmp")
 
 
 def pytest_unconfigure(config: Any) -> None:
@@ -72,6 +75,42 @@ def _children() -> dict[str, str]:
     return found
 
 
+def _marked() -> Iterator[tuple[int, str, str]]:
+    """The processes that these tests have started and all that those started, by the mark in their environment; no zombies.
+
+    With each what it counts as, and its name. A node has a (Unix) session of its own, in which workers come and go: that counts
+    as one. The processes in the session of this one count each for itself.
+    """
+    mark = f"{_MARK}={os.environ[_MARK]}".encode()
+    me, mine = os.getpid(), os.getsid(0)
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != me:
+            try:
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    marked = mark in file.read().split(b"\0")
+                if marked:
+                    session = os.getsid(int(name))
+                    with open(f"/proc/{name}/comm") as file:
+                        yield int(name), name if session == mine else f"session {session}", file.read().strip()
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue  # it ended meanwhile, or is another user's
+
+
+def _started() -> dict[str, str]:
+    found: dict[str, list[str]] = {}
+    for pid, key, title in _marked():
+        found.setdefault(key, []).append(f"{title} {pid}")
+    return {key: ", ".join(processes) for key, processes in found.items()}
+
+
+def _end_all_but(before: dict[str, str]) -> None:
+    """End processes that were left behind."""
+    for pid, key, _ in list(_marked()):
+        if key not in before:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
 def _shared_memory() -> dict[str, str]:
     """Segments of sessions and of this process, but not those of sessions elsewhere that have nothing to do with these tests."""
     mine = f"zray-{os.getuid()}"
@@ -96,6 +135,7 @@ def _sessions() -> dict[str, str]:
 _LOOKS = {
     "threads": _threads,
     "child processes": _children,
+    "processes": _started,
     "shared memory": _shared_memory,
     "session directories": _sessions,
     "descriptors": _descriptors,
@@ -125,6 +165,7 @@ def _check(before: dict[str, dict[str, str]], where: str) -> None:
         left = _difference(before)
         time.sleep(0.01)
     if left:
+        _end_all_but(before["processes"])
         pytest.fail(f"{where} left behind: " + "; ".join(left))
 
 

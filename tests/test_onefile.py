@@ -63,7 +63,7 @@ def run(python: str, archive: Path, folder: Path, *arguments: str, **environment
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "ZRAY_TMPDIR") if name in os.environ}
     command = [python, "-I", str(archive), *arguments]
     variables = {**kept, **environment}
-    return subprocess.run(command, env=variables, cwd="/", capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=variables, cwd=folder.parent, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_a_script_runs_on_processes_where_pyzmq_is(archive: Path, folder: Path) -> None:
@@ -116,3 +116,10 @@ def test_a_script_that_fails_says_where(archive: Path, folder: Path) -> None:
     answer = run(sys.executable, archive, folder, str(folder / "broken.py"))
     assert answer.returncode == 1
     assert f'File "{folder}/broken.py", line 3, in <module>\n    1 / 0' in answer.stderr
+
+
+def test_a_script_that_changes_its_directory(archive: Path, folder: Path) -> None:
+    (folder / "moves.py").write_text("import os\nos.chdir('/tmp')\nprint(__file__)\n" + PROGRAM)
+    here = folder.parent  # where run() starts it
+    answer = run(sys.executable, Path(os.path.relpath(archive, here)), folder, os.path.relpath(folder / "moves.py", here))
+    assert answer.stdout == f"{folder}/moves.py\n{archive} True 42\n", answer.stderr

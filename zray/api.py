@@ -406,7 +406,8 @@ def wait(
         object_refs: references, each once. An ObjectRefGenerator among them is ready when ``next()`` of it would not wait.
         num_returns: how many must be ready.
         timeout: seconds to wait at most; 0 only looks; None waits for ever.
-        fetch_local: accepted for compatibility with Ray.
+        fetch_local: have large objects that are ready on other nodes brought to this one, so that ``get`` finds them here. They
+            are ready before they have come.
 
     Returns:
         ``(ready, not_ready)``: at most ``num_returns`` ready references and all the others, both in the order given.
@@ -438,6 +439,8 @@ def wait(
         generator.report()
     ready, rest = worker.wait(object_refs, num_returns, _seconds(timeout))
     worker.checked = () if generators else _mark(rest)
+    if fetch_local:
+        worker.fetch(ready)
     return ready, rest
 
 

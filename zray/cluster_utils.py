@@ -82,7 +82,7 @@ class ClusterNode:
 
 
 class Cluster:
-    """A head and nodes on this machine.
+    """A head and nodes on this machine. They end with the process that made them, however it ends.
 
     Args:
         initialize_head: start the head at once.
@@ -157,6 +157,7 @@ class Cluster:
         home = os.path.join(self._home, str(number) if number else "h")
         os.makedirs(home, exist_ok=True)
         command = [sys.executable, "-c", f"import sys; from zray.ops import cli; sys.exit(cli.{module}())"]
+        command += ["--ends-with", str(os.getpid())]
         command += ["--host", host, "--num-cpus", str(num_cpus), "--num-gpus", str(num_gpus)]
         command += ["--resources", json.dumps(resources or {}), "--object-store-memory", str(object_store_memory)]
         command += ["--labels", ",".join(f"{k}={v}" for k, v in (labels or {}).items()), "--session-dir", home]

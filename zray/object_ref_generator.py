@@ -81,7 +81,7 @@ class ObjectRefGenerator(Generic[T]):
             await self._item_came()
 
     def completed(self) -> ObjectRef[None]:
-        """A reference that is there when the generator is over. Its value is None, or an error if the task failed.
+        """A reference that is there when the generator is over: its value is None, or an error if it failed or was cancelled.
 
         An exception that the generator itself raised is the value of its last item only. Who waits for this reference wants all
         items to be made: the generator does not pause any more.
@@ -110,6 +110,18 @@ class ObjectRefGenerator(Generic[T]):
     def close(self) -> NoReturn:
         """Not supported: drop the last reference to this object instead."""
         raise NotImplementedError("close() is not supported: drop the last reference to the generator, and it is stopped")
+
+    async def asend(self, value: Any) -> NoReturn:
+        """Not supported, as ``send()``."""
+        self.send(value)
+
+    async def athrow(self, value: Any) -> NoReturn:
+        """Not supported, as ``throw()``."""
+        self.throw(value)
+
+    async def aclose(self) -> NoReturn:
+        """Not supported, as ``close()``."""
+        self.close()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

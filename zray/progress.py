@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 from typing import Any
@@ -12,7 +13,9 @@ from zray.runtime.screen import Screen
 
 @functools.cache
 def _own_screen() -> Screen:
-    return Screen()
+    screen = Screen()
+    atexit.register(screen.close)
+    return screen
 
 
 def show_bar(state: dict[str, Any]) -> None:
@@ -23,6 +26,6 @@ def show_bar(state: dict[str, Any]) -> None:
     """
     worker: Any = object_ref.connected
     if worker is None:
-        _own_screen().show(b"", state)
+        _own_screen().show(bars=[(b"", state)])
     else:
         worker.show_bar(json.dumps(state))

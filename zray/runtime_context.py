@@ -95,6 +95,15 @@ class RuntimeContext:
         executor = self._worker.executor()
         return executor.assigned_resources() if executor is not None else {}
 
+    def get_accelerator_ids(self) -> dict[str, list[str]]:
+        """The accelerators that the running task was given, by the name of their resource; none in a driver."""
+        return {"GPU": [str(number) for number in api.get_gpu_ids()]}
+
+    def get_node_labels(self) -> dict[str, str]:
+        """The labels of the node this process lives on."""
+        here = self.get_node_id()
+        return next((dict(node["Labels"]) for node in api.nodes() if node["NodeID"] == here), {})
+
     def get_runtime_env_string(self) -> str:
         """The runtime environment as JSON."""
         return json.dumps(self.runtime_env)

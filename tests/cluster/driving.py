@@ -20,7 +20,9 @@ import os, signal, sys, threading, time
 import zray as ray
 
 def say(*words):
-    print(*words, flush=True)
+    # In one piece: between the two of print() a worker's line might come.
+    sys.stdout.write(" ".join(map(str, words)) + "\\n")
+    sys.stdout.flush()
 
 def start(**arguments):
     context = ray.init(**{"num_cpus": 1, "object_store_memory": 1 << 24, **arguments})

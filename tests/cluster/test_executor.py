@@ -9,6 +9,7 @@ import itertools
 import logging
 import os
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -79,6 +80,13 @@ class Thing:
         return self.value
 
 
+class Exits:
+    """Ends whoever reads it."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, (3,)
+
+
 # -- submit -----------------------------------------------------------------------------------------------------------
 
 
@@ -126,6 +134,15 @@ def test_what_can_not_be_sent_fails_in_the_future(executor: Executor) -> None:
     with pytest.raises(TypeError, match="cannot serialize"):
         executor.submit(threading.Lock).result()
     assert executor.submit(double, 1).result() == 2
+
+
+def test_a_value_that_exits_when_it_is_read_ends_no_thread(executor: Executor) -> None:
+    future = executor.submit(Exits)
+    futures.wait([future], PATIENCE_S)  # nobody fetches it
+    with pytest.raises(SystemExit):
+        future.result(0)
+    futures.wait([again := executor.submit(double, 1)], PATIENCE_S)
+    assert again.result(0) == 2
 
 
 @pytest.mark.processes("pytest sees the warning of a task that runs here")

@@ -20,7 +20,6 @@ import zray as ray
 from zray.exceptions import ActorDiedError, RayTaskError, WorkerCrashedError
 
 from .driving import PATIENCE_S, eventually
-from .modes import crash
 
 pytestmark = pytest.mark.usefixtures("cluster", "no_actor_left")
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers need not import pytest
@@ -242,6 +241,8 @@ def test_large_items_wait_too(tmp_path: Path) -> None:
 
     generator = large.remote(5)
     eventually(lambda: noted(log) == "iii", "72 MB")
+    ray.get([ray.remote(lambda: None).remote() for _ in range(100)])
+    assert noted(log) == "iii", "and no more meanwhile"
     next(generator)
     eventually(lambda: len(noted(log)) > 3, "room for another")
     assert len(list(generator)) == 4
@@ -432,74 +433,6 @@ def test_an_actor_that_dies_is_the_last_item() -> None:
         ray.get(generator.completed())
 
 
-# -- failures -------------------------------------------------------------------------------------------------------
-
-
-def attempts(path: Path) -> int:
-    with open(path, "ab") as file:
-        file.write(b"x")
-        return file.tell()
-
-
-@pytest.mark.parametrize("where", [0, 1, 3, 5])
-def test_a_worker_that_dies_costs_no_item(where: int, tmp_path: Any) -> None:
-    @ray.remote
-    def mortal(path: Any) -> Iterator[Any]:
-        first = attempts(path) == 1
-        for number in range(5):
-            if first and number == where:
-                crash()
-            yield np.full(50_000, number) if number % 2 else number
-        if first and where == 5:
-            crash()
-
-    assert [int(np.max(value)) for value in values(mortal.remote(tmp_path / "attempts"))] == [0, 1, 2, 3, 4]
-
-
-def test_a_task_that_dies_too_often_is_the_last_item() -> None:
-    @ray.remote(max_retries=0)
-    def mortal() -> Iterator[int]:
-        yield 0
-        while True:
-            threading.Event().wait(0.01)
-            if ray.get_runtime_context().get_task_id():
-                crash()
-            yield 1
-
-    generator = mortal.remote()
-    *_, last = generator
-    with pytest.raises(WorkerCrashedError):
-        ray.get(last)
-    with pytest.raises(WorkerCrashedError):
-        ray.get(generator.completed())
-
-
-def test_an_exception_that_is_to_be_tried_again_is_no_item(tmp_path: Any) -> None:
-    @ray.remote(retry_exceptions=[KeyError], max_retries=1)
-    def moody(path: Any) -> Iterator[int]:
-        attempt = attempts(path)
-        yield 0
-        yield 1
-        if attempt == 1:
-            raise KeyError("once")
-        yield 2
-
-    assert values(moody.remote(tmp_path / "attempts")) == [0, 1, 2]
-
-
-def test_a_call_of_an_actor_that_restarts_goes_on(tmp_path: Any) -> None:
-    @ray.remote(max_restarts=1, max_task_retries=1)
-    class Phoenix:
-        def items(self, path: Any) -> Iterator[int]:
-            first = attempts(path) == 1
-            for number in range(4):
-                if first and number == 2:
-                    crash()
-                yield number
-
-    assert values(Phoenix.remote().items.remote(tmp_path / "attempts")) == [0, 1, 2, 3]
-
-
 @pytest.mark.processes("it ends processes")
 def test_the_callers_end_stops_the_generators_of_an_actor(tmp_path: Path) -> None:
     log = tmp_path / "log"
@@ -515,47 +448,6 @@ def test_the_callers_end_stops_the_generators_of_an_actor(tmp_path: Path) -> Non
         ray.get(caller.remote(actor), timeout=PATIENCE_S)
     eventually(lambda: noted(log).endswith("E"), "its end")
     assert ray.get(actor.ping.remote(), timeout=PATIENCE_S) == "pong"
-
-
-# -- other numbers of results ---------------------------------------------------------------------------------------
-
-
-def test_a_dynamic_generator_gives_one_reference_to_all_references() -> None:
-    ref = count.options(num_returns="dynamic").remote(3)
-    assert isinstance(ref, ray.ObjectRef)
-    found = ray.get(ref, timeout=PATIENCE_S)
-    assert isinstance(found, ray.DynamicObjectRefGenerator) and len(found) == 3 and values(found) == [0, 1, 2]
-    assert values(ray.get(ref)) == [0, 1, 2], "each time it is read"
-
-
-def test_the_references_of_a_dynamic_generator_can_be_passed_on() -> None:
-    @ray.remote
-    def total(found: Any) -> int:
-        return sum(ray.get(list(found)))
-
-    @ray.remote
-    def nested(boxed: list[Any]) -> int:
-        return sum(ray.get(list(ray.get(boxed[0]))))
-
-    ref = count.options(num_returns="dynamic").remote(4)
-    assert ray.get([total.remote(ref), nested.remote([ref])], timeout=PATIENCE_S) == [6, 6]
-
-
-def test_the_exception_of_a_dynamic_generator_is_its_last_item() -> None:
-    *good, bad = ray.get(count.options(num_returns="dynamic").remote(2, "oops"), timeout=PATIENCE_S)
-    assert ray.get(good) == [0, 1]
-    with pytest.raises(ValueError, match="oops"):
-        ray.get(bad)
-
-
-def test_a_generator_with_a_fixed_number_of_results() -> None:
-    assert ray.get(count.options(num_returns=2).remote(2)) == [0, 1]
-    first, second, third = count.options(num_returns=3).remote(2, "no third")
-    assert ray.get([first, second]) == [0, 1]
-    with pytest.raises(ValueError, match="no third"):
-        ray.get(third)
-    with pytest.raises(ValueError, match="num_returns=2"):
-        ray.get(count.options(num_returns=2).remote(3)[0])
 
 
 # -- what is refused ------------------------------------------------------------------------------------------------
@@ -589,6 +481,8 @@ def test_what_other_generators_can_do_this_one_can_not() -> None:
     for name, arguments in (("send", (1,)), ("throw", (ValueError(),)), ("close", ())):
         with pytest.raises(NotImplementedError, match=name):
             getattr(generator, name)(*arguments)
+        with pytest.raises(NotImplementedError, match=name):
+            asyncio.run(getattr(generator, f"a{name}")(*arguments))
 
 
 def test_an_asynchronous_generator_is_no_task() -> None:

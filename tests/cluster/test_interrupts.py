@@ -44,6 +44,8 @@ ray.get(actor.add.remote(0))
 {CELLS}
 over = threading.Event()
 quiet = threading.Event()
+sent = threading.Event()  # one at a time: a second one would meet the handler of the first
+guard = threading.Lock()
 dice = random.Random(1)
 hits = 0
 
@@ -54,8 +56,10 @@ def work():
 def press():
     while not over.is_set():
         time.sleep(dice.random() * 0.02)
-        if not quiet.is_set():
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        with guard:
+            if not quiet.is_set() and not sent.is_set():
+                sent.set()
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
 others = []
 {threads}
@@ -68,23 +72,18 @@ while hits < 60:
         quiet.clear()
         for _ in range(3):
             cell()
-        quiet.set()
-        time.sleep(0.001)
-    except KeyboardInterrupt:
-        try:
+        with guard:
             quiet.set()
-            hits += 1
-        except KeyboardInterrupt:
-            pass
-quiet.set()
-try:
-    time.sleep(0.1)
-except KeyboardInterrupt:
-    pass
+        while sent.is_set():
+            time.sleep(0.001)
+    except KeyboardInterrupt:
+        quiet.set()
+        hits += 1
+        sent.clear()
 over.set()
 for thread in others:
     thread.join()
-say("works", ray.get([f.remote(n) for n in range(50)]) == list(range(50)), ray.get(actor.add.remote(0)) > 0)
+say("works", ray.get([f.remote(n) for n in range(50)]) == list(range(50)), ray.get(actor.add.remote(1)) > 0)
 """
     )
     assert program.until("works") == "True True"

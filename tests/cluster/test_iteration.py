@@ -190,6 +190,29 @@ def test_a_call_that_raises() -> None:
     assert list(results) == [2]
 
 
+@pytest.mark.parametrize("how", [{"max_in_flight": 3}, {"backpressure_size": None}])
+@pytest.mark.processes("in local mode a call that waits for a gate can not be interrupted")
+def test_what_is_under_way_is_cancelled_when_nobody_wants_it(gate: Gate, how: dict[str, Any]) -> None:
+    others = Gate(gate.path + "-others")
+    results = map_unordered(lambda gate: through(gate, 1), [gate, *[others] * 9], **how)
+    gate.open()
+    assert next(results) == 1
+    others.wait_for(1)
+    del results
+    assert ray.get(double.options(num_cpus=2).remote(1), timeout=PATIENCE_S) == 2
+    others.open()
+
+
+def test_so_many_in_flight() -> None:
+    read = iter(range(100))
+    results = map_unordered(double, read, 5)
+    assert next(results) % 2 == 0
+    assert next(read) == 6
+    for wrong, error in ((0, ValueError), ("5", TypeError)):
+        with pytest.raises(error, match="max_in_flight"):
+            map_unordered(double, read, wrong)  # type: ignore[call-overload]
+
+
 def test_items_that_raise() -> None:
     def items() -> Iterator[int]:
         yield 1

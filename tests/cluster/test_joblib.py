@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,6 +140,13 @@ def test_no_thread_is_left() -> None:
     for _ in range(3):
         Parallel(n_jobs=2)(delayed(abs)(-i) for i in range(20))
     eventually(lambda: threading.active_count() <= before, "the threads of the executors end")
+
+
+def test_without_joblib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "joblib", None)
+    for register in (register_zray, register_ray):
+        with pytest.raises(ImportError, match=r"joblib is not installed: pip install 'zray\[joblib\]'"):
+            register()
 
 
 def test_the_name_it_had_in_ray() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import zray as ray
-from zray.exceptions import ActorDiedError, GetTimeoutError
+from zray.exceptions import ActorDiedError, GetTimeoutError, TaskCancelledError
 from zray.util.state import list_actors, list_objects, list_workers
 
 from . import modes
@@ -164,6 +164,30 @@ def test_a_task_has_a_context_of_its_own(local: Any) -> None:
     assert ray.get_runtime_context().get_task_id() is None
 
 
+@pytest.mark.parametrize("who", ["another", "itself"])
+def test_a_task_is_cancelled_in_the_thread_that_waits_for_it(local: Any, who: str) -> None:
+    """And whoever waits is not interrupted."""
+    begun = modes.shared["begun"] = threading.Event()
+
+    @ray.remote
+    def task() -> bool:
+        modes.shared["begun"].set()
+        if who == "itself":
+            ray.cancel(modes.shared["ref"])
+        return modes.held()
+
+    ref = modes.shared["ref"] = task.remote()
+    canceller = threading.Thread(target=lambda: begun.wait(PATIENCE_S) and ray.cancel(ref))
+    if who == "another":
+        canceller.start()
+    with pytest.raises(TaskCancelledError):
+        ray.get(ref)
+    if who == "another":
+        canceller.join()
+    del modes.shared["ref"]
+    assert ray.get([ray.remote(lambda n: n).remote(n) for n in range(100)]) == list(range(100))
+
+
 def test_a_task_that_uses_asyncio_is_not_run_inside_an_event_loop(local: Any) -> None:
     async def five() -> int:
         return 5
@@ -257,6 +281,25 @@ def test_an_actor_that_is_killed_leaves_what_it_does(local: Any, way: str) -> No
     with pytest.raises(ActorDiedError, match="kill"):
         ray.get(ref, timeout=PATIENCE_S)
     eventually(lambda: threading.active_count() <= before, "the end of its thread")
+
+
+def test_an_actor_that_ends_itself_begins_nothing_more(local: Any) -> None:
+    log: list[int] = []
+    modes.shared["log"] = log
+
+    @ray.remote
+    class Mortal:
+        def call(self, number: int) -> None:
+            if number == 2:
+                sys.exit(1)
+            modes.shared["log"].append(number)
+
+    for _ in range(10):
+        actor = Mortal.remote()
+        calls = [actor.call.remote(number) for number in range(20)]
+        with pytest.raises(ActorDiedError):
+            ray.get(calls[-1], timeout=PATIENCE_S)
+    assert log == [0, 1] * 10
 
 
 def test_shutdown_ends_what_still_runs() -> None:

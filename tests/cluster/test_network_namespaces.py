@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import zray as ray
 from zray.cluster_utils import Cluster
 from zray.exceptions import ObjectLostError
 
-from .driving import PATIENCE_S, eventually
+from .driving import PATIENCE_S, Script, alive, eventually
 from .namespaces import Network, Refused
 from .test_nodes import introduced, names, on, where
 
@@ -177,3 +177,98 @@ def test_a_link_that_is_cut_for_long_moves_the_work_and_the_host_comes_back(netw
         assert ray.get(where.options(**on("east")).remote(), timeout=LONGER_S) == east.node_id
         results = ray.get([slow.remote(number) for number in range(120)], timeout=PATIENCE_S)
         assert {names(cluster)[node] for _, node in results} == {"head", "east", "west"}
+
+
+# -- a driver whose cable is pulled ---------------------------------------------------------------------------------
+
+FAR = """
+ray.init(sys.argv[1], _temp_dir=sys.argv[2])
+
+@ray.remote(max_retries=0, scheduling_strategy="SPREAD")
+def task(number):
+    time.sleep(0.02)
+    return number, ray.get_runtime_context().get_node_id()
+
+@ray.remote(num_cpus=0, resources={"west": 0.1})
+class Counter:
+    def __init__(self):
+        self.count = 0
+    def add(self):
+        self.count += 1
+        return self.count
+    def pid(self):
+        return os.getpid()
+
+counter = Counter.remote()
+say("pid", ray.get(counter.pid.remote()))
+made = [ray.remote(num_cpus=0, resources={name: 0.1})(lambda: bytes(1 << 20)).remote() for name in ("east", "west")]
+ray.wait(made, num_returns=2)
+tasks = [task.remote(number) for number in range(int(sys.argv[3]))]
+calls = [counter.add.remote() for _ in range(50)]
+say("submitted", ray.get(calls[0]))
+"""
+RIGHT = """
+sys.stdin.readline()
+calls += [counter.add.remote() for _ in range(50)]
+say("goes on")
+rows = ray.get(tasks)
+assert [number for number, _ in rows] == list(range(len(tasks)))
+assert ray.get(calls) == list(range(1, 101))
+assert [len(value) for value in ray.get(made)] == [1 << 20] * 2
+say("right", len({node for _, node in rows}))
+ray.shutdown()
+"""
+CUT_OFF = """
+for ask in (lambda: ray.get(tasks), lambda: ray.get(ray.remote(lambda: 1).remote()), lambda: ray.put(1) and ray.nodes()):
+    try:
+        ask()
+    except (ray.exceptions.RaySystemError, ray.exceptions.NodeDiedError) as error:
+        say("told", error)
+ray.shutdown()
+"""
+
+
+def far_driver(cluster: Hosts, script: Callable[..., Script], rest: str, tasks: int) -> Script:
+    """A driver on the host in the east, with work everywhere."""
+    home = os.path.join(cluster._home, str(EAST))
+    arguments = f"sys.argv += [{cluster.address!r}, {home!r}, '{tasks}']\n"
+    program: Script = cluster.network.hosts[EAST].run(lambda: script(arguments + FAR + rest))
+    return program
+
+
+def test_a_driver_whose_cable_is_out_for_less_than_the_limit_loses_nothing(
+    patient: Hosts, script: Callable[..., Script]
+) -> None:
+    program = far_driver(patient, script, RIGHT, 300)
+    program.until("submitted")
+    patient.network.cut(EAST)
+    program.say("go on")
+    program.until("goes")
+    time.sleep(3.0)  # a long time for a cable, and less than ZRAY_NODE_DEATH_S
+    patient.network.heal(EAST)
+    assert int(program.until("right")) > 1, "tasks ran on the other side too"
+    assert program.finish()[0] == 0
+
+
+def test_a_driver_whose_cable_is_out_for_too_long_is_tidied_up_after_and_told(
+    network: Network, script: Callable[..., Script]
+) -> None:
+    limits = {"ZRAY_NODE_DEATH_S": "2", "ZRAY_NODE_SUSPECT_S": "1", "ZRAY_HEALTH_CHECK_MS": "200"}
+    with Hosts(network, **limits) as cluster:
+        other = Counter.options(**on("west")).remote()
+        assert ray.get(other.add.remote()) == 1
+        program = far_driver(cluster, script, CUT_OFF, 100_000)
+        actor_pid = int(program.until("pid"))
+        program.until("submitted")
+        network.cut(EAST)
+        eventually(lambda: not alive(actor_pid), "the end of its actor on another host")
+        free = {"num_cpus": 2}
+        busy = [where.options(**free, **on(name)).remote() for name in ("head", "west")]
+        assert len(set(ray.get(busy, timeout=LONGER_S))) == 2, "the others have their CPUs back"
+        assert ray.get(other.add.remote(), timeout=LONGER_S) == 2
+        assert alive(program.pid)
+        network.heal(EAST)
+        told = [program.until("told") for _ in range(3)]
+        assert all("gave it up" in text for text in told), told
+        assert program.finish()[0] == 0
+        cluster.wait_for_nodes(LONGER_S)

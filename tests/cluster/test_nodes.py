@@ -279,6 +279,22 @@ def test_an_array_of_the_driver_is_read_by_many_on_other_nodes_at_once(three: Cl
     assert {(value, writeable) for value, writeable, _ in results} == {(float(ELEMENTS), False)}
 
 
+def test_wait_has_what_is_ready_elsewhere_brought_here(three: Cluster) -> None:
+    ref, other = (make.options(**on("east")).remote() for _ in range(2))
+
+    def held_here() -> list[Any]:
+        return [row[0] for row in ray.get(objects_here.options(**on("head")).remote())]
+
+    assert ray.wait([other], fetch_local=False) == ([other], [])
+    assert ray.wait([ref]) == ([ref], [])
+    name = ref.binary()
+    eventually(lambda: held_here() == [name], "the copy")
+    assert ray.wait([ref]) == ([ref], [])  # it is here already
+    assert float(ray.get(ref).sum()) == ELEMENTS * (ELEMENTS - 1) / 2
+    del ref, other
+    eventually(lambda: stored(three) == [0, 0, 0], "everything freed")
+
+
 def test_nothing_of_an_object_is_left_on_any_node_once_nobody_needs_it(three: Cluster) -> None:
     eventually(lambda: stored(three) == [0, 0, 0], "the end of what earlier tests made")
     array = make.options(**on("east")).remote()

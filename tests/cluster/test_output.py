@@ -57,6 +57,51 @@ def test_each_line_has_the_name_of_its_task_or_actor_and_its_stream(script: Call
     assert lines_of(errors) == [("speaks", "an error")]
 
 
+def test_tasks_and_actors_of_one_worker_are_kept_apart(script: Callable[..., Script]) -> None:
+    program = script(
+        """
+        start(num_cpus=1)
+        @ray.remote
+        def leaves_a_line_open():
+            print("begun", end="")
+            sys.stderr.close()
+        @ray.remote
+        def closes():
+            print("and closed")
+            sys.stdout.close()
+        @ray.remote
+        def goes_on():
+            print("still open")
+        for task in leaves_a_line_open, closes, goes_on, leaves_a_line_open:
+            ray.get(task.remote())
+        @ray.remote(num_cpus=0)
+        class Numbered:
+            def __init__(self, number):
+                print("begins", number)
+                self.number = number
+            def __repr__(self):
+                return f"Numbered({10 // self.number})"
+            def speak(self):
+                print("speaks")
+            async def wait(self):
+                print("waits")
+        for number in 5, 2, 0:
+            actor = Numbered.remote(number)
+            ray.get([actor.speak.remote(), actor.wait.remote()])
+        """
+    )
+    code, out, errors = program.finish()
+    assert (code, errors) == (0, "")
+    lines = lines_of(out)
+    assert [text for name, text in lines if name == "leaves_a_line_open"] == ["begun", "begun"]
+    assert [(name, text) for name, text in lines if name in ("closes", "goes_on")] == [
+        ("closes", "and closed"),
+        ("goes_on", "still open"),
+    ]
+    for title in "Numbered(2)", "Numbered(5)", "Numbered":
+        assert [text for name, text in lines if name == title and "begins" not in text] == ["speaks", "waits"]
+
+
 def test_a_short_script_shows_all_and_no_line_is_torn(script: Callable[..., Script]) -> None:
     program = script(
         """

@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -254,6 +255,13 @@ def test_calls_stuck_behind_a_long_one_go_to_another_process(pool: Pool, gate: G
     assert result.next(PATIENCE_S) == -1
 
 
+@pytest.mark.processes("there a worker is a thread")
+def test_calls_run_in_the_main_thread(pool: Pool) -> None:
+    """Signal handlers can be set there only."""
+    handler = pool.apply(signal.signal, (signal.SIGUSR1, signal.SIG_IGN))
+    assert pool.apply(signal.signal, (signal.SIGUSR1, handler)) in (handler, signal.SIG_IGN)
+
+
 def test_large_values(pool: Pool) -> None:
     blocks = pool.map(bytes, [1_000_000] * 4, 1)
     assert blocks == [bytes(1_000_000)] * 4
@@ -439,6 +447,16 @@ def test_terminate_ends_what_runs_and_fails_what_waits(gate: Gate, tmp_path: Pat
     pool.terminate()
 
 
+def test_terminate_when_all_chunks_have_started(gate: Gate) -> None:
+    pool = Pool(2)
+    mapped = pool.map_async(functools.partial(through, gate), range(2), 1)
+    gate.wait_for(2)
+    pool.terminate()
+    pool.join()
+    with pytest.raises(BrokenProcessPool, match="the pool was terminated"):
+        mapped.get(PATIENCE_S)
+
+
 def test_a_context_terminates() -> None:
     with Pool(1) as pool:
         result = pool.apply_async(threading.Event().wait) if False else pool.apply_async(signal_wait)
@@ -494,13 +512,35 @@ def test_a_program_may_end_without_ending_its_pool(script: Callable[..., Script]
         ({"maxtasksperchild": 0}, ValueError, "maxtasksperchild must be a positive int or None"),
         ({"maxtasksperchild": 2.5}, ValueError, "maxtasksperchild must be a positive int or None"),
         ({"initializer": 1}, TypeError, "initializer must be a callable"),
-        ({"context": "spawn"}, ValueError, "context must be left out"),
         ({"ray_remote_args": {"num_cpu": 2}}, ValueError, "num_cpu"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         Pool(**options)
+
+
+def test_a_context_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    with Pool(1, context=multiprocessing.get_context("spawn"), ray_address="not used here") as pool:
+        assert pool.apply(abs, (-1,)) == 1
+    assert "is not used: the cluster starts its processes" in caplog.text
+
+
+def test_the_cluster_to_join(script: Callable[..., Script]) -> None:
+    program = script(
+        """
+        from zray.util.multiprocessing import Pool
+
+        try:
+            Pool(1, ray_address="auto")
+        except ConnectionError:
+            say("none")
+        with Pool(1, None, None, None, None, "local") as pool:
+            say(pool.apply(abs, (-1,)))
+        """
+    )
+    code, words, errors = program.finish()
+    assert (code, words.split(), errors) == (0, ["none", "1"], "")
 
 
 def test_wrong_arguments(pool: Pool) -> None:

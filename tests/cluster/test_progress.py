@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
 import re
@@ -11,9 +12,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
+import numpy
 import pytest
 
+from zray.util import progress
 from zray.util.progress import tqdm, trange
 
 from .driving import PATIENCE_S, Script
@@ -104,6 +108,65 @@ def test_bars_of_several_processes_are_drawn_below_each_other_and_lines_above() 
     assert len(standing) == 5
 
 
+def test_what_the_program_prints_itself_stands_above_its_bars() -> None:
+    shown = on_terminal(
+        """
+import sys
+from zray.util.progress import tqdm
+before = sys.stdout
+low, high = (tqdm(total=2, desc=name, position=position) for position, name in ((1, "low"), (0, "high")))
+print("printed")
+tqdm.write("written")
+print("an error", file=sys.stderr)
+sys.stdout.write("in two ")
+low.update()
+high.refresh()
+sys.stdout.writelines(["parts", "\\n"])
+low.close()
+print("begun", end="")
+high.update(2)
+assert sys.stdout is not before and sys.stdout.fileno() == before.fileno()
+high.close()
+assert sys.stdout is before
+print("at last")
+"""
+    )
+    texts = ["printed", "written", "an error", "in two parts", "low:  50%", "begun", "high: 100%", "at last"]
+    assert [line.partition("|")[0] for line in left_standing(shown)] == texts
+
+
+def test_a_fork_prints_while_its_parent_has_bars() -> None:
+    shown = on_terminal(
+        """
+import os
+from zray.util.progress import tqdm
+with tqdm(total=1, desc="bar"):
+    child = os.fork()
+    if not child:
+        print("from the fork")
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+    )
+    assert shown.count("from the fork") == 1
+
+
+def test_a_short_terminal_shows_some_bars_and_counts_the_others() -> None:
+    shown = on_terminal(
+        """
+import fcntl, struct, sys, termios
+from zray.util.progress import tqdm
+fcntl.ioctl(2, termios.TIOCSWINSZ, struct.pack("4H", 5, 100, 0, 0))
+bars = [tqdm(total=1, desc=f"bar {i}", leave=False) for i in range(8)]
+print("printed")
+for bar in bars:
+    bar.close()
+"""
+    )
+    assert "... and 5 more" in shown and max(map(int, re.findall(r"\x1b\[(\d)A", shown))) == 3
+    assert left_standing(shown) == ["printed"]
+
+
 def test_elsewhere_a_bar_is_one_line_at_its_end(script: Callable[..., Script]) -> None:
     code, out, errors = script(BARS).finish()
     assert code == 0
@@ -128,7 +191,7 @@ def test_a_bar_of_a_million_steps_says_little(script: Callable[..., Script]) -> 
         """
     )
     told, n, elapsed = eval(program.until("told"))
-    assert n == 1_000_000 and told <= 2 + elapsed / 0.1
+    assert n == 1_000_000 and told <= 3 + elapsed / 0.1
 
 
 def test_the_bar_of_a_worker_that_dies_stays_where_it_was(script: Callable[..., Script]) -> None:
@@ -166,6 +229,34 @@ def test_bars_need_neither_cluster_nor_tqdm(script: Callable[..., Script], local
     assert (code, out) == (0, "") and re.fullmatch(r"bar: 100%.* 3/3 .*\n", errors)
 
 
+def test_what_a_bar_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(progress, "show_bar", told.append)
+    bar = tqdm(total=float("inf"), mininterval=1000, unit_scale=True, ncols=80, ascii=True, colour="red")
+    bar.set_description("desc", refresh=False)
+    bar.set_postfix({"a": 1}, refresh=False, b=0.12345)
+    bar.update(numpy.int64(3))
+    bar.update(numpy.float32(0.5))
+    assert len(told) == 1
+    bar.refresh()
+    bar.total = numpy.int32(5)
+    bar.update(1.5)
+    del bar
+    seen = [(state["n"], state["total"], state["closed"]) for state in told[1:]]
+    assert seen == [(3.5, None, False), (5, 5, False), (5, 5, True)]
+    last = json.loads(json.dumps(told[-1]))
+    assert (last["desc"], last["postfix"], last["divisor"], last["position"]) == ("desc", "a=1, b=0.123", 1000, 0)
+    assert tqdm(position=1, leave=None).leave is False
+    with pytest.raises(TypeError, match="no argument 'descr'"):
+        tqdm(descr="x")
+
+
+def test_tqdm_write(capsys: Any) -> None:
+    tqdm.write("a line")
+    tqdm.write("a", file=sys.stderr, end="|")
+    assert capsys.readouterr() == ("a line\n", "a|")
+
+
 def test_the_interface_of_tqdm() -> None:
     with tqdm(total=10, disable=True, initial=2, postfix={"a": 1.23456}) as bar:
         assert bar.update(3) is None
@@ -174,6 +265,7 @@ def test_the_interface_of_tqdm() -> None:
         assert (bar.n, bar.total, bar.desc, len(bar)) == (5, 10, "x", 10)
         bar.reset(total=20)
         assert (bar.n, bar.total) == (0, 20)
+        assert bool(bar) and not tqdm(total=0, disable=True)
     assert list(trange(2, 8, 3, disable=True)) == [2, 5]
     assert len(tqdm("abc", disable=True)) == 3
     with pytest.raises(TypeError, match="without an iterable"):

@@ -71,6 +71,21 @@ def test_a_dying_task_is_tried_again_as_often_as_allowed(tmp_path: Any) -> None:
     assert path.stat().st_size == 3
 
 
+def test_deaths_and_exceptions_share_the_retries_and_the_error_says_what_there_was(tmp_path: Any) -> None:
+    path = tmp_path / "attempts"
+
+    @ray.remote(max_retries=2, retry_exceptions=True)
+    def raises_and_dies() -> None:
+        if count_attempt(path) == 0:
+            raise ValueError("the first time")
+        os._exit(1)
+
+    text = r"tried 3 time\(s\): 1 time\(s\) it raised an exception, 2 time\(s\) its worker died"
+    with pytest.raises(WorkerCrashedError, match=text):
+        ray.get(raises_and_dies.remote())
+    assert path.stat().st_size == 3
+
+
 def test_a_task_that_dies_once_succeeds(tmp_path: Any) -> None:
     @ray.remote
     def once(path: Any) -> str:

@@ -96,6 +96,25 @@ def test_a_plain_actor_runs_one_call_at_a_time_in_the_main_thread() -> None:
     assert ray.get(actor.thread.remote())[0] is True
 
 
+@pytest.mark.processes("the thread is not the main one")
+def test_beside_groups_other_calls_run_one_at_a_time_in_the_main_thread() -> None:
+    actor = Crowd.options(concurrency_groups={"io": 2}).remote(1)
+    ray.get([actor.crowd.remote() for _ in range(20)], timeout=PATIENCE_S)
+    assert ray.get(actor.peak.remote()) == 1
+    assert ray.get(actor.thread.remote())[0] is True
+    assert ray.get(actor.thread.options(concurrency_group="io").remote())[0] is False
+
+
+def test_beside_groups_calls_that_wait_can_be_cancelled() -> None:
+    actor = Crowd.options(concurrency_groups={"io": 1}).remote()
+    running, waiting, last = actor.hold.remote(1), actor.value.remote(2), actor.value.remote(3)
+    ray.cancel(waiting)
+    with pytest.raises(TaskCancelledError):
+        ray.get(waiting, timeout=PATIENCE_S)
+    ray.get(actor.open.options(concurrency_group="io").remote(), timeout=PATIENCE_S)
+    assert ray.get([running, last], timeout=PATIENCE_S) == [1, 3]
+
+
 def test_one_caller_after_the_other_needs_one_thread_only() -> None:
     actor = Crowd.options(max_concurrency=50).remote()
     assert len({ray.get(actor.thread.remote()) for _ in range(5)}) <= 2
@@ -251,6 +270,23 @@ def test_the_end_comes_after_what_waits_in_other_queues(groups: dict[str, int], 
     after = [actor.value.remote() for _ in range(10)] + [other.remote() for _ in range(10)]
     assert ray.get(before, timeout=PATIENCE_S) == list(range(len(before)))
     for ref in [last, *(after if limit == 1 else after[-1:])]:
+        with pytest.raises(ActorDiedError, match="exit_actor"):
+            ray.get(ref, timeout=PATIENCE_S)
+
+
+def test_an_end_in_a_group_comes_after_what_waits_for_the_main_thread() -> None:
+    @ray.remote(concurrency_groups={"io": 1})
+    class Leaver(Barriers):
+        @ray.method(concurrency_group="io")
+        def leave(self) -> None:
+            self.opened.set()
+            ray.actor.exit_actor()
+
+    actor: Any = Leaver.remote()
+    before = [actor.hold.remote(i) for i in range(5)]
+    last = actor.leave.remote()
+    assert ray.get(before, timeout=PATIENCE_S) == list(range(5))
+    for ref in (last, actor.value.remote()):
         with pytest.raises(ActorDiedError, match="exit_actor"):
             ray.get(ref, timeout=PATIENCE_S)
 

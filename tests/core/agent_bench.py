@@ -23,9 +23,9 @@ ACTOR, OTHER = b"actor-a-----", b"actor-b-----"
 class Bench:
     """An agent with its clients; workers become ready as soon as they are started."""
 
-    def __init__(self, cpus: float = 2, prestart: int = 0, **limits: Any) -> None:
+    def __init__(self, cpus: float = 2, prestart: int = 0, *, remote: bool = False, **limits: Any) -> None:
         total = ResourceSet.of({"CPU": cpus})
-        self.agent = NodeAgent(NODE, total, 1 << 20, prestart, CONTROL, Config(**limits))
+        self.agent = NodeAgent(NODE, total, 1 << 20, prestart, CONTROL, Config(**limits), remote=remote)
         self.granted: dict[tuple[bytes, int], LeaseGranted] = {}
         self.requests = 0
         for driver in (DRIVER, SECOND):

@@ -84,6 +84,10 @@ class Bench:
     def not_restored(self, reason: str = "gone") -> list[Any]:
         return self.does("on_restore_failed", self.restores.pop(0)[0], reason)
 
+    def not_brought(self, reason: str = "no space", now: float = 0.0) -> list[Any]:
+        """There is no room for the file into which the oldest restore reads."""
+        return self.does("on_restore_refused", now, self.restores.pop(0)[0], reason)
+
     def state(self, object_id: bytes) -> str:
         return self.store.objects[object_id].state.name
 

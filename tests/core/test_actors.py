@@ -404,6 +404,18 @@ def test_an_actor_that_is_killed_with_restarts_comes_back() -> None:
     assert updates(bench.lost()) == [(OWNER, "RESTARTING", 1, b"")]
 
 
+def test_a_kill_that_is_heard_twice_ends_one_process() -> None:
+    """A control that was started anew may hear what the one before had carried out already."""
+    bench = Bench()
+    bench.alive(restarts=-1)
+    assert sent(bench.hears("kill_actor", A, False, 1, peer=CALLER), EndActor) == [(AGENT, EndActor(A, 1, True))]
+    bench.lost()
+    incarnation = bench.manager.actors[A].incarnation
+    assert incarnation == 2 and bench.manager.actors[A].agent
+    assert sent(bench.hears("kill_actor", A, False, 1, peer=CALLER), EndActor) == []
+    assert sent(bench.hears("kill_actor", A, False, 2, peer=CALLER), EndActor) == [(AGENT, EndActor(A, 2, True))]
+
+
 def test_a_kill_may_overtake_the_registration() -> None:
     """The handle travels faster than the word of its owner; what was killed must not live."""
     bench = Bench()

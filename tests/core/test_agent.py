@@ -16,12 +16,15 @@ from zray.base.wire import (
     Reply,
     WorkerDied,
 )
-from zray.core.agent import HEARTBEAT_TIMER, REAP_TIMER, RELIEF_TIMER
-from zray.core.effects import HANG_UP, KILL_WORKER, START_WORKER
+from zray.base.wire_actors import ActorLost
+from zray.base.wire_nodes import JobEnded
+from zray.core.agent import HEARTBEAT_TIMER, REAP_TIMER, RELIEF_TIMER, SIGN_TIMER
+from zray.core.effects import HANG_UP, KILL_WORKER, LOOK, START_WORKER, STOP, WATCH
 from zray.core.store import CREATE_TIMER
+from zray.core.worker_starts import START_TIMER
 
-from .agent_bench import DRIVER, JOB, NODE, OTHER_JOB, SECOND, A, Bench
-from .reading import CONTROL, process, sent, timers, verbs
+from .agent_bench import ACTOR, DRIVER, JOB, NODE, OTHER_JOB, SECOND, A, Bench
+from .reading import CONTROL, process, resident, sent, timers, verbs
 
 # -- leases ---------------------------------------------------------------------------------------------------------
 
@@ -374,3 +377,102 @@ def test_a_worker_that_has_started_is_not_late() -> None:
     bench = Bench()
     worker = bench.lease().worker_id
     assert verbs(bench.does("on_worker_late", worker, now=30.0), KILL_WORKER) == []
+
+
+# -- drivers ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_driver_that_ends_before_its_first_word_is_noticed() -> None:
+    bench = Bench()
+    young = resident("yung")[0]
+    assert verbs(bench.does("on_driver_started", CONTROL, young, 78), WATCH) == [(young, 78)]
+    assert sent(bench.does("on_process_ended", young), ProcessDied) == [(CONTROL, ProcessDied(young, "the driver ended"))]
+
+
+def test_a_driver_whose_end_was_seen_before_the_control_knew_of_it_is_told_again() -> None:
+    bench = Bench()
+    bench.does("on_process_ended", DRIVER)
+    effects = bench.does("on_driver_started", CONTROL, DRIVER, 77)
+    assert sent(effects, ProcessDied) == [(CONTROL, ProcessDied(DRIVER, "the driver ended"))]
+    assert verbs(effects, WATCH) == []
+
+
+def looked(bench: Bench, *stopped: bytes) -> list[Any]:
+    """The agent's timer, and what it sees then."""
+    assert verbs(bench.does("on_timer", (SIGN_TIMER,)), LOOK) == [()]
+    return bench.does("on_drivers_seen", list(stopped))
+
+
+def test_a_driver_that_is_stopped_keeps_its_work_for_a_while_and_no_longer() -> None:
+    bench = Bench(remote=True, driver_death_s=2.0, health_check_ms=500.0)
+    grant = bench.lease()
+    for _ in range(4):
+        assert sent(looked(bench, DRIVER), ProcessDied) == []
+    assert sent(looked(bench), ProcessDied) == [], "it goes on: its time begins anew"
+    for _ in range(4):
+        assert sent(looked(bench, DRIVER), ProcessDied) == []
+    effects = looked(bench, DRIVER)
+    reason = "the driver was stopped for 2 s (ZRAY_DRIVER_DEATH_S)"
+    assert sent(effects, ProcessDied) == [(CONTROL, ProcessDied(DRIVER, reason))]
+    assert sent(effects, JobEnded) == [(DRIVER, JobEnded(reason))]
+    assert verbs(effects, KILL_WORKER) == [(grant.worker_id,)]
+    assert verbs(effects, HANG_UP) == [], "it has to hear that first"
+    assert sent(looked(bench, DRIVER), ProcessDied) == []
+    assert sent(looked(bench, SECOND), ProcessDied) == [], "others are not concerned"
+
+
+def test_the_drivers_of_a_node_that_was_given_up_hear_of_it() -> None:
+    bench = Bench(remote=True)
+    effects = bench.does("on_node_refused", CONTROL, "too long", True)
+    assert sent(effects, JobEnded) == [(driver, JobEnded("too long")) for driver in (DRIVER, SECOND)]
+    assert effects[-1] == (STOP, "too long")
+
+
+def test_an_agent_of_one_driver_alone_does_not_look_after_it() -> None:
+    assert verbs(Bench(driver_death_s=0.1).does("start"), LOOK) == []
+
+
+# -- workers that can not be started ---------------------------------------------------------------------------------
+
+
+def fail_starts(bench: Bench, effects: list[Any]) -> list[Any]:
+    """Every worker that is started ends before it is ready; the effects of the last end."""
+    for _ in range(10):
+        started = verbs(effects, START_WORKER)
+        if not started:
+            return effects
+        for (worker_id,) in started:
+            effects = bench.does("on_worker_exited", worker_id, WORDS)
+        if timers(effects) and not (sent(effects, LeaseRejected) or sent(effects, ActorLost)):
+            effects = bench.does("on_timer", (START_TIMER,))
+    raise AssertionError("workers are started for ever")
+
+
+WORDS = "pid 9 exited with code 7; its last words: no room"
+REASON = f"can not start workers: 3 attempts in a row failed; the last one: {WORDS}"
+
+
+def test_what_waits_for_a_worker_that_can_not_be_started_is_refused_with_the_cause() -> None:
+    bench = Bench(worker_start_failures_max=3)
+    [(peer, refused)] = sent(fail_starts(bench, bench.request()), LeaseRejected)
+    assert peer == DRIVER and refused.kind == "unstartable" and refused.reason.endswith(REASON)
+    assert bench.balanced()
+    [(_, again)] = sent(fail_starts(bench, bench.request() + bench.does("on_timer", (START_TIMER,))), LeaseRejected)
+    assert again.reason.endswith(REASON.replace("3 attempts", "4 attempts")), "who comes later has one attempt"
+
+
+def test_an_actor_that_waits_for_a_worker_that_can_not_be_started_is_lost_with_the_cause() -> None:
+    bench = Bench(worker_start_failures_max=3)
+    [(_, lost)] = sent(fail_starts(bench, bench.place()), ActorLost)
+    assert lost.actor_id == ACTOR and lost.reason.endswith(REASON) and not lost.willing
+    assert bench.balanced()
+
+
+def test_what_a_worker_that_is_there_may_serve_waits_for_it() -> None:
+    bench = Bench(worker_start_failures_max=1)
+    grant = bench.lease()
+    effects = bench.request()
+    for (worker_id,) in verbs(effects, START_WORKER):
+        assert sent(bench.does("on_worker_exited", worker_id, "no room"), LeaseRejected) == []
+    effects = bench.does("on_return_lease", DRIVER, grant.lease_id)
+    assert [granted.worker_id for _, granted in sent(effects, LeaseGranted)] == [grant.worker_id]

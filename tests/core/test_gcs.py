@@ -8,13 +8,15 @@ import pytest
 
 from zray.base.config import Config
 from zray.base.wire import JobFinished, Reply
+from zray.base.wire_nodes import DriverStarted
 from zray.core.effects import AFTER_PERSIST, PERSIST, SEND, STOP
 from zray.core.gcs import FETCH_TIMER, Gcs
 
-from .reading import AGENT, drain, process, sent, timers, verbs
+from .reading import AGENT, drain, process, resident, sent, timers, verbs
 
 DRIVER, WORKER = process("driver"), process("worker")
 NODE = process("node")
+OWN = resident("driv")[0]  # a driver that lives there
 F = b"f" * 16
 
 
@@ -158,3 +160,35 @@ def test_the_numbers_of_the_control_tell_what_it_has_heard() -> None:
     bench.gcs.heard["RegisterJob"] = 3
     [(_, reply)] = sent(bench.hears("control_statistics", 5), Reply)
     assert reply.request_id == 5 and reply.ok and reply.value["heard_RegisterJob"] == 3 and reply.value["jobs"] == 0
+
+
+# -- drivers that die young ------------------------------------------------------------------------------------------
+
+
+def on_node(driver: bytes = OWN) -> tuple[Any, ...]:
+    return (1, driver, "sim://", 42, "script.py", "ns", {})
+
+
+def test_the_node_of_a_driver_looks_after_it_from_its_registration() -> None:
+    bench = Bench()
+    effects = bench.hears("register_job", *on_node(), peer=OWN)
+    assert sent(effects, DriverStarted) == [(AGENT, DriverStarted(OWN, 42))]
+    bench.hears("process_died", OWN, "the driver ended", peer=AGENT)
+    assert [job["state"] for job in bench.gcs.jobs.values()] == ["DIED"]
+
+
+def test_a_node_that_registers_again_hears_of_drivers_that_it_does_not_know() -> None:
+    bench = Bench()
+    bench.hears("register_job", *on_node(), peer=OWN)
+    for processes, told in (([], [(AGENT, DriverStarted(OWN, 42))]), ([OWN], [])):
+        running = {"number": len(processes) + 1, "available": {}, "processes": processes, "jobs": [], "actors": [], "ends": []}
+        running["bundles"] = []
+        fields = (NODE, "sim://", "host", 1, {"CPU": 20_000}, {}, "arena", 1 << 20, running)
+        assert sent(bench.hears("register_node", *fields, peer=AGENT), DriverStarted) == told
+
+
+def test_a_driver_of_a_dead_node_is_refused() -> None:
+    bench = Bench()
+    bench.hears("leave_cluster", NODE, "SIGTERM", peer=AGENT)
+    [(_, reply)] = sent(bench.hears("register_job", *on_node(), peer=OWN), Reply)
+    assert not reply.ok and "is dead" in reply.value and not bench.gcs.jobs

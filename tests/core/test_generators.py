@@ -145,6 +145,16 @@ def test_an_error_is_the_last_item_and_not_the_result() -> None:
     assert bench.completion is not None and bench.owner.memory[bench.completion.binary()][0] == INLINE
 
 
+def test_who_waits_for_the_end_hears_of_a_cancellation() -> None:
+    bench = Generating()
+    bench.items(0, value(0))
+    assert bench.completion is not None
+    assert bench.owner.cancel(0.0, bench.completion.binary())
+    assert [task for _, (task, *_) in sent(bench.turn(), CancelTask)] == [bench.task_id]
+    bench.over((ERROR, b"interrupted"))
+    assert bench.known(1) == bench.owner.memory[bench.completion.binary()] == (ERROR, b"interrupted")
+
+
 def test_a_task_that_fails_is_the_last_item_and_the_result() -> None:
     bench = Generating(retries=0)
     bench.items(0, value(0))
@@ -177,6 +187,12 @@ def test_large_items_are_reported_more_often() -> None:
     bench = Generating(items_max=100, bytes_max=1)
     bench.items(0, value(0))
     assert bench.stream.step == 1, "though one of them is more than may wait"
+
+
+def test_the_size_of_an_item_is_that_of_its_value_wherever_it_lies() -> None:
+    bench = Generating(items_max=100)
+    bench.items(0, (INLINE, b"1234"), (INLINE, (b"12", b"345", b"6")), stored())
+    assert bench.stream.size_bytes == 4 + 6 + (1 << 20)
 
 
 def test_who_waits_for_the_end_wants_all_items() -> None:

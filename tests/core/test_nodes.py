@@ -10,7 +10,7 @@ from zray.base.config import Config
 from zray.base.ids import agent_id
 from zray.base.wire import CONTROL
 from zray.base.wire_nodes import ClusterLoads, ClusterView, NodeRefused, ProbeNode
-from zray.core.effects import PERSIST, WARN
+from zray.core.effects import AFTER_PERSIST, PERSIST, SEND, WARN
 from zray.core.gcs import Gcs
 from zray.core.nodes import HEALTH_TIMER, VIEW_TIMER, NodeManager, NodeState
 from zray.exceptions import InvariantError
@@ -134,6 +134,15 @@ def test_what_users_see_of_a_dead_node_has_nothing_free() -> None:
 
 
 # -- views ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_death_is_told_when_it_is_on_disk() -> None:
+    bench = Bench()
+    bench.does("end", 1.0, bench.members.nodes[FIRST], "it was silent")
+    effects = bench.publish()
+    assert views(effects)[agent_id(SECOND)][0][0] == FIRST
+    assert all(isinstance(message, ClusterView) for _, message in verbs(effects, AFTER_PERSIST))
+    assert not [message for _, message in verbs(effects, SEND) if isinstance(message, ClusterView)]
 
 
 def test_what_changed_is_published_once_per_heartbeat_and_to_all_others() -> None:

@@ -94,6 +94,13 @@ def test_marks_give_names_and_bars_and_are_taken_out() -> None:
     assert plain == b"a\nb\n"
 
 
+def test_a_line_that_one_task_left_open_is_not_another_ones() -> None:
+    stream = WorkerStream(OUT)
+    rows, plain = stream.feed(mark("name", "f") + b"a" + mark("name", "f") + b"b" + mark("name", "g") + b"c\n")
+    assert [row[1:] for row in rows] == [("f", OUT, b"ab\n"), ("g", OUT, b"c\n")]
+    assert plain == b"abc\n"
+
+
 @given(st.data())
 def test_marks_may_be_cut_anywhere(data: Any) -> None:
     whole = b"".join(mark("name", name) + text for name, text in (("f", b"a\n"), ("g", b"\0b\n"), ("h", b"c")))

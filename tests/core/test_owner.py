@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from zray.base.ids import agent_id
+from zray.base.ids import agent_id, process_id
 from zray.base.wire import (
     ERROR,
     INLINE,
@@ -245,6 +245,21 @@ def test_the_answer_of_a_lost_worker_counts_when_it_still_arrives_in_time() -> N
     assert bench.owner.memory[refs[0].binary()] == (STORED, 5, NODE, ())
     effects = bench.done(second, refs[0], (STORED, 5, NODE, ()))
     assert sent(effects, FreeObjects) == [], "the second answer must not free what the first one brought"
+
+
+def test_a_lease_that_comes_late_from_a_node_that_is_dead_is_not_used() -> None:
+    bench = Bench()
+    refs, effects = bench.call()
+    [(_, request)] = sent(effects, RequestLease)
+    other = agent_id(bytes(range(16)))
+    bench.hears("lease_redirected", request.request_id, other, "sim://other", "room")
+    effects = bench.hears("worker_died", other, "its node is dead")
+    assert [peer for peer, _ in sent(effects, RequestLease)] == [AGENT], "it is asked for here again"
+    late = process_id(bytes(range(16)), b"late")
+    effects = bench.hears("lease_granted", request.request_id, 77, late, "sim://late", peer=other)
+    assert sent(effects, ReturnLease) == [(other, ReturnLease(77))] and not sent(effects, Push)
+    effects = bench.hears("lease_granted", request.request_id, 78, WORKER[0], WORKER[1])
+    assert [peer for peer, _ in sent(effects, Push)] == [WORKER[0]] and refs
 
 
 def test_a_task_whose_answer_arrived_before_it_was_sent_again_is_not_sent() -> None:

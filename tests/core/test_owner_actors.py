@@ -14,6 +14,7 @@ from zray.base.wire_actors import (
     ActorOutOfScope,
     Call,
     CreateActor,
+    KillActor,
     RegisterActor,
     SubscribeActor,
     UnsubscribeActor,
@@ -566,3 +567,12 @@ def test_an_actor_that_was_called_by_its_name_before_it_is_created_keeps_these_c
     handle, _ = bench.create(registered=True, meanwhile=[call])
     late, _ = bench.call_actor(handle)
     assert called(bench.alive()) == [early[0].binary()[:16], late.binary()[:16]]
+
+
+def test_a_kill_names_the_process_that_is_known() -> None:
+    bench = ActorBench()
+    handle = bench.living()
+    bench.owner.kill_actor(ACTOR, False, handle.binary())
+    assert sent(bench.turn(), KillActor) == [(CONTROL, KillActor(ACTOR, False, 1))]
+    bench.owner.kill_actor(OTHER, False, THEIRS)
+    assert sent(bench.turn(), KillActor) == [(CONTROL, KillActor(OTHER, False, 0))], "no news of it have come yet"

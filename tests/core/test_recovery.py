@@ -127,6 +127,33 @@ def test_the_file_to_which_it_was_spilled_is_read_where_there_is_no_copy() -> No
     assert freed(effects) == [ref.binary()], "where it was, should that node live"
 
 
+def test_a_file_for_which_there_is_no_room_is_read_again_and_the_object_is_not_lost() -> None:
+    bench = Losing()
+    [ref] = bench.made()
+    bench.hears("objects_spilled", [(ref.binary(), "store://file", 10, 99)])
+    bench.node_dies()
+    waiter, effects = bench.wait(ref)
+    effects = bench.nowhere(ref)
+    for _ in range(5):
+        effects = bench.does("on_file_adopted", ref.binary(), "full", True)
+        assert verbs(effects, ADOPT_FILE) == [(ref.binary(), SIZE, "store://file", 10, 99)] and not pushed(effects)
+    assert verbs(bench.does("on_file_adopted", ref.binary(), ""), RESOLVE) == [(waiter,)]
+
+
+def test_where_there_is_no_room_for_long_the_task_runs_again() -> None:
+    bench = Losing()
+    [ref] = bench.made()
+    bench.hears("objects_spilled", [(ref.binary(), "store://file", 10, 99)])
+    bench.node_dies()
+    bench.wait(ref)
+    effects = bench.nowhere(ref)
+    times = 0
+    while verbs(effects, ADOPT_FILE):
+        times += 1
+        effects = bench.does("on_file_adopted", ref.binary(), "full", True)
+    assert times > 5 and pushed(effects) == [ref.binary()[:16]]
+
+
 def test_a_task_runs_again_once_somebody_waits_for_what_it_made() -> None:
     bench = Losing()
     [ref] = bench.made()
@@ -458,7 +485,7 @@ def test_random_walks_end_with_every_value_or_a_reason_and_nothing_kept(seed: in
                 bench.found((searched[0], *where))
             reading = [i for i, lost in bench.owner.lost.items() if lost.state is LostState.READING]
             if reading:
-                bench.does("on_file_adopted", reading[0], rng.choice(["", "gone"]))
+                bench.does("on_file_adopted", reading[0], rng.choice(["", "gone"]), rng.random() < 0.3)
             tasks = list(bench.owner.tasks.pending.values())
             runs = [t for t in tasks if not t.missing and any(t.id in q.inflight for q in bench.owner.leases.leases.values())]
             if runs:

@@ -327,7 +327,7 @@ def test_a_task_that_must_not_run_twice_fails_with_its_node() -> None:
     [task] = driver.call(demand=THERE, retries=0)
     both.dead("there")
     error = pickle.loads(driver.entry(task)[1])
-    assert isinstance(error, WorkerCrashedError) and "dead" in str(error)
+    assert isinstance(error, WorkerCrashedError) and "dead" in str(error) and "1 time(s) its node died" in str(error)
 
 
 def test_what_was_asked_of_a_node_that_dies_is_asked_again() -> None:

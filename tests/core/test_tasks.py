@@ -8,7 +8,7 @@ import pytest
 
 from zray.base.ids import return_id
 from zray.base.resources import ResourceSet
-from zray.core.tasks import Task, TaskManager, TaskTemplate
+from zray.core.tasks import CANCELLED, NODE_DIED, OUT_OF_MEMORY, RAISED, WORKER_DIED, Task, TaskManager, TaskTemplate
 from zray.exceptions import InvariantError
 
 from .reading import address, make_ref
@@ -78,12 +78,36 @@ def test_results_count_only_once() -> None:
 @pytest.mark.parametrize(("max_retries", "attempts"), [(0, 1), (1, 2), (3, 4)])
 def test_every_lost_attempt_costs_one_retry(max_retries: int, attempts: int) -> None:
     m, task = TaskManager(), make_task(max_retries=max_retries)
-    assert [m.may_retry(task) for _ in range(attempts)] == [True] * max_retries + [False]
+    assert [m.may_retry(task, WORKER_DIED) for _ in range(attempts)] == [True] * max_retries + [False]
 
 
 def test_a_task_with_minus_one_is_retried_for_ever() -> None:
     m, task = TaskManager(), make_task(max_retries=-1)
-    assert all(m.may_retry(task) for _ in range(100))
+    assert all(m.may_retry(task, WORKER_DIED) for _ in range(100))
+
+
+def test_deaths_and_exceptions_share_a_budget_and_want_of_memory_has_its_own() -> None:
+    m, task = TaskManager(oom_retries_max=2), make_task(max_retries=3)
+    causes = [WORKER_DIED, OUT_OF_MEMORY, RAISED, NODE_DIED, OUT_OF_MEMORY]
+    assert [m.may_retry(task, cause) for cause in causes] == [True] * 5
+    assert not m.may_retry(task, RAISED) and not m.may_retry(task, OUT_OF_MEMORY)
+    assert task.attempts() == (
+        "It was tried 7 time(s): 1 time(s) its worker died, 3 time(s) memory was short, 2 time(s) it raised an exception, "
+        "1 time(s) its node died"
+    )
+
+
+@pytest.mark.parametrize(("max_retries", "again"), [(0, False), (-1, True), (1, True)])
+def test_want_of_memory_is_retried_where_anything_is(max_retries: int, again: bool) -> None:
+    m, task = TaskManager(oom_retries_max=1), make_task(max_retries=max_retries)
+    assert m.may_retry(task, OUT_OF_MEMORY) is again
+    assert task.retries_left == max_retries and not m.may_retry(task, OUT_OF_MEMORY)
+
+
+def test_a_cancelled_task_is_never_retried() -> None:
+    m, task = TaskManager(oom_retries_max=1), make_task(max_retries=3)
+    task.cancelled = CANCELLED
+    assert not any(m.may_retry(task, cause) for cause in (WORKER_DIED, OUT_OF_MEMORY, RAISED))
 
 
 def test_check_sees_a_task_whose_waiting_is_not_listed() -> None:

@@ -12,7 +12,7 @@ from zray.exceptions import InvariantError
 from .reading import process
 from .transfer_bench import Net, pull_of
 
-A = bytes([1]) * 20
+A, B = bytes([1]) * 20, bytes([2]) * 20
 
 
 def test_after_a_broken_link_the_rest_comes_and_not_the_whole() -> None:
@@ -245,6 +245,81 @@ def test_a_spill_file_that_is_damaged_is_a_loss_and_not_a_wrong_value() -> None:
     net.run()
     assert r.ok(request) is False
     assert not p.store.objects, "nobody else is sent there"
+
+
+def full_disk(net: Net) -> str:
+    """The disk to which r brings A is full; which it is."""
+    r = net.node("r")
+    while A not in r.fetches:
+        net.step(0)
+    net.tasks = [task for task in net.tasks if task[:2] != (r, "chunk")]
+    path = str(r.fetches.pop(A)[4][0])
+    r.does("on_fetch_failed", A, 0, "disk", "No space left on device")
+    return path.rpartition("/")[0]
+
+
+def test_a_copy_that_finds_its_disk_full_goes_to_another() -> None:
+    net = Net("p", "r", directories=("/d0", "/d1"), pages=2)
+    p, r = net.node("p"), net.node("r")
+    p.make(A, 5)
+    request = r.pin(A, p, 5)
+    first = full_disk(net)
+    assert r.ok(request) is None
+    net.run()
+    assert r.ok(request) and not r.answers[request][2][0].startswith(first)
+    r.unpin(A)
+    net.run()
+    assert r.store.objects == {} and p.store.objects[A].pins == {}
+
+
+def test_where_all_disks_are_full_the_readers_hear_that() -> None:
+    net = Net("p", "r", directories=("/d0",), pages=2)
+    p, r = net.node("p"), net.node("r")
+    p.make(A, 5)
+    request = r.pin(A, p, 5)
+    times = 0
+    while r.ok(request) is None:
+        full_disk(net)
+        times += 1
+    assert times > 1 and r.answers[request][2][0] == "disk"
+    net.run()
+    assert r.store.objects == {} and p.store.objects[A].pins == {}
+
+
+def test_without_room_to_read_it_at_the_source_the_readers_are_told_so_and_nothing_is_lost() -> None:
+    net = Net("p", "r", pages=2, directories=("memory://x",))
+    p, r = net.node("p"), net.node("r")
+    p.make(A, 2)
+    p.make(B, 2)
+    p.store.objects[A].copy.path = "memory://x/1"  # type: ignore[union-attr]
+    p.store.files.live = {"memory://x/1": 1}
+    p.pin(B, p, 2)
+    request = r.pin(A, p, 2)
+    net.wait(60)
+    _, ok, (kind, text) = r.answers[request]
+    assert not ok and kind == "full" and "does not fit into the object store" in text and p.has(A)
+    p.unpin(B)
+    request = r.pin(A, p, 2)
+    net.run()
+    assert r.ok(request)
+
+
+@pytest.mark.parametrize("steps", range(12))
+def test_a_free_of_what_was_lost_leaves_alone_what_was_made_again_elsewhere(steps: int) -> None:
+    net = Net("p", "q", "r")
+    p, q, r = net.node("p"), net.node("q"), net.node("r")
+    p.make(A, 3)
+    q.make(A, 3)
+    request = r.pin(A, q, 3)
+    for _ in range(steps):
+        if net.tasks:
+            net.step(0)
+    r.does("free", [A], p.agent)  # its owner does not know whether that node can be reached
+    r.does("free", [A])
+    p.does("on_free_primaries", r.agent, [A])
+    q.does("on_free_copies", p.agent, [A])
+    net.run()
+    assert r.ok(request) and q.has(A) and not p.store.objects
 
 
 def test_checks_see_what_is_wrong() -> None:

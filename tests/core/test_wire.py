@@ -71,9 +71,9 @@ anything = st.recursive(
 @given(st.sampled_from(sorted(wire.SCHEMA)), st.lists(anything, max_size=8))
 def test_no_message_whatever_breaks_the_check(op: int, fields: list[Any]) -> None:
     message = (op, *fields)
-    schema = wire.SCHEMA[op]
-    fits = len(fields) == len(schema.checks) and all(map(isinstance, fields, schema.checks))
-    assert wire.well_formed(message) == (fits and all(inside(message) for inside in schema.contents))
+    known = wire.SCHEMA[op]
+    fits = len(fields) == len(known.checks) and all(map(isinstance, fields, known.checks))
+    assert wire.well_formed(message) == (fits and all(check(message) for check in known.contents))
 
 
 @given(st.lists(st.tuples(st.integers(), st.binary(max_size=9), anything), max_size=5))

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from zray.base.config import Config
 from zray.base.wire import ExitWorker
 from zray.core.effects import KILL_WORKER, START_WORKER
+from zray.core.worker_starts import START_TIMER
 from zray.core.workers import WorkerPool, WorkerState
 from zray.exceptions import InvariantError
 
-from .reading import drain, process, sent, verbs
+from .reading import drain, process, sent, timers, verbs
 
 J, K = b"job1", b"job2"
 
@@ -128,7 +129,7 @@ def test_at_the_limit_an_idle_worker_of_another_job_is_asked_to_make_room() -> N
     assert bench.asked() == [worker]
     assert bench.does("lease", 3, J) is None, "nothing is lent to a worker that leaves"
     assert bench.asked() == [], "one that leaves is enough for the moment"
-    bench.does("on_exited", worker)
+    bench.does("on_exited", 0.0, worker)
     assert len(bench.started()) == 1
 
 
@@ -142,7 +143,7 @@ def test_a_worker_that_is_returned_to_another_job_makes_room_for_the_lease_that_
     assert bench.does("lease", 2, K) is None
     assert bench.does("on_returned", 1.0, worker) is None
     assert bench.asked() == [worker]
-    bench.does("on_exited", worker)
+    bench.does("on_exited", 0.0, worker)
     [fresh] = bench.started()
     assert bench.ready(fresh)[0] == 2
 
@@ -158,7 +159,7 @@ def test_filling_the_pool_stays_within_the_limit() -> None:
     bench.does("kill_job", J)
     bench.does("prestart")
     assert bench.started() == []
-    bench.does("on_exited", first)
+    bench.does("on_exited", 0.0, first)
     bench.does("prestart")
     assert len(bench.started()) == 1
 
@@ -181,15 +182,15 @@ def test_the_end_of_a_job_ends_its_workers_and_its_waiting() -> None:
     bench.does("kill_job", J)
     assert bench.killed() == [worker] and bench.pool.waiting == {}
     assert bench.does("on_returned", 1.0, worker) is None, "it is ending"
-    assert bench.does("on_exited", worker).id == worker
-    assert bench.does("on_exited", worker) is None
+    assert bench.does("on_exited", 0.0, worker).id == worker
+    assert bench.does("on_exited", 0.0, worker) is None
 
 
 def test_a_worker_that_dies_while_starting_is_replaced_for_the_lease_that_waits() -> None:
     bench = Bench()
     bench.does("lease", 1, J)
     [worker] = bench.started()
-    bench.does("on_exited", worker)
+    bench.does("on_exited", 0.0, worker)
     [second] = bench.started()
     assert bench.ready(second)[0] == 1
 
@@ -294,7 +295,7 @@ def test_no_task_gets_the_worker_of_an_actor_not_even_when_the_actor_is_gone() -
     assert bench.does("lease", 3, J) is None
     assert bench.asked() == [], "it is not in anybody's way"
     assert bench.does("reap", 3.5) is True and bench.asked() == [worker]
-    assert bench.does("on_exited", worker).id == worker
+    assert bench.does("on_exited", 0.0, worker).id == worker
 
 
 def test_actors_and_tasks_do_not_take_each_others_places() -> None:
@@ -317,7 +318,7 @@ def test_only_so_many_workers_start_for_actors_at_the_same_time() -> None:
     [third] = bench.started()
     bench.does("cancel", 1)
     assert bench.killed() == [first]
-    bench.does("on_exited", first)
+    bench.does("on_exited", 0.0, first)
     [fourth] = bench.started()
     assert (bench.ready(fourth)[0], bench.ready(third)[0]) == (4, 3)
     assert bench.ready(first) is None and not bench.pool.actors_waiting
@@ -327,7 +328,7 @@ def test_a_worker_that_dies_before_it_is_an_actor_is_replaced() -> None:
     bench = Bench()
     bench.does("dedicate", 7, J)
     [worker] = bench.started()
-    bench.does("on_exited", worker)
+    bench.does("on_exited", 0.0, worker)
     [second] = bench.started()
     lease_id, served = bench.ready(second)
     assert (lease_id, served.dedicated, served.job_id) == (7, True, J)
@@ -453,8 +454,8 @@ def test_random_walk_every_lease_gets_a_worker_in_the_end(prestart: int, room: i
             serve(pool.on_stays(now, worker.id))
         elif what == "exit":
             held.pop(worker.id, None)
-            pool.on_exited(worker.id)
-            pool.prestart()
+            pool.on_exited(0.0, worker.id)
+            pool.on_rested()
         pool.check()
 
     for number, (what, index, job) in enumerate(walk):
@@ -467,10 +468,69 @@ def test_random_walk_every_lease_gets_a_worker_in_the_end(prestart: int, room: i
             if worker.state is WorkerState.STARTING:
                 serve(pool.on_ready(now, worker.id, "", 1))
             elif worker.state in (WorkerState.ENDING, WorkerState.LEAVING):
-                pool.on_exited(worker.id)
-                pool.prestart()
+                pool.on_exited(0.0, worker.id)
+                pool.on_rested()
             elif worker.id in held:
                 del held[worker.id]
                 serve(pool.on_returned(now, worker.id))
             pool.check()
     assert not pool.statistics()["leases_waiting"]
+
+
+# -- workers that can not be started -----------------------------------------------------------------------------------
+
+
+def rests(bench: Bench) -> list[float]:
+    """When the rests that have begun will be over."""
+    return [at for at, key in timers(drain(bench.out)) if key == (START_TIMER,)]
+
+
+def test_after_a_worker_that_was_never_ready_one_alone_is_tried_after_longer_and_longer_rests() -> None:
+    bench = Bench(worker_start_rest_ms=1000.0, worker_start_rest_max_s=5.0)
+    for lease_id in range(3):
+        bench.does("lease", lease_id, J)
+    now = 10.0
+    first, second, third = bench.started()
+    for worker_id in (first, second, third):
+        bench.does("on_exited", now, worker_id, "no room")
+    assert rests(bench) == [11.0], "the first may be bad luck; failures during a rest are not counted"
+    assert bench.pool.starts.failures == 2
+    for rest_s in (2.0, 4.0, 5.0, 5.0):
+        bench.does("on_rested")
+        (worker_id,) = bench.started()
+        bench.does("on_exited", now, worker_id, "no room")
+        effects = drain(bench.out)
+        assert [at for at, _ in timers(effects)] == [now + rest_s] and not verbs(effects, START_WORKER)
+    assert not bench.pool.starts.hopeless()
+
+
+def test_a_worker_that_is_ready_ends_the_caution() -> None:
+    bench = Bench(prestart=2)
+    for lease_id in range(3):
+        bench.does("lease", lease_id, J)
+    for worker_id in bench.started():
+        bench.does("on_exited", 0.0, worker_id, "no room")
+    assert bench.started() == []
+    bench.does("on_rested")
+    (worker_id,) = bench.started()
+    assert bench.ready(worker_id)[0] == 0
+    assert bench.pool.starts.failures == 0 and len(bench.started()) == 2
+
+
+def test_what_was_ended_on_purpose_has_not_failed() -> None:
+    bench = Bench()
+    bench.does("dedicate", 1, J)
+    (worker_id,) = bench.started()
+    bench.does("cancel", 1)
+    assert bench.killed() == [worker_id]
+    bench.does("on_exited", 0.0, worker_id, "killed")
+    assert bench.pool.starts.failures == 0 and rests(bench) == []
+
+
+def test_a_worker_that_is_never_ready_is_ended_and_has_failed() -> None:
+    bench = Bench(worker_start_failures_max=1, worker_start_timeout_s=30.0)
+    bench.does("lease", 1, J)
+    (worker_id,) = bench.started()
+    assert bench.does("on_late", worker_id) and bench.killed() == [worker_id]
+    bench.does("on_exited", 0.0, worker_id, "killed by signal 9")
+    assert bench.pool.starts.hopeless() and bench.pool.starts.reason == "it was not ready within 30 s"

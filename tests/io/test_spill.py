@@ -47,11 +47,16 @@ class Disk:
         assert batch == self._batch
         return ("done", *rest) if len(rest) == 2 else ("failed", *rest)
 
-    def restore(self, path: str, position: int, size: int, checksum: int, offset: int) -> str:
+    def restore(self, path: str, position: int, size: int, checksum: int, target: int | str) -> str:
         """The reason why it failed, or ""."""
-        self.storage.restore(b"o" * 20, (path, position, size, checksum), offset, lambda o: None, lambda o, why: None)
-        _, _, *reason = self.calls.get(timeout=PATIENCE_S)
-        return reason[0] if reason else ""
+
+        def refused(object_id: bytes, reason: str) -> None:
+            raise NotImplementedError
+
+        place = (path, position, size, checksum)
+        self.storage.restore(b"o" * 20, place, target, lambda o: None, lambda o, why: None, refused)
+        event, _, *reason = self.calls.get(timeout=PATIENCE_S)
+        return ("no room: " if event is refused else "") + reason[0] if reason else ""
 
     def fill(self, offset: int, data: bytes) -> tuple[int, int]:
         view: Any = self.arena.buf
@@ -160,6 +165,16 @@ def test_a_full_disk_is_a_failure_that_leaves_nothing_behind(small_disk: str) ->
 
 def test_a_path_of_nowhere_is_an_error(disk: Disk) -> None:
     assert "/nowhere/x" in disk.restore("/nowhere/x", 0, 1, 0, 0)
+
+
+def test_an_object_can_be_read_into_a_file_of_this_machine(disk: Disk, tmp_path: Path) -> None:
+    _, path, [(position, checksum)] = disk.spill(disk.fill(0, b"abc" * 1000))
+    near = str(tmp_path / "d1" / "x.object")
+    assert disk.restore(path, position, 3000, checksum, near) == ""
+    assert bytes(map_file(near, 0, 3000, checksum, lambda: None)) == b"abc" * 1000
+    assert "not the checksum" in disk.restore(path, position, 2999, checksum, near)
+    (tmp_path / "file").write_text("")
+    assert disk.restore(path, position, 3000, checksum, str(tmp_path / "file" / "y")).startswith("no room: ")
 
 
 # -- fsspec ---------------------------------------------------------------------------------------------------------

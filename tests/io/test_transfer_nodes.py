@@ -67,8 +67,13 @@ class FullNode:
             e.SPILL: lambda *fields: self.spills.spill(
                 *fields, store.on_spilled, lambda b, why: store.on_spill_failed(now(), b, why)
             ),
-            e.RESTORE: lambda o, path, position, size, checksum, offset: self.spills.restore(
-                o, (path, position, size, checksum), offset, store.on_restored, store.on_restore_failed
+            e.RESTORE: lambda o, path, position, size, checksum, target: self.spills.restore(
+                o,
+                (path, position, size, checksum),
+                target,
+                store.on_restored,
+                store.on_restore_failed,
+                lambda o, why: store.on_restore_refused(now(), o, why),
             ),
             e.DELETE_FILE: self.spills.delete,
             e.COLLECT: lambda: None,

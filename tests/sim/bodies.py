@@ -308,6 +308,9 @@ class OwnerBody(Body):
     def on_refuse(self, now: float, peer: bytes, reason: str) -> None:
         raise SimulationError(f"{self.name} was refused: {reason}")
 
+    def on_job_ended(self, now: float, peer: bytes, reason: str) -> None:
+        self.world.note(self, f"its job has ended: {reason}")  # and so will its process, with that of its node
+
     def on_notice(self, now: float, peer: bytes, text: str) -> None:
         self.world.note(self, f"shows: {text}")
 
@@ -524,17 +527,17 @@ class OwnerBody(Body):
     def adopt_file(self, object_id: bytes, size: int, path: str, position: int, checksum: int) -> Steps:
         """Bring what a lost node has spilled into the store of this one."""
         yield ("work", self.world.some(0.005))
-        problem = f"{path} can not be read from here"
+        problem, full = f"{path} can not be read from here", False
         if path in self.cluster.bucket:
             problem = ""
             data = self.cluster.bucket[path][position]
             assert (len(data), crc32(data)) == (size, checksum)
             ok, place = yield ("ask", self.agent, wire.CreateObject, (object_id, size))
             if not ok:
-                problem = place[1]
+                problem, full = place[1], True
             elif place != "exists":
                 self._write(object_id, place, data, self.id)
-        self.owner.on_file_adopted(self.world.now, object_id, problem)
+        self.owner.on_file_adopted(self.world.now, object_id, problem, full)
 
     def _bytes(self, place: tuple[Any, ...], object_id: bytes) -> bytes:
         if isinstance(place[0], str):

@@ -98,7 +98,7 @@ class Judge:
         self._last: dict[tuple[bytes, bytes], int] = {}  # (process, caller) -> the number of the last call
         self._failed: dict[str, None] = {}  # actors of which a call failed, for a reason
         self.answered: dict[bytes, None] = {}  # tasks and calls whose callers have their results
-        self.small_store = False
+        self.refusals: dict[str, None] = {}  # what stores have said to those who got no room, for a reason
         self.cancelled: dict[bytes, None] = {}  # tasks that a user cancelled, or tried to
         self.parents: dict[bytes, bytes] = {}  # tasks -> those that submitted them
         self.control_ends = False
@@ -140,6 +140,16 @@ class Judge:
             raise SimulationError(
                 f"{self._world.name(process)} got {name} for {object_id.hex()} and nobody's death explains it: {error}"
             )
+
+    def refused(self, node: str, text: str, wrong: str) -> None:
+        """A store had no room for somebody. ``wrong``: how it could have had some."""
+        if wrong:
+            raise SimulationError(f"{node} refuses somebody and {wrong}: {text}")
+        self.refusals[text] = None
+
+    def no_room(self, text: str) -> bool:
+        """Whether a text tells of a refusal of a store, or of a disk that fails."""
+        return any(refusal in text for refusal in self.refusals)
 
     def was_cancelled(self, task_id: bytes) -> bool:
         """Whether somebody has cancelled a task, or one that it descends from."""
@@ -270,11 +280,11 @@ class Judge:
         if isinstance(error, TaskFailure):
             return error.args[0] in self.raising
         if isinstance(error, ObjectStoreFullError):
-            return self.small_store
+            return self.no_room(str(error))
         if isinstance(error, ObjectLostError):
             if self.links_break and "can not be brought" in str(error):
                 return True
-            if self.small_store and "does not fit into the object store" in str(error):
+            if self.no_room(str(error)):
                 return True
             return any(process in dead for process in self.hands.get(bytes.fromhex(error.object_id), {}))
         if isinstance(error, (ActorDiedError, ActorUnavailableError, ActorUnschedulableError)):
@@ -298,7 +308,10 @@ class Judge:
         """Whether what was asked for is gone, or was for a while."""
         if strategy[0] == "bundle":
             group = self.groups.get(strategy[1])
-            return group is None or group.removed or group.job_id in self.finished_jobs or self.nodes_lost
+            over = group is None or group.removed or group.job_id in self.finished_jobs
+            return over or self.nodes_lost or self.late_news
+        if strategy[0] == "labels":
+            return self.late_news
         if strategy[0] == "affinity" and not strategy[2]:
             return self.late_news or agent_id(strategy[1]) in self._world.dead
         return any(name.startswith("here") for name in demand) and (self.late_news or self.nodes_lost)

@@ -50,7 +50,6 @@ class Cluster:
         self.copies = world.machines > 1 and rng.random() < 0.4  # what is made on one machine is read on others
         self.violent = rng.random() < 0.4  # users kill actors, and actors exit
         self.cpus_to_hold = self.machines[0].cpus - 1.0  # for actors and groups; tasks would wait for ever without the rest
-        self.judge.small_store = any(machine.small for machine in self.machines)
         home = process_id(b"n000" + b"-" * 12, bytes(4))
         self.judge.links_break = self.links_break > 0
         self.control_alone = rng.random() < 0.5  # a process of its own, which may end and be started again

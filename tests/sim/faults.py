@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ class Faults:
         if driver:
             world.after(world.rng.uniform(0.002, 0.08), self._kill_driver)
         self.plan(nodes)
+        self._apart = apart = Random(world.seed + 1)  # drawn apart, so that worlds without this fault stay as they were
+        if world.machines > 1 and apart.random() < 0.4:
+            for _ in range(apart.choice([1, 5, 20])):
+                world.after(apart.uniform(0.002, 2 * SPAN_S), self._break)
         if cluster.control_alone:
             for _ in range(world.rng.choice([0, 1, 3, 10])):
                 world.after(world.rng.uniform(0.002, SPAN_S), self._kill_control)
@@ -126,6 +131,26 @@ class Faults:
 
     # -- the ways between machines --------------------------------------------------------------------------------
 
+    def _break(self) -> None:
+        """Connections break, and are made again after a while; what else goes between those machines goes on."""
+        world, config, rng = self._world, self._world.config, self._apart
+        connections = world.network.between_machines()
+        if not self._on or not connections:
+            return
+        span_s = rng.choice([0.005, 0.05, 0.05, config.node_suspect_s, config.node_death_s + 0.3])
+        if span_s > 0.1:
+            self._blame_links()
+        for connection in rng.sample(connections, min(len(connections), rng.choice([1, 1, 3, 10]))):
+            world.network.break_off(connection, world.now + span_s)
+            ends = (world.name(connection.dialler.id), world.name(connection.listener))
+            world.note(self._cluster.control, f"the connection of {ends[0]} to {ends[1]} BREAKS for {span_s:g} s")
+
+    def _blame_links(self) -> None:
+        """From now on it can be the fault of the ways between machines that something does not come, or comes late."""
+        self._world.faults += 1
+        self._cluster.judge.links_break = True
+        self._cluster.judge.late_news = True
+
     def _cut(self) -> None:
         """Two machines do not hear each other: for a moment, or for so long that one gives the other up."""
         world, config, machines = self._world, self._world.config, self._cluster.machines
@@ -134,8 +159,6 @@ class Faults:
         one, other = world.rng.sample(machines, 2)
         span_s = world.rng.choice([0.01, 0.05, config.node_suspect_s, config.node_death_s + 0.3, config.control_death_s + 0.5])
         if span_s > 0.1:
-            world.faults += 1
-            self._cluster.judge.links_break = True
-            self._cluster.judge.late_news = True
+            self._blame_links()
         world.network.cut(one.name, other.name, world.now + span_s)
         world.note(self._cluster.control, f"{one.name} and {other.name} are CUT OFF from each other for {span_s:g} s")

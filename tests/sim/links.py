@@ -5,7 +5,8 @@ in order; those of different connections overtake each other. What is said over 
 lost; on the way between machines the listener asks who that is, and the dialler introduces itself anew. What is sent goes
 through the real codec, so that no two processes ever share an object. A process that dies takes with it the tail of what it had
 sent and was not delivered yet, as a crash takes what lies in its buffers. A machine that is cut off from another loses nothing:
-it all comes later.
+it all comes later. So it is with a connection between machines that breaks: what was on its way in it is said again on the next
+one, in order, while other connections between the same machines go on.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Connection:
         "accepted",
         "asked",
         "away",
+        "broken_until",
         "closed",
         "dialler",
         "heard",
@@ -51,8 +53,9 @@ class Connection:
         self.accepted = False  # the listener knows whose it is
         self.asked = False  # ... or has asked
         self.closed = False  # by the dialler
+        self.broken_until = 0.0
         self.last = [0.0, 0.0]
-        self.pending: tuple[list[int], list[int]] = ([], [])  # serial numbers of messages on the way
+        self.pending: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})  # messages on the way, by serial number
         self.lost = [0, 0]  # messages with this serial number or a later one are lost
         self.away = 0  # the listener has ended, and will be back: how often that has happened
         self.held: list[bytes] = []  # what the dialler says meanwhile, and said before and does not know to be heard
@@ -115,6 +118,24 @@ class Network:
         """Nothing gets from one machine to the other, either way, until then."""
         self._cuts[min(one, other), max(one, other)] = until
 
+    def between_machines(self) -> list[Connection]:
+        """The connections over which something could be said from one machine to another."""
+        known = {id(c): c for connections in self._by_process.values() for c in connections}
+        return [c for c in known.values() if c.remote and not c.closed and not c.away and c.dialler.alive and not any(c.lost)]
+
+    def break_off(self, connection: Connection, until: float) -> None:
+        """A connection is gone, with what was on its way in it; until then there is no other."""
+        world = self._world
+        connection.broken_until = until = max(connection.broken_until, until)
+        for side, pending in enumerate(connection.pending):
+            connection.last[side] = max(connection.last[side], until)
+            for serial, frame in list(pending.items()):
+                del pending[serial]
+                again = world.at(until, self._deliver, connection, side, frame, world.serial + 1)
+                pending[again] = frame
+                if connection.unheard.pop(serial, None) is not None:
+                    connection.unheard[again] = frame
+
     def heal(self) -> None:
         self._cuts.clear()
 
@@ -152,7 +173,8 @@ class Network:
                 connection.heard.clear()
                 connection.unheard.clear()
                 connection.pending[0].clear()
-                del connection.pending[1][rng.randrange(len(connection.pending[1]) + 1) :]
+                for serial in list(connection.pending[1])[rng.randrange(len(connection.pending[1]) + 1) :]:
+                    del connection.pending[1][serial]
 
     def come_back(self, listener: bytes) -> None:
         """It is there again, another process: who had dialled it finds that out one after the other."""
@@ -183,7 +205,7 @@ class Network:
     def _lose(self, connection: Connection, side: int) -> None:
         pending = connection.pending[side]
         if pending and not connection.lost[side]:
-            connection.lost[side] = self._world.rng.choice([*pending, pending[-1] + 1])
+            connection.lost[side] = self._world.rng.choice([*pending, list(pending)[-1] + 1])
 
     def _put(self, connection: Connection, side: int, packed: Any) -> None:
         world = self._world
@@ -196,11 +218,11 @@ class Network:
         if connection.remote:
             listener = world.processes.get(connection.listener)
             if listener is not None:
-                start = self.open_at(connection.dialler.machine, listener.machine)
+                start = max(self.open_at(connection.dialler.machine, listener.machine), connection.broken_until)
         when = max(connection.last[side], start + world.some(world.delay_s * connection.slow))
         connection.last[side] = when
         serial = world.at(when, self._deliver, connection, side, frame, world.serial + 1)
-        connection.pending[side].append(serial)
+        connection.pending[side][serial] = frame
         if side == 0 and connection.listener in self.returning:
             connection.unheard[serial] = frame
 
@@ -210,9 +232,8 @@ class Network:
         if receiver is not None and receiver.frozen and receiver.alive:
             receiver.backlog.append((self._deliver, (connection, side, frame, serial)))
             return
-        if serial not in connection.pending[side]:
-            return  # it was on its way to a process that ended
-        connection.pending[side].remove(serial)
+        if connection.pending[side].pop(serial, None) is None:
+            return  # it was on its way to a process that ended, or is said again on another connection
         if side == 0 and connection.unheard.pop(serial, None) is not None:
             connection.heard = [*connection.heard[-2:], frame]
         lost = connection.lost[side]

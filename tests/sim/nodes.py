@@ -35,11 +35,6 @@ class Machine:
         self.prestart = min(rng.choice([0, self.cpus]), cluster.world.config.workers_max)
         self.node: SimNode | None = None
 
-    @property
-    def small(self) -> bool:
-        """Whether its store can be full with nowhere to go."""
-        return self.store_bytes < 1 << 20 and (not self.directories or self.disk_fails > 0)
-
 
 class SimNode:
     """One incarnation of a node: an agent, its shared memory and disk, and the workers that come and go."""
@@ -65,6 +60,8 @@ class SimNode:
         self.workers: dict[bytes, WorkerBody] = {}
         self._starting: dict[bytes, None] = {}
         self._watched: dict[bytes, None] = {}
+        remote = machine is not cluster.machines[0] or cluster.control_alone
+        self.joined = not remote
         brain = NodeAgent(
             self.id,
             machine.resources,
@@ -74,7 +71,7 @@ class SimNode:
             world.config,
             machine.directories,
             rng=random.Random(world.rng.getrandbits(40)),
-            remote=machine is not cluster.machines[0] or cluster.control_alone,
+            remote=remote,
             labels=machine.labels,
         )
         self.agent = AgentBody(cluster, self, brain)

@@ -41,7 +41,8 @@ class DriverBody(OwnerBody):
         self.world.after(0.0, Thread(self, self._script(program), self._ended).step)
 
     def _script(self, program: Callable[[DriverBody], Steps]) -> Steps:
-        yield ("ask", self.agent, wire.NodeStatistics, ())  # its agent knows it before it does anything
+        while not self.node.joined:  # only then it says how programs find it
+            yield ("sleep", self.world.some(0.05))
         fields = (self.id, self.address[1], 1, "script.py", "", {})
         ok, answer = yield ("ask", CONTROL, wire.RegisterJob, fields)
         assert ok

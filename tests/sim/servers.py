@@ -15,6 +15,7 @@ from zray.core.gcs import Gcs
 from zray.core.nodes import HEALTH_TIMER
 from zray.io.db import STATEMENTS, storable
 
+from . import room
 from .bodies import CONTROL, Body
 from .transfer import ByteService
 
@@ -110,6 +111,18 @@ class AgentBody(Body):
         machine = self.brain.transfer if key[0].startswith("transfer.") else self.brain
         machine.on_timer(self.world.now, key)
 
+    def after_event(self) -> None:
+        super().after_event()
+        self._watch_refusals(self.brain.out)
+
+    def _watch_refusals(self, effects: list[tuple[Any, ...]]) -> None:
+        """Whoever is refused for want of room must be so for a reason."""
+        judge = self.cluster.judge
+        for text in room.refusals(effects):
+            if not judge.no_room(text):  # it may be what another node has said
+                writes = "could not be written here" in text and self.node.disk.fails > 0
+                judge.refused(self.name, text, "" if writes else room.wrongly_refused(self.brain.store, text))
+
     def on_timer(self, key: tuple[Any, ...]) -> None:
         if key == (SIGN_TIMER,) and self.alive:
             self.fire(key)
@@ -119,6 +132,7 @@ class AgentBody(Body):
 
     def execute(self, effect: tuple[Any, ...]) -> None:
         verb, world, node = effect[0], self.world, self.node
+        self._watch_refusals([effect])
         if verb == e.SPILL:
             _, batch_id, directory, rows = effect
             event = node.disk.spill(self.brain.store, batch_id, directory, rows)
@@ -137,8 +151,11 @@ class AgentBody(Body):
             world.after(world.some(0.002), node.end_told_worker, effect[1])
         elif verb == e.WATCH:
             node.watch(effect[1])
+        elif verb == e.LOOK:
+            self.brain.on_drivers_seen(world.now, [])  # here whole machines stop, not drivers
         elif verb == e.JOINED:
             world.note(self, "has joined")
+            node.joined = True
         elif verb == e.STOP:
             world.note(self, f"STOPS: {effect[1]}")
             node.stop(rejoin=self.brain.rejoin)

@@ -87,10 +87,17 @@ class Disk:
         return happen
 
     def restore(
-        self, store: Any, object_id: bytes, path: str, position: int, size: int, checksum: int, offset: int
+        self, store: Any, object_id: bytes, path: str, position: int, size: int, checksum: int, target: int | str
     ) -> Callable[[], Any]:
+        if isinstance(target, str) and self._world.rng.random() < self.fails:
+            return lambda: (store.on_restore_refused, self._world.now, object_id, "no space left on device")
+
         def happen() -> Any:
-            self._memory.write(offset, object_id, self.read(path, position, checksum))
+            data = self.read(path, position, checksum)
+            if isinstance(target, int):
+                self._memory.write(target, object_id, data)
+            else:
+                self.write(target, data)
             return store.on_restored, object_id
 
         return happen

@@ -33,7 +33,8 @@ def test_actors_are_created_called_found_killed_and_restarted() -> None:
 def test_nodes_die_stop_are_cut_off_and_come_back_and_objects_and_leases_go_between_them() -> None:
     """The faults are drawn too."""
     lines = [line for seed in CLUSTERS for line in simulate(seed, trace=True, machines=3).lines]
-    happens = ["DIES", "FREEZES", "FREEZES, alone", "THAWS", "is GIVEN UP", "STOPS: the cluster had not heard", "CUT OFF"]
+    happens = ["DIES", "FREEZES", "FREEZES, alone", "THAWS", "is GIVEN UP", "STOPS: the cluster had not heard"]
+    happens += ["CUT OFF", "BREAKS"]
     says = ["LeaseRedirected", "RequestCopy", "CopyOffered", "on_fetched", "FreePrimaries", "ProcessGone", "FindCopies"]
     groups = ["CommitBundles", "ReturnBundles", "ClusterLoads"]
     for what in (*happens, *says, *groups):

@@ -306,8 +306,8 @@ def drive(
     elif what == "put":
         try:
             ref = yield from body.put(tag, value_of(tag, pick(rng, held, 2), pick(rng, handles, 1), rng))
-        except ObjectStoreFullError:
-            assert body.judge.small_store
+        except ObjectStoreFullError as error:
+            assert body.judge.no_room(str(error))
         else:
             held.append(ref)
     elif what == "get":

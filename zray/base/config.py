@@ -65,6 +65,9 @@ class Config:
     exhausted_grace_ms: float = 100.0  # all workers wait for others for so long: then tasks are refused
     worker_idle_s: float = 2.0  # idle workers above the prestarted number are ended
     worker_start_timeout_s: float = 30.0  # a worker that has not said hello by then is ended
+    worker_start_failures_max: int = 8  # in a row; then what waits for a worker fails
+    worker_start_rest_ms: float = 100.0  # after the second failure in a row, then twice as long each time
+    worker_start_rest_max_s: float = 10.0  # ... but never longer
     worker_exit_grace_s: float = 0.5  # between the polite word and the signal
     # actors
     actors_max: int = 4096  # actor processes on one node
@@ -102,6 +105,7 @@ class Config:
     node_death_s: float = 10.0  # ... and for so long, it is dead: a network may be cut for a while
     node_lost_s: float = 1.5  # a node whose connection ended, as that of a process that was killed, has so long to come back
     node_return_s: float = 5.0  # a node that does not come to a control that was started again for so long is dead
+    driver_death_s: float = 300.0  # a driver of a running cluster that is stopped (SIGSTOP, Ctrl-Z) for so long has ended
     control_death_s: float = 30.0  # a node that has not heard of the control for so long ends
     lease_hops_max: int = 3  # how often a request for a lease is sent on to another node
     function_fetch_timeout_s: float = 60.0  # how long a worker waits for a function that was not exported

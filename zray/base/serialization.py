@@ -220,7 +220,24 @@ def _rebuild(deserializer: Callable[[Any], Any], data: Any) -> Any:
 def register_serializer(
     cls: type, *, serializer: Callable[[Any], Any], deserializer: Callable[[Any], Any]
 ) -> None:
-    """Use ``serializer`` and ``deserializer`` for instances of exactly ``cls``, in this process."""
+    """Use ``serializer`` and ``deserializer`` for instances of exactly ``cls``, in this process.
+
+    Args:
+        cls: the class.
+        serializer: makes of an instance something that pickles.
+        deserializer: makes an instance of that.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+
+    Example:
+        >>> register_serializer(Connection, serializer=lambda c: c.address, deserializer=Connection)  # doctest: +SKIP
+    """
+    if not isinstance(cls, type):
+        raise TypeError(f"register_serializer() takes a class, not {cls!r}")
+    for name, function in (("serializer", serializer), ("deserializer", deserializer)):
+        if not callable(function):
+            raise TypeError(f"the {name} of {cls.__name__} must be a function, not {function!r}")
 
     def reduce(value: Any) -> tuple[Any, ...]:
         return _rebuild, (deserializer, serializer(value))

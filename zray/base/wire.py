@@ -377,7 +377,7 @@ class LeaseGranted(NamedTuple):
 
 @message(51, "agent", "owner")
 class LeaseRejected(NamedTuple):
-    """``infeasible``: no node can ever fit it. ``exhausted``: no further worker can be started."""
+    """``infeasible``: no node can ever fit it. ``exhausted``: no further worker may be started. ``unstartable``: none can."""
 
     request_id: int
     kind: str

@@ -53,10 +53,11 @@ class UnsubscribeActor(NamedTuple):
 
 @message(27, "owner", "control")
 class KillActor(NamedTuple):
-    """End the actor's process, whatever it does."""
+    """End the actor's process, whatever it does. One that is named is ended once, even if a second control hears this too."""
 
     actor_id: bytes
     no_restart: bool
+    incarnation: int = 0  # that the sender knows; 0: whichever there is
 
 
 @message(28, "owner", "control")

@@ -62,7 +62,22 @@ class NodeRefused(NamedTuple):
     rejoin: bool
 
 
+@message(108, "control", "agent")
+class DriverStarted(NamedTuple):
+    """A driver on the receiver's machine has registered: its end must be noticed, even if it comes before its first word."""
+
+    driver: bytes
+    pid: int
+
+
 # -------------------------------------------------------------------------------------------------------- to an owner
+
+
+@message(109, "agent", "owner")
+class JobEnded(NamedTuple):
+    """The receiver is a driver that was given up: nothing of its job is left."""
+
+    reason: str
 
 
 @message(104, "agent", "owner")

@@ -51,10 +51,11 @@ class CopyWaits(NamedTuple):
 
 @message(115, "agent", "agent")
 class CopyRefused(NamedTuple):
-    """The object is not here."""
+    """The object can not be had here. ``kind``: ``lost``, or ``full`` or ``disk``, where there was no room to read it into."""
 
     object_id: bytes
     reason: str
+    kind: str = "lost"
 
 
 @message(116, "agent", "agent")

@@ -28,7 +28,7 @@ from zray.base.wire_actors import CALL, KillActor, RegisterActor, SubscribeActor
 from zray.core.actor import ActorState
 from zray.core.effects import DIAL, SEND, TIMER, Effect
 from zray.core.entries import task_cancelled
-from zray.core.tasks import Task, TaskManager, payload_bytes
+from zray.core.tasks import WORKER_DIED, Task, TaskManager, payload_bytes
 from zray.exceptions import ActorUnavailableError, InvariantError
 
 CONTINUE_TIMER = "calls.continue"
@@ -214,10 +214,12 @@ class ActorTaskSubmitter:
 
     def kill(self, actor_id: bytes, no_restart: bool, handle_id: bytes) -> None:
         """Have an actor ended. Whether later calls of this process would still run is a matter of chance, so they do not."""
+        queue = self.queues.get(actor_id)
+        incarnation = 0 if queue is None else queue.incarnation
         if no_restart:
-            queue = self.queues.get(actor_id) or self.open(actor_id, handle_id, subscribed=False)
+            queue = queue or self.open(actor_id, handle_id, subscribed=False)
             queue.killed = True
-        self._out.append((SEND, CONTROL, KillActor(actor_id, no_restart)))
+        self._out.append((SEND, CONTROL, KillActor(actor_id, no_restart, incarnation)))
 
     def own(self, borrowed: Container[bytes]) -> dict[bytes, bytes]:
         """The living actors that this process has made and has handles of, and their processes, as far as they are known."""
@@ -300,7 +302,7 @@ class ActorTaskSubmitter:
         for task in lost.values():
             task.tried_on(worker)
             wanted = task.id in self._tasks.pending  # else it ran once more after an answer that came late
-            if wanted and not queue.error and self._tasks.may_retry(task):
+            if wanted and not queue.error and self._tasks.may_retry(task, WORKER_DIED):
                 again.append(task)
             else:
                 gone: Entry = task_cancelled(task) if task.cancelled else (ERROR, error or _missed(queue.actor_id))

@@ -185,7 +185,7 @@ class ActorManager:
             actor.subscribers.pop(peer, None)
             self._subscriptions.get(peer, {}).pop(actor_id, None)
 
-    def on_kill_actor(self, now: float, peer: bytes, actor_id: bytes, no_restart: bool) -> None:
+    def on_kill_actor(self, now: float, peer: bytes, actor_id: bytes, no_restart: bool, incarnation: int = 0) -> None:
         actor = self.actors.get(actor_id)
         if actor is None:
             if no_restart:  # a handle may travel faster than the registration
@@ -194,7 +194,7 @@ class ActorManager:
             return
         elif no_restart:
             self._end(now, actor, "zray.kill() was called on it", force=True)
-        elif actor.agent:
+        elif actor.agent and incarnation in (0, actor.incarnation):
             self._tell(actor.agent, EndActor(actor_id, actor.incarnation, True))
 
     def on_get_actor(self, now: float, peer: bytes, request_id: int, name: str, namespace: str) -> None:

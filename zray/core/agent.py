@@ -29,20 +29,22 @@ from zray.base.wire import (
     ProcessDied,
     Reply,
 )
-from zray.base.wire_nodes import LeaseRedirected
+from zray.base.wire_nodes import JobEnded, LeaseRedirected
 from zray.core.bundles import Bundle, NodeBundles
 from zray.core.chance import First
 from zray.core.control_desk import ControlDesk
 from zray.core.death_watch import DeathWatch
-from zray.core.effects import DIAL, HANG_UP, JOINED, KILL_WORKER, MEASURE, SEND, STOP, TIMER, WARN, WATCH, Effect
+from zray.core.effects import DIAL, HANG_UP, JOINED, KILL_WORKER, LOOK, MEASURE, SEND, STOP, TIMER, WARN, WATCH, Effect
 from zray.core.memory import Candidate, verdicts
 from zray.core.neighbours import Neighbours
 from zray.core.output import OutputDesk
 from zray.core.policy import DEFAULT, Rng, Verdict, Waiting, read_locality, readable
 from zray.core.scheduler import GrantedLease, LeaseScheduler, Request
 from zray.core.spilling import SPILL_TIMER
+from zray.core.stopped import StoppedDrivers
 from zray.core.store import CREATE_TIMER, ObjectStore
 from zray.core.transfer import ObjectTransfer
+from zray.core.worker_starts import START_TIMER
 from zray.core.workers import Worker, WorkerPool, WorkerState
 
 HEARTBEAT_TIMER = "agent.heartbeat"
@@ -50,7 +52,7 @@ MEMORY_TIMER = "agent.memory"
 REAP_TIMER = "agent.reap"
 SIGN_TIMER = "agent.sign"
 HANG_UP_TIMER = "agent.hang_up"
-_GOODBYE_S = 1.0  # a driver whose job is finished hears that it is
+_GOODBYE_S = 1.0  # a driver whose job is over hears that it is
 RELIEF_TIMER = "agent.relief"
 _RESTING = (WorkerState.IDLE, WorkerState.LEAVING)
 
@@ -83,6 +85,7 @@ class NodeAgent(ControlDesk):
         "_reap_set",
         "_relief_at",
         "_remote",
+        "_stopped",
         "bundles",
         "clients",
         "deaths",
@@ -134,6 +137,7 @@ class NodeAgent(ControlDesk):
         self.clients: dict[bytes, str] = {}  # processes of this node: id -> role
         self.neighbours = Neighbours(node_id, self._me, rng or First(), config.lease_hops_max)
         self.deaths = DeathWatch(self._me, self.out, self.clients.__contains__, self.neighbours.by_agent.__contains__)
+        self._stopped = StoppedDrivers(config.health_check_ms / 1000, config.driver_death_s)
         self.neighbours.describe(total, labels or {})
         self.scheduler = LeaseScheduler(total, int.from_bytes(node_id[:4], "big") << 28)
         self.bundles = NodeBundles(
@@ -167,6 +171,22 @@ class NodeAgent(ControlDesk):
             self._forget(now, peer, "the driver ended")
             self._advance(now)
 
+    def on_driver_started(self, now: float, peer: bytes, driver: bytes, pid: int) -> None:
+        """A driver of this machine has registered with the control, and may end before it says a word here."""
+        if self.deaths.is_dead(driver):
+            self.out.append((SEND, self._control, ProcessDied(driver, self.deaths.dead[driver])))
+        else:
+            self.on_peer_joined(now, driver, "driver", pid)
+
+    def on_drivers_seen(self, now: float, stopped: list[bytes]) -> None:
+        """Which drivers are stopped."""
+        for driver in self._stopped.seen(peer for peer in stopped if self.clients.get(peer) == "driver"):
+            reason = f"the driver was stopped for {self._config.driver_death_s:g} s (ZRAY_DRIVER_DEATH_S)"
+            self.out.append((WARN, f"{reason}: its job is ended"))
+            self.out.append((SEND, driver, JobEnded(reason)))
+            self._forget(now, driver, reason, at=now + _GOODBYE_S)
+            self._advance(now)
+
     def on_watch_process(self, now: float, peer: bytes, process: bytes) -> None:
         if not self.deaths.is_dead(peer):
             self.deaths.watch(peer, process)
@@ -191,14 +211,12 @@ class NodeAgent(ControlDesk):
 
     def on_worker_late(self, now: float, worker_id: bytes) -> None:
         """A worker has had all the time it may take to start: one that hangs is ended, and another started for it."""
-        worker = self.pool.workers.get(worker_id)
-        if worker is not None and worker.state is WorkerState.STARTING:
+        if self.pool.on_late(worker_id):
             self.out.append((WARN, f"worker {worker_id.hex()} did not start in time and is ended"))
-            self.pool.kill(worker)
 
     def on_worker_exited(self, now: float, worker_id: bytes, reason: str) -> None:
         """The body saw a worker process end."""
-        worker = self.pool.on_exited(worker_id)
+        worker = self.pool.on_exited(now, worker_id, reason)
         if worker is None:
             return
         lease = self.scheduler.by_worker.get(worker_id)
@@ -212,6 +230,8 @@ class NodeAgent(ControlDesk):
                 self.out.append((SEND, lease.request.owner, lost))
         self._forget(now, worker_id, reason)
         self.pool.prestart()
+        if self.pool.starts.hopeless():
+            self._refuse_unstartable()
         self._advance(now)
 
     def on_worker_stays(self, now: float, peer: bytes, worker_id: bytes) -> None:
@@ -242,8 +262,7 @@ class NodeAgent(ControlDesk):
             for lease in leases
             if lease.worker is not None and lease.worker not in self._ended_for_memory
         ]
-        coming_free = sum(rss.get(worker_id, 0) for worker_id in self._ended_for_memory)
-        excess = used - int(limit * self._config.memory_fraction_max) - coming_free
+        excess = used - int(limit * self._config.memory_fraction_max) - sum(rss.get(w, 0) for w in self._ended_for_memory)
         pids = {worker.id: worker.pid for worker in self.pool.workers.values()} if excess > 0 else {}
         for worker_id, text in verdicts(excess, used, limit, candidates, pids):
             self._ended_for_memory[worker_id] = text
@@ -407,10 +426,13 @@ class NodeAgent(ControlDesk):
             if silent_s > self._config.control_death_s:
                 self.out.append((STOP, f"the head has been silent for {silent_s:.0f} s"))
             self.out.append((TIMER, now + self._config.health_check_ms / 1000, (SIGN_TIMER,)))
+            self.out.append((LOOK,))
         elif key[0] == REAP_TIMER:
             self._reap_set = False
             if self.pool.reap(now):
                 self._plan_reaping(now)
+        elif key[0] == START_TIMER:
+            self.pool.on_rested()
         elif key[0] == MEMORY_TIMER:
             self.out.append((MEASURE,))
         elif key[0] == HANG_UP_TIMER:
@@ -433,6 +455,8 @@ class NodeAgent(ControlDesk):
         """The cluster does not want this node any more."""
         if self._remote:  # a head is not told by its own control
             self.rejoin = rejoin
+            for driver in [peer for peer, role in self.clients.items() if role == "driver"]:  # the process may live on
+                self.out.append((SEND, driver, JobEnded(reason)))
             self.out.append((STOP, reason))
 
     # -- inside ---------------------------------------------------------------------------------------------------
@@ -493,6 +517,25 @@ class NodeAgent(ControlDesk):
             if request in own or not own:
                 self.scheduler.end(lease_id)
                 self.pool.cancel(lease_id)
+
+    def _refuse_unstartable(self) -> None:
+        """Workers can not be started: what waits for one fails, unless a worker that is there may serve it later."""
+        starts = self.pool.starts
+        title = f"node {bytes(self._node_id).hex()[:8]}"
+        reason = f"{title} can not start workers: {starts.failures} attempts in a row failed; the last one: {starts.reason}"
+        for lease_id in list(self.pool.actors_waiting):
+            lease = self.scheduler.leases[lease_id]
+            assert lease.request.actor is not None
+            self.pool.cancel(lease_id)
+            self.scheduler.end(lease_id)
+            self._actor_gone(lease, lease.request.actor, reason)
+        running = [self.pool.workers[w] for w, lease in self.scheduler.by_worker.items() if not lease.blocked]
+        served = {worker.job_id for worker in running if not worker.dedicated}
+        for lease_id in [i for i, (job_id, _) in self.pool.waiting.items() if job_id not in served]:
+            request = self.scheduler.leases[lease_id].request
+            self.scheduler.end(lease_id)
+            self.pool.cancel(lease_id)
+            self.out.append((SEND, request.owner, LeaseRejected(request.id, "unstartable", reason)))
 
     def _queued_tasks(self) -> list[Request]:
         """The requests that wait for resources, without those of actors, which have processes of their own."""

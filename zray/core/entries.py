@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 
 from zray.base.wire import ERROR, INLINE, STORED, Contained, Entry
-from zray.core.tasks import Task
+from zray.core.tasks import OUT_OF_MEMORY, Task
 from zray.exceptions import (
     ObjectLostError,
     ObjectReconstructionFailedError,
@@ -27,6 +27,14 @@ def contained_in(entry: Entry) -> Contained:
     if kind == INLINE:
         return entry[2] if len(entry) > 2 else ()
     return entry[3] if kind == STORED else ()
+
+
+def size_of(entry: Entry) -> int:
+    """The bytes that a value takes, wherever it lies."""
+    content = entry[1]
+    if isinstance(content, int):
+        return content
+    return len(content) if isinstance(content, bytes) else sum(map(len, content))
 
 
 def lost(object_id: bytes) -> Entry:
@@ -59,12 +67,12 @@ def task_cancelled(task: Task) -> Entry:
     return error_entry(TaskCancelledError(text, task.id.hex()))
 
 
-def worker_crashed(task: Task, reason: str, *, out_of_memory: bool) -> Entry:
+def worker_crashed(task: Task, reason: str, cause: str) -> Entry:
     """The result of a task whose worker died under it for the last time."""
     text = f"the worker died while it ran {task.template.name}() (task {task.id.hex()}): {reason}. "
-    if out_of_memory:
+    if cause == OUT_OF_MEMORY:
         advice = "Give the task num_cpus or memory that keeps others away, or have it use less"
-        return error_entry(OutOfMemoryError(text + advice))
+        return error_entry(OutOfMemoryError(f"{text}{task.attempts()}. {advice}"))
     return error_entry(
-        WorkerCrashedError(f"{text}It was tried {task.template.max_retries + 1} time(s); max_retries allows more")
+        WorkerCrashedError(f"{text}{task.attempts()}; max_retries allows more")
     )

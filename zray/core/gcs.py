@@ -20,7 +20,7 @@ from zray.base.config import Config
 from zray.base.ids import agent_of
 from zray.base.resources import ResourceSet
 from zray.base.wire import JobFinished, Reply
-from zray.base.wire_nodes import NodeRefused
+from zray.base.wire_nodes import DriverStarted, NodeRefused
 from zray.base.wire_output import DriverFound
 from zray.base.wire_return import OwnerKnown
 from zray.core.actor_places import WAITING, Place, choose_place
@@ -139,6 +139,10 @@ class Gcs:
                 job = self.jobs.get(job_id)
                 if job is not None and job["state"] != "RUNNING":
                     self.out.append((SEND, peer, JobFinished(job_id, job["driver"])))
+            for job in self.jobs.values():
+                driver = job["driver"]
+                if job["state"] == "RUNNING" and agent_of(driver) == peer and driver not in running["processes"]:
+                    self.out.append((SEND, peer, DriverStarted(driver, job["pid"])))
             self.restart.node_returned(now, node, running)
         self.restart.look(now)
         self.placement.nodes_changed(now)
@@ -206,7 +210,12 @@ class Gcs:
         namespace: str,
         environment: dict[str, Any],
     ) -> None:
-        """A driver starts. The reply: its job, the limits, and the nodes."""
+        """A driver starts. The reply: its job, the limits, and the nodes. Its node looks after it from now on."""
+        node = next((node for node in self.members.nodes.values() if node.agent == agent_of(driver)), None)
+        if node is not None and node.state is NodeState.DEAD:
+            text = f"its node {node.id.hex()[:8]} on {node.hostname} is dead: join again when it is back"
+            self.out.append((SEND, peer, Reply(request_id, False, text)))
+            return
         known = [job["job_id"] for job in self.jobs.values() if job["driver"] == driver]
         job_id = known[0] if known else self._next_job.to_bytes(4, "big")
         self.restart.heard(driver)
@@ -224,6 +233,7 @@ class Gcs:
             }
             details = pickle.dumps((endpoint, namespace, environment), 5)
             self.out.append((PERSIST, "save_job", (job_id, driver, pid, entrypoint, namespace, details, "RUNNING")))
+        self.out.append((SEND, agent_of(driver), DriverStarted(driver, pid)))
         answer = {
             "job_id": job_id,
             "cluster_id": self._cluster_id,

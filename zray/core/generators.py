@@ -11,10 +11,10 @@ over the count with which it came.
 and then how many were: after each quarter of what may wait, and before a reader waits itself. Who waits for the end of a
 generator wants all of it: from then on it need not pause.
 
-*Failures.* An error is the last item. When a worker dies the task may run again from the start; the new attempt is told how many
-items are here, and sends those that follow, besides large ones that were lost meanwhile. Items that an earlier attempt has sent
-arrive late: they are as good as those of the new one, and whichever comes second is dropped. *Attempts* are counted so that
-the word about room goes to the worker that needs it.
+*Failures.* An error is the last item. Who waits for the end hears of it too, unless the generator has raised it by itself. When a
+worker dies the task may run again from the start; the new attempt is told how many items are here, and sends those that follow,
+besides large ones that were lost meanwhile. Items that an earlier attempt has sent arrive late: they are as good as those of the
+new one, and whichever comes second is dropped. *Attempts* are counted so that the word about room goes to who needs it.
 
 *The end.* A generator whose reference was dropped is cancelled, unless somebody still has the object at its end. Items that
 nobody took are freed. What was made by a generator that is over can be made again as all results of tasks can.
@@ -32,7 +32,7 @@ from zray.base.wire import ERROR, INLINE, STORED, Entry
 from zray.base.wire_generators import ALL_TAKEN, ItemsTaken
 from zray.core.cancellation import TaskCancellation
 from zray.core.effects import SEND
-from zray.core.entries import contained_in, irrecoverable
+from zray.core.entries import contained_in, irrecoverable, size_of
 from zray.core.recovery import LostState, ObjectRecovery
 from zray.core.tasks import Task
 from zray.core.waiters import Waiter, Waiters
@@ -208,7 +208,7 @@ class GeneratorOwner(ObjectRecovery, TaskCancellation):
                 self._contain(object_id, entry)
             memory[object_id] = entry
             content = entry[1]
-            size += content if type(content) is int else len(content)
+            size += len(content) if type(content) is bytes else size_of(entry)
         next_id = return_id(task_id, stream.received + 1)
         stream.received = number  # from here on readers see them
         stream.size_bytes += size
@@ -290,9 +290,10 @@ class GeneratorOwner(ObjectRecovery, TaskCancellation):
 
     # -- the end --------------------------------------------------------------------------------------------------
 
-    def _end_stream(self, task_id: bytes, entry: Entry | None) -> tuple[Entry, ...]:
-        """A generator is over. An error is its last item, and not its result."""
+    def _end_stream(self, task: Task, entry: Entry | None) -> tuple[Entry, ...]:
+        """A generator is over. An error that it raised is its last item, and not its result, unless it was cancelled."""
         assert entry is not None
+        task_id = task.id
         stream = self.streams[task_id]
         if not stream.ended:  # else it was run again for an item
             next_id = return_id(task_id, stream.received + 1)
@@ -304,7 +305,8 @@ class GeneratorOwner(ObjectRecovery, TaskCancellation):
             self.waiters.arrived(next_id, entry)
             if stream.dropped:
                 self.unread[task_id] = stream
-        return (_NOTHING if entry[0] == ERROR and not stream.dynamic else entry,)
+        raised = entry[0] == ERROR and not stream.dynamic and not task.cancelled
+        return (_NOTHING if raised else entry,)
 
     def _not_made(self, now: float, task_id: bytes, entry: Entry) -> None:
         """A generator was run again and is over: lost items that it has not brought, though it knew of them, will not come."""

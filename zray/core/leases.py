@@ -31,7 +31,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zray.base.config import Config
-from zray.base.ids import agent_id
+from zray.base.ids import agent_id, agent_of
 from zray.base.resources import ResourceSet
 from zray.base.wire import (
     PUSH,
@@ -96,6 +96,10 @@ class LeaseQueue:
         self.infeasible = ""  # why no node can serve it, until somebody is asked again
         self.give_up_at: float | None = None  # when, if it stays so
 
+    def served(self) -> bool:
+        """Whether there is a worker that gets on with its tasks."""
+        return any(not lease.stalled for lease in self.leases.values())
+
 
 class NormalTaskSubmitter:
     """The leases of one owner.
@@ -112,6 +116,7 @@ class NormalTaskSubmitter:
         "_agent",
         "_config",
         "_dirty",
+        "_gone",
         "_make_spec",
         "_next_request",
         "_out",
@@ -137,6 +142,7 @@ class NormalTaskSubmitter:
         self._out = out
         self._make_spec = make_spec
         self._next_request = 1
+        self._gone: dict[bytes, None] = {}  # agents of other nodes, that were asked and have died
         self._requests: dict[int, LeaseQueue] = {}
         self._dirty: list[LeaseQueue] = []
         self._timer_set = False
@@ -251,10 +257,11 @@ class NormalTaskSubmitter:
         gpu_ids: tuple[int, ...] = (),
     ) -> None:
         """An agent lends a worker."""
-        queue = self._requests.pop(request_id, None)
+        queue = None  # of what a dead node has granted nobody would tell the end; another was asked meanwhile
+        if agent_of(worker) not in self._gone:
+            queue = self._requests.pop(request_id, None)
         if queue is not None:
             queue.requests.pop(request_id, None)
-        if queue is not None:
             queue.give_up_at = None
         if queue is None or not (queue.tasks or _wants_all(queue)):
             self._out.append((SEND, agent, ReturnLease(lease_id)))
@@ -287,6 +294,7 @@ class NormalTaskSubmitter:
 
     def on_agent_lost(self, agent: bytes) -> list[int]:
         """A node is gone: what was asked of it is asked here again. Returns the leases that it had granted."""
+        self._gone[agent] = None
         for queue in self.queues.values():
             for request_id, (asked, _) in list(queue.requests.items()):
                 if asked == agent:

@@ -31,7 +31,7 @@ from zray.base.config import Config
 from zray.base.resources import UNIT
 from zray.base.wire import CONTROL
 from zray.base.wire_nodes import ClusterLoads, ClusterView, NodeRefused, ProbeNode
-from zray.core.effects import PERSIST, SEND, TIMER, WARN, Effect
+from zray.core.effects import AFTER_PERSIST, PERSIST, SEND, TIMER, WARN, Effect
 from zray.core.lifecycle import Lifecycle
 from zray.exceptions import InvariantError
 
@@ -294,12 +294,14 @@ class NodeManager:
         changed, self._changed = self._changed, {}
         alive = self.alive()
         rows = [self.nodes[node_id].row() for node_id in changed]
+        # Nobody may hear of a death that this process could forget: if it were started again the node would be alive for it.
+        say = AFTER_PERSIST if any(self.nodes[node_id].state is NodeState.DEAD for node_id in changed) else SEND
         for node_id in changed:
             self.nodes[node_id].told = self.nodes[node_id].available
         for node in alive if rows else ():
             news = [row for row in rows if row[0] != node.id]
             if news:
-                self._out.append((SEND, node.agent, ClusterView(news)))
+                self._out.append((say, node.agent, ClusterView(news)))
         loads = ClusterLoads(self._loads(int(LOADS_PER_S * self._config.heartbeat_ms / 1000 / max(1, len(alive)))))
         for node in alive if loads.rows else ():
             self._out.append((SEND, node.agent, loads))

@@ -71,7 +71,10 @@ class WorkerStream:
             self._text(plain[-1], rows)
             position = found.end()
             if found[1] == b"name":
-                self.name = found[2].decode(errors="replace")
+                name = found[2].decode(errors="replace")
+                if name != self.name:
+                    rows += self._rest()  # nobody goes on with another's line
+                self.name = name
             else:
                 self.has_bars = True
                 rows.append((self.pid, self.name, BAR, found[2]))
@@ -86,7 +89,11 @@ class WorkerStream:
 
     def end(self) -> list[Row]:
         """The stream is over, or its driver leaves: a line without its end is all there will be of it."""
-        rest, self._partial, self._held = self._partial + self._held, b"", b""
+        self._partial, self._held = self._partial + self._held, b""
+        return self._rest()
+
+    def _rest(self) -> list[Row]:
+        rest, self._partial = self._partial, b""
         return [(self.pid, self.name, self._kind, rest + b"\n")] if rest else []
 
     def _text(self, text: bytes, rows: list[Row]) -> None:

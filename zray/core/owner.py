@@ -44,7 +44,7 @@ from zray.core.leases import IDLE_TIMER, LeaseQueue, Locality, NormalTaskSubmitt
 from zray.core.lineage import Lineage
 from zray.core.references import ReferenceCounter
 from zray.core.sweeping import Sweeper
-from zray.core.tasks import Task, TaskManager
+from zray.core.tasks import NODE_DIED, OUT_OF_MEMORY, RAISED, WORKER_DIED, Task, TaskManager
 from zray.core.waiters import Waiter, Waiters
 from zray.exceptions import InvariantError, TaskUnschedulableError
 
@@ -110,7 +110,7 @@ class Owner(ActorOwner, Sweeper, GeneratorOwner):
         self.out: list[Effect] = []
         self.memory: dict[bytes, Entry] = {}
         self.references = ReferenceCounter(me)
-        self.tasks = TaskManager()
+        self.tasks = TaskManager(config.oom_retries_max)
         self.directory = ObjectDirectory()
         self.lineage = Lineage(config, self.references, self.memory)
         self.lost = {}
@@ -248,7 +248,7 @@ class Owner(ActorOwner, Sweeper, GeneratorOwner):
                     self._discard(return_id(task_id, index + 1), entry)
                 continue
             entry = entries[0] if entries else None
-            if entry is not None and entry[0] == ERROR and len(entry) > 2 and self.tasks.may_retry(task):
+            if entry is not None and entry[0] == ERROR and len(entry) > 2 and self.tasks.may_retry(task, RAISED):
                 pending[task_id] = task
                 task.tried_on(peer)
                 (self.leases.submit if task.template.actor is None else self.calls.submit_again)(task)
@@ -257,7 +257,7 @@ class Owner(ActorOwner, Sweeper, GeneratorOwner):
                 task.template.budget.give()
             if task.template.creates:
                 self._created(task)
-            results = self._end_stream(task_id, entry) if self.streams and task_id in self.streams else entries
+            results = self._end_stream(task, entry) if self.streams and task_id in self.streams else entries
             if task_id in self.lineage.origins:
                 for object_id, result in zip(task.returns, results, strict=True):
                     self._arrive_again(now, object_id, result)
@@ -298,7 +298,9 @@ class Owner(ActorOwner, Sweeper, GeneratorOwner):
         queue = self.leases.on_rejected(request_id)
         if queue is None:
             return
-        if kind == "exhausted":
+        if kind == "unstartable" and queue.served():
+            return  # they ask again as they go on
+        if kind in ("exhausted", "unstartable"):
             self._give_up(now, queue, reason)
         elif not queue.infeasible:
             queue.infeasible = reason
@@ -317,19 +319,21 @@ class Owner(ActorOwner, Sweeper, GeneratorOwner):
     def on_lease_lost(
         self, now: float, peer: bytes, lease_id: int, reason: str, out_of_memory: bool = False
     ) -> None:
+        self._lose_lease(now, lease_id, reason, OUT_OF_MEMORY if out_of_memory else WORKER_DIED)
+
+    def _lose_lease(self, now: float, lease_id: int, reason: str, cause: str) -> None:
         """The worker of a lease died: what it had is run again or fails."""
         tasks = self.leases.on_lost(lease_id)
-        budget = self._config.oom_retries_max if out_of_memory else None
         again = []
         for task in tasks:
             if task.cancelled:
                 self._end_cancelled(now, task)
                 continue
-            if task.id in self.tasks.pending and (len(tasks) > 1 or self.tasks.may_run_again(task, budget)):
+            if task.id in self.tasks.pending and (len(tasks) > 1 or self.tasks.may_retry(task, cause)):
                 again.append(task)
                 continue
             self._sweep(self._left_behind(task), task.tried)
-            self._fail(now, task, worker_crashed(task, reason, out_of_memory=out_of_memory))
+            self._fail(now, task, worker_crashed(task, reason, cause))
         self.leases.requeue(again)
 
     def on_worker_died(self, now: float, peer: bytes, worker_id: bytes, reason: str) -> None:
@@ -339,7 +343,7 @@ class Owner(ActorOwner, Sweeper, GeneratorOwner):
         if worker_id in self._agents:
             del self._agents[worker_id]
             for lease_id in self.leases.on_agent_lost(worker_id):
-                self.on_lease_lost(now, peer, lease_id, reason)
+                self._lose_lease(now, lease_id, reason, NODE_DIED)
         self.lose_node(worker_id, reason)
         self.out.append((HANG_UP, worker_id))
         for object_id in self.references.on_process_died(worker_id):
@@ -451,7 +455,7 @@ class Owner(ActorOwner, Sweeper, GeneratorOwner):
         if task.template.creates:
             self._creation_failed(task, entry)
         if task.id in self.streams:
-            self._end_stream(task.id, entry)
+            self._end_stream(task, entry)
         again = task.id in self.lineage.origins
         for object_id in task.returns:
             (self._arrive_again if again else self._arrive)(now, object_id, entry)

@@ -14,7 +14,7 @@ urgent, so that a hundred arguments do not delay one ``get``. One object is alwa
 whose link breaks is asked again, after a pause that doubles; after ``transfer_attempts_max`` breaks without a byte between
 them it counts as failed, and the primary's agent is told so and names another. When the primary's node dies, or refuses, or
 does not answer, those are asked that were named before. If nobody is left, the readers are told that the object is lost, and
-why.
+why. It is not lost where the primary's node has no room to read it from a storage elsewhere: then they are told that.
 
 *Another primary.* What was lost and made anew lies on another node, and need not be the same to the byte. Who names another
 primary than a pull has waits until that is over, and is content with what it has brought; if that is nothing, another pull
@@ -22,6 +22,9 @@ begins.
 
 *Resuming.* Bytes come in order, so one number says how much is here. It outlives a broken link and a change of source: all
 copies of one primary are the same.
+
+*Places.* Where memory has no room the copy goes to a file. If that disk turns out to be full the pull begins anew, on another if
+there is one, a few times.
 
 The room is given back only when the body has said that it does not write there any more: each FETCH has exactly one end.
 """
@@ -43,6 +46,7 @@ from zray.exceptions import InvariantError
 REST_TIMER = "transfer.rest"
 _REST_S = 0.1  # after the first break, then twice as long each time
 _REST_S_MAX = 2.0
+_MOVES_MAX = 3
 
 
 class PullState(Enum):
@@ -85,6 +89,7 @@ class Pull:
         "forsaken",
         "heard_at",
         "helpers",
+        "moves",
         "number",
         "object_id",
         "others",
@@ -94,6 +99,7 @@ class Pull:
         "priority",
         "readers",
         "received",
+        "refusal",
         "size",
         "source",
         "state",
@@ -116,6 +122,8 @@ class Pull:
         self.bad: dict[bytes, str] = {}  # from whom it can not be got, and why
         self.helpers: list[bytes] = []  # who had a copy when the source was asked
         self.forsaken = False  # the primary's agent will not name another
+        self.refusal = "lost"  # what the primary's agent calls the reason
+        self.moves = 0  # how often it began anew, because a disk of this machine was full
         self.asked_at = 0.0
         self.heard_at = 0.0
 
@@ -185,10 +193,7 @@ class PullManager:
             if primary in self._dead:
                 self._refuse([reader], ("lost", self._lost_text(object_id, self._dead[primary])))
                 return
-            pull = self.pulls[object_id] = Pull(self._next, object_id, size, primary, owner, priority)
-            self._by_number[self._next] = pull
-            self._waiting[priority][object_id] = pull
-            self._next += 1
+            pull = self._begin(object_id, size, primary, owner, priority)
         elif priority < pull.priority:
             self._hurry(now, pull, priority)
         if primary in (pull.primary, b"", self._me):
@@ -285,10 +290,12 @@ class PullManager:
     def on_copy_waits(self, now: float, peer: bytes, object_id: bytes) -> None:
         self._answered(now, peer, object_id)
 
-    def on_copy_refused(self, now: float, peer: bytes, object_id: bytes, reason: str) -> None:
+    def on_copy_refused(self, now: float, peer: bytes, object_id: bytes, reason: str, kind: str) -> None:
         pull = self._answered(now, peer, object_id)
         if pull is not None:
-            pull.forsaken = pull.forsaken or peer == pull.primary
+            if peer == pull.primary:
+                pull.forsaken = True
+                pull.refusal = kind
             self._fail_source(now, pull, reason)
             self._admit(now)
 
@@ -335,6 +342,10 @@ class PullManager:
         pull.received = received
         if not pull.readers:
             self._close(pull)
+        elif kind == "disk" and pull.moves < _MOVES_MAX and pull.primary not in self._dead:
+            self._close(pull, reason)
+            again = self._begin(object_id, pull.size, pull.primary, pull.owner, pull.priority)
+            again.readers, again.moves = pull.readers, pull.moves + 1
         elif kind in ("full", "disk"):
             self._end(pull, (kind, f"object {object_id.hex()} could not be written here: {reason}"), reason)
         elif kind == "source" or pull.source in pull.bad or pull.failures >= self._config.transfer_attempts_max:
@@ -374,6 +385,13 @@ class PullManager:
         return rows
 
     # -- inside: admission ----------------------------------------------------------------------------------------
+
+    def _begin(self, object_id: bytes, size: int, primary: bytes, owner: bytes, priority: int) -> Pull:
+        pull = self.pulls[object_id] = Pull(self._next, object_id, size, primary, owner, priority)
+        self._by_number[self._next] = pull
+        self._waiting[priority][object_id] = pull
+        self._next += 1
+        return pull
 
     def _admit(self, now: float) -> None:
         while self._again:
@@ -455,8 +473,9 @@ class PullManager:
         elif helper is not None:
             pull.source = helper
         else:
+            kind = pull.refusal if pull.primary not in self._dead else "lost"
             reasons = dict.fromkeys([*pull.bad.values(), reason])
-            self._end(pull, ("lost", self._lost_text(pull.object_id, "; ".join(reasons))))
+            self._end(pull, (kind, self._lost_text(pull.object_id, "; ".join(reasons))))
             return
         self._ask(now, pull)
 

@@ -208,7 +208,7 @@ class PushManager:
             del self.tickets[number]
             if not ticket.closing:
                 del self._by_reader[ticket.object_id, ticket.receiver]
-                self._on_unreadable(now, ticket.object_id, ticket.receiver, value[1])
+                self._on_unreadable(now, ticket.object_id, ticket.receiver, *value)
         elif ticket.closing:
             del self.tickets[number]
             self._store.unpin(PUSHES, [ticket.object_id])
@@ -295,13 +295,13 @@ class PushManager:
         self.tickets[ticket.number] = self._by_reader[object_id, receiver] = ticket
         self._store.lend(now, ticket.number, object_id)
 
-    def _on_unreadable(self, now: float, object_id: bytes, receiver: bytes, reason: str) -> None:
+    def _on_unreadable(self, now: float, object_id: bytes, receiver: bytes, kind: str, reason: str) -> None:
         """This node can not read its own copy: another may have one."""
         spread = self._spreads.get(object_id)
         if spread is not None and spread.unassign(receiver) and spread.holders:
             spread.waiting[receiver] = [self._me]
         else:
-            self._refuse(receiver, object_id, reason)
+            self._refuse(receiver, object_id, reason, kind)
         if spread is not None:
             self._assign(now, object_id, spread)
 
@@ -321,8 +321,8 @@ class PushManager:
             if ticket.place is not None:
                 self._out.append((UNSERVE, ticket.number))
 
-    def _refuse(self, receiver: bytes, object_id: bytes, reason: str) -> None:
-        self._out.append((SEND, receiver, CopyRefused(object_id, reason)))
+    def _refuse(self, receiver: bytes, object_id: bytes, reason: str, kind: str = "lost") -> None:
+        self._out.append((SEND, receiver, CopyRefused(object_id, reason, kind)))
 
     def _prune(self, object_id: bytes, spread: _Spread) -> None:
         if not (spread.holders or spread.assigned or spread.waiting):

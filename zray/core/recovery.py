@@ -7,7 +7,7 @@ whoever needs it waits as for an object that was never there. In this order:
 
 - a *copy* on another node becomes the primary (``copy_search`` in the agents); if there is none and the primary is where it
   was, it was not lost: who could not read it may try again;
-- the *file* to which it was spilled is read, if it can be reached from here;
+- the *file* to which it was spilled is read, if it can be reached from here; if the store has no room for it, again;
 - the *task* that made it is run again (``lineage``). That is done only when somebody waits for the object. Arguments that were
   lost or freed meanwhile are made again in the same way, each by its own task, as often as ``max_retries`` of those allow.
 
@@ -36,6 +36,8 @@ from zray.core.references import ReferenceCounter
 from zray.core.tasks import Task, TaskManager
 from zray.exceptions import InvariantError
 
+_READINGS_MAX = 10  # of one file, each of which waits for room
+
 
 class LostState(Enum):
     SEARCHING = 1
@@ -56,7 +58,7 @@ LOST_LIFECYCLE = Lifecycle(
     },
     {
         LostState.SEARCHING: {"no copy": LostState.READING, "nowhere": LostState.RESTING},
-        LostState.READING: {"nowhere": LostState.RESTING},
+        LostState.READING: {"no room": LostState.READING, "nowhere": LostState.RESTING},
         LostState.RESTING: {"wanted": LostState.REBUILDING},
         LostState.REBUILDING: {"missed": LostState.RESTING},
         LostState.ASKED: {},
@@ -67,13 +69,15 @@ LOST_LIFECYCLE = Lifecycle(
 class LostObject:
     """One object that is lost."""
 
-    __slots__ = ("asked", "entry", "reason", "state", "wanted")
+    __slots__ = ("asked", "entry", "file", "reason", "refused", "state", "wanted")
 
     def __init__(self, entry: Entry | None, reason: str, state: LostState) -> None:
         self.entry = entry  # what was known of it; nothing if its value had been freed
         self.reason = reason
         self.state = state
         self.wanted = False
+        self.file: tuple[Any, ...] = ()  # path, position and checksum of what is read
+        self.refused = 0  # how often there was no room for that
         self.asked = False  # a generator that runs again was told to bring it
 
     def move(self, event: str) -> None:
@@ -228,14 +232,19 @@ class ObjectRecovery:
                     self._rest(now, object_id, lost)
                 else:
                     lost.move("no copy")
+                    lost.file = place
                     self.out.append((ADOPT_FILE, object_id, lost.entry[1], *place))
 
-    def on_file_adopted(self, now: float, object_id: bytes, problem: str) -> None:
-        """The end of an ADOPT_FILE: the object lies in the store of this node, or there was a problem."""
+    def on_file_adopted(self, now: float, object_id: bytes, problem: str, full: bool = False) -> None:
+        """The end of an ADOPT_FILE: the object lies in the store of this node, or there was a problem; ``full``: no room."""
         lost = self.lost.get(object_id)
         if lost is None or lost.state is not LostState.READING or lost.entry is None:
             if not problem:
                 self._free_at(self._node_id, [object_id])
+        elif full and lost.refused < _READINGS_MAX:
+            lost.move("no room")
+            lost.refused += 1
+            self.out.append((ADOPT_FILE, object_id, lost.entry[1], *lost.file))
         elif problem:
             lost.reason += f"; {problem}"
             self._rest(now, object_id, lost)

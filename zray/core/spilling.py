@@ -74,8 +74,13 @@ class SpillFiles:
 
     def avoid(self, now: float, path: str, reason: str) -> None:
         """A client could not write ``path``: use another directory, if there is one. The object may just be too large."""
+        if len(self._directories) > 1:
+            self.refused(now, path, reason)
+
+    def refused(self, now: float, path: str, reason: str) -> None:
+        """There was no room for ``path``."""
         for index, directory in enumerate(self._directories):
-            if path.startswith(directory + "/") and len(self._directories) > 1:
+            if path.startswith(directory + "/"):
                 self.on_failed(now, index, reason)
 
     def on_rested(self, index: int) -> None:

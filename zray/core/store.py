@@ -12,8 +12,10 @@ that nobody reads and that have a copy on disk; else by writing the coldest of t
 into one file. Demands are served in order: readers in ``get`` before new objects, and these before the arguments of tasks that
 have not started; a small one never overtakes a large one of its own kind, which would wait for ever. Where nothing can be
 moved because everything is being read, or the object is larger than the whole store, it lives in a file of its own and is
-used there through a mapping. Only when that is impossible too, a demand waits for ``store_full_grace_s`` and is refused, with
-the reason. When a demand has to wait at all, clients are asked to collect their garbage: cycles can hold references.
+used there through a mapping; what lies in a storage elsewhere is read into such a file for as long as somebody uses it. Only when
+that is impossible too, a demand waits for ``store_full_grace_s`` and is refused, with the reason; who waits behind one that can
+not be served is served then, if there is room. When a demand has to wait at all, clients are asked to collect their garbage:
+cycles can hold references.
 
 *Copies.* A copy on disk stays valid after the object was brought back, so the object can be dropped again for nothing. The same
 is true of a *secondary* copy, which was brought from the node that has the primary: it is never written to disk, it is forgotten
@@ -26,11 +28,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from zray.base.config import Config
-from zray.base.wire import ObjectsSpilled, Reply
+from zray.base.wire import Reply
 from zray.base.wire_transfer import CopiesDropped
 from zray.core.arena import Arena
 from zray.core.demand import Demand
-from zray.core.effects import ANSWER, COLLECT, RESTORE, SEND, SPILL, TIMER, Effect
+from zray.core.disk_traffic import DiskTraffic
+from zray.core.effects import ANSWER, COLLECT, SEND, TIMER, Effect
+from zray.core.refusal import refusal
 from zray.core.spilling import SPILL_TIMER, Copy, SpillFiles
 from zray.core.stored_object import ObjectState, StoredObject
 from zray.exceptions import InvariantError
@@ -38,10 +42,9 @@ from zray.exceptions import InvariantError
 CREATE_TIMER = "store.create"
 PULLS, PUSHES = b"pulls", b"pushes"
 GET, CREATE, ARGUMENT = 0, 1, 2  # priorities of demands
-_BATCHES_MAX = 2  # spill files written at the same time
 
 
-class ObjectStore:
+class ObjectStore(DiskTraffic):
     """The index of one node's store.
 
     Args:
@@ -59,16 +62,12 @@ class ObjectStore:
         "_demands",
         "_droppable",
         "_droppable_bytes",
-        "_moved",
-        "_next_batch",
         "_out",
         "_spillable",
         "arena",
         "copies",
         "files",
         "objects",
-        "spilled_bytes",
-        "spilling_bytes",
     )
 
     def __init__(
@@ -115,7 +114,7 @@ class ObjectStore:
         if known is not None:
             self._answer_second(demand, known)
         elif size > self.arena.capacity and not self.files.has_local():
-            self._refuse(peer, request_id, size)
+            self._reply(peer, request_id, self._refusal(size), ok=False)
         else:
             self._demand(demand)
 
@@ -179,8 +178,7 @@ class ObjectStore:
                 known = [d for d in self._demands if d.object_id == object_id and d.request_id < 0]
                 if not any(d.priority <= priority for d in known):
                     self._demands = [d for d in self._demands if d not in known]
-                    deadline = now + self._config.store_full_grace_s
-                    self._demand(Demand(priority, b"", -1, object_id, stored.size, deadline))
+                    self._demand_back(now, object_id, stored, urgent=urgent)
 
     def lend(self, now: float, request_id: int, object_id: bytes) -> None:
         """PUSHES wants to send the object: a file of this machine will do as well as memory, and what is coming too."""
@@ -231,86 +229,31 @@ class ObjectStore:
                 self._settle(object_id, stored)
         self._advance()
 
-    # -- the disk -------------------------------------------------------------------------------------------------
-
-    def on_spilled(self, batch_id: int, path: str, places: list[tuple[int, int]]) -> None:
-        """A file is written; ``places`` are position and checksum of each of its objects."""
-        _, object_ids = self._batches.pop(batch_id)
-        self._moved += 1
-        self.files.reason = ""
-        for object_id, (position, checksum) in zip(object_ids, places, strict=True):
-            stored = self.objects[object_id]
-            stored.move("written")
-            stored.copy = Copy(path, position, checksum)
-            self.files.keep(path)
-            self.spilling_bytes -= stored.size
-            self.spilled_bytes += stored.size
-        owners: dict[bytes, list[tuple[bytes, str, int, int]]] = {}
-        for object_id, (position, checksum) in zip(object_ids, places, strict=True):
-            stored = self.objects[object_id]
-            if not stored.freed:
-                owners.setdefault(stored.owner, []).append((object_id, path, position, checksum))
-            self._settle(object_id, stored)
-        for owner, rows in owners.items():
-            self._out.append((SEND, owner, ObjectsSpilled(rows)))
-        self._advance()
-
-    def on_spill_failed(self, now: float, batch_id: int, reason: str) -> None:
-        """A file could not be written: its objects stay where they are."""
-        directory, object_ids = self._batches.pop(batch_id)
-        self.files.on_failed(now, directory, reason)
-        for object_id in object_ids:
-            stored = self.objects[object_id]
-            stored.move("failed")
-            self.spilling_bytes -= stored.size
-            self._settle(object_id, stored)
-        self._advance()
-
-    def on_restored(self, object_id: bytes) -> None:
-        """An object is back in memory."""
-        stored = self.objects[object_id]
-        stored.move("restored")
-        self._moved += 1
-        self._serve_readers(object_id, stored)
-        self._settle(object_id, stored)
-        self._advance()
-
-    def on_restore_failed(self, object_id: bytes, reason: str) -> None:
-        """The copy on disk can not be read: whoever wants the object is told why."""
-        stored = self.objects[object_id]
-        stored.move("failed")
-        self.arena.free(stored.offset, warm=False)
-        stored.offset = -1
-        readers, stored.readers = stored.readers, []
-        for peer, request_id in readers:
-            self._reply(peer, request_id, ("lost", reason), ok=False)
-        self.on_damaged(object_id)
-
-    def on_damaged(self, object_id: bytes) -> None:
-        """It can not be read here. Its owner hears that from those who tried, and may have it made anew."""
-        stored = self.objects.get(object_id)
-        if stored is not None and stored.state is ObjectState.ON_DISK:
-            stored.freed = True
-            self._settle(object_id, stored)
-            self._advance()
+    # -- room -----------------------------------------------------------------------------------------------------
 
     def on_timer(self, now: float, key: tuple[object, ...] = (CREATE_TIMER,)) -> None:
         """Refuse those that waited for too long; try a directory again."""
         if key[0] == SPILL_TIMER:
             self.files.on_rested(key[1])  # type: ignore[arg-type]
         else:
-            late = [d for d in self._demands if d.deadline <= now + 1e-6]
-            for demand in late:
-                if demand.seen != self._moved:  # room is being made: a slow disk is no reason to refuse anybody
+            begun = self._next_batch
+            for demand in [d for d in self._demands if d.deadline <= now + 1e-6]:
+                if demand not in self._demands:
+                    continue  # it was served when one before it was given up
+                if demand.seen != self._moved or self._next_batch != begun:  # a slow disk is no reason to refuse anybody
                     demand.seen = self._moved
                     demand.deadline = now + self._config.store_full_grace_s
                     self._out.append((TIMER, demand.deadline, (CREATE_TIMER,)))
-                else:
-                    self._demands.remove(demand)
+                    continue
+                self._demands.remove(demand)
+                if not self._grant(demand) and (self._batches or not self._grant_on_disk(demand)):
                     self._give_up(demand)
+                self._advance()
         self._advance()
 
-    # -- room -----------------------------------------------------------------------------------------------------
+    def _demand_back(self, now: float, object_id: bytes, stored: StoredObject, *, urgent: bool) -> None:
+        deadline = now + self._config.store_full_grace_s
+        self._demand(Demand(GET if urgent else ARGUMENT, b"", -1, object_id, stored.size, deadline))
 
     def _demand(self, demand: Demand) -> None:
         self._enqueue(demand)
@@ -329,18 +272,13 @@ class ObjectStore:
     def _advance(self) -> None:
         """Serve demands in order; start to spill for the first that can not be served, or above the threshold."""
         while self._demands:
-            demand = self._demands[0]
-            if demand.size <= self.arena.capacity:
-                place = self._allocate(demand.size)
-                if place is not None:
-                    del self._demands[0]
-                    self._grant(demand, place)
-                    continue
-                if self._spill(demand.size) or self._batches:
-                    return
-            if not self._grant_on_disk(demand):
+            demand = self._demands.pop(0)
+            if self._grant(demand):
+                continue
+            coming = demand.size <= self.arena.capacity and (self._spill(demand.size) or bool(self._batches))
+            if coming or not self._grant_on_disk(demand):
+                self._demands.insert(0, demand)
                 return
-            del self._demands[0]
         threshold = int(self.arena.capacity * self._config.spill_threshold)
         excess = self.arena.used_bytes - self._droppable_bytes - threshold
         if excess > self.spilling_bytes and self._spillable and self._spill(excess):
@@ -354,45 +292,48 @@ class ObjectStore:
             place = self.arena.allocate(size)
         return place
 
-    def _grant(self, demand: Demand, place: tuple[int, bool]) -> None:
+    def _grant(self, demand: Demand) -> bool:
+        """Meet a demand with room in memory, if there is any."""
+        if demand.request_id >= 0 and demand.object_id in self.objects:  # another was asked for the same, and was first
+            self._answer_second(demand, self.objects[demand.object_id])
+            return True
+        place = self._allocate(demand.size) if demand.size <= self.arena.capacity else None
+        if place is None:
+            return False
         if demand.request_id >= 0:
-            if demand.object_id in self.objects:  # another was asked for the same, and was first
-                self.arena.free(place[0], warm=place[1])
-                self._answer_second(demand, self.objects[demand.object_id])
-                return
             stored = self.objects[demand.object_id] = StoredObject(place[0], demand.size, demand.peer)
             stored.call_site = demand.call_site
             self._reply(demand.peer, demand.request_id, place)
-            return
-        stored = self.objects[demand.object_id]
-        assert stored.copy is not None
-        stored.move("wanted")
-        stored.offset = place[0]
-        copy = stored.copy
-        self._out.append(
-            (RESTORE, demand.object_id, copy.path, copy.position, stored.size, copy.checksum, stored.offset)
-        )
+        else:
+            stored = self.objects[demand.object_id]
+            stored.offset = place[0]
+            self._restore(demand.object_id, stored, stored.offset)
+        return True
 
     def _grant_on_disk(self, demand: Demand) -> bool:
-        """No room in memory can be made: the object is used in its file, if that is on this machine."""
-        if demand.request_id < 0:
-            stored = self.objects[demand.object_id]
-            if stored.copy is None or "://" in stored.copy.path:
-                return False
-            self._serve_readers(demand.object_id, stored)
-            return True
-        if demand.object_id in self.objects:
-            self._answer_second(demand, self.objects[demand.object_id])
+        """No room in memory can be made: the object is used in a file of this machine, if it may have one."""
+        object_id = demand.object_id
+        if demand.request_id < 0 and self.objects[object_id].in_local_file:
+            self._serve_readers(object_id, self.objects[object_id])
             return True
         directory = self.files.local()
         if directory is None:
             return False
         self._out.append((COLLECT,))  # what fills the store may be garbage
-        stored = self.objects[demand.object_id] = StoredObject(-1, demand.size, demand.peer)
+        if demand.request_id < 0:
+            stored = self.objects[object_id]
+            assert stored.copy is not None
+            path = f"{directory}/{object_id.hex()}-{self._next_batch}.object"  # that of an earlier reader may not be deleted yet
+            self._next_batch += 1
+            stored.near = Copy(path, 0, stored.copy.checksum)
+            self.files.keep(path)
+            self._restore(object_id, stored, path)
+            return True
+        stored = self.objects[object_id] = StoredObject(-1, demand.size, demand.peer)
         stored.call_site = demand.call_site
         # The file of an earlier copy may not be deleted yet.
         suffix = f"-{demand.request_id}" if demand.peer == PULLS else ""
-        path = f"{directory}/{demand.object_id.hex()}{suffix}.object"
+        path = f"{directory}/{object_id.hex()}{suffix}.object"
         stored.copy = Copy(path, 0, 0)
         self.files.keep(path)
         self._reply(demand.peer, demand.request_id, (path, False))
@@ -410,36 +351,6 @@ class ObjectStore:
                 self.adopt(demand.object_id, stored.owner)
         self._reply(demand.peer, demand.request_id, "exists")
 
-    def _spill(self, wanted: int) -> bool:
-        """Start to write cold objects to disk until ``wanted`` bytes are on their way; whether any was started."""
-        started = False
-        # A file for each small object would cost more than the bytes in it: whoever goes takes its neighbours along.
-        least = min(self._config.spill_file_bytes_max, self.arena.capacity // 8)
-        while wanted > self.spilling_bytes and self._spillable and len(self._batches) < _BATCHES_MAX:
-            directory = self.files.choose()
-            if directory is None:
-                break
-            rows: list[tuple[int, int]] = []
-            chosen: list[bytes] = []
-            total = 0
-            for object_id in list(self._spillable):
-                stored = self.objects[object_id]
-                if chosen and total + stored.size > self._config.spill_file_bytes_max:
-                    break
-                del self._spillable[object_id]
-                stored.move("chosen")
-                chosen.append(object_id)
-                rows.append((stored.offset, stored.size))
-                total += stored.size
-                if total >= max(wanted - self.spilling_bytes, least):
-                    break
-            self.spilling_bytes += total
-            self._batches[self._next_batch] = (directory, chosen)
-            self._out.append((SPILL, self._next_batch, directory, rows))
-            self._next_batch += 1
-            started = True
-        return started
-
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _pin(self, peer: bytes, request_id: int, object_id: bytes, stored: StoredObject) -> None:
@@ -448,8 +359,8 @@ class ObjectStore:
         if stored.offset >= 0:
             self._reply(peer, request_id, (stored.offset, stored.size))
         else:
-            assert stored.copy is not None
-            copy = stored.copy
+            copy = stored.near or stored.copy
+            assert copy is not None
             self._reply(peer, request_id, (copy.path, copy.position, stored.size, copy.checksum))
 
     def _serve_readers(self, object_id: bytes, stored: StoredObject) -> None:
@@ -478,8 +389,10 @@ class ObjectStore:
         useless = stored.freed or (stored.offset < 0 and object_id in self.copies)  # a file is no faster than the other node is
         if useless and not busy and not stored.pins:
             self._remove(object_id, stored)
-        else:
-            self._sort(object_id, stored)
+            return
+        if not busy and not stored.pins:
+            self._leave(stored)
+        self._sort(object_id, stored)
 
     def adopt(self, object_id: bytes, owner: bytes) -> bool:
         """The primary is lost, and the copy here takes its place, or it is here all the same; whether one of that is true."""
@@ -509,6 +422,7 @@ class ObjectStore:
         self._demands = [d for d in self._demands if d.object_id != object_id or d.request_id >= 0]
         if stored.offset >= 0:
             self.arena.free(stored.offset, warm=stored.sealed)
+        self._leave(stored)
         if stored.copy is not None:
             self.files.drop(stored.copy.path)
         primary = self.copies.pop(object_id, b"")
@@ -531,30 +445,17 @@ class ObjectStore:
         self._reply(peer, request_id, ("lost", text), ok=False)
 
     def _give_up(self, demand: Demand) -> None:
+        refusal = self._refusal(demand.size)
         if demand.request_id >= 0:
-            self._refuse(demand.peer, demand.request_id, demand.size)
+            self._reply(demand.peer, demand.request_id, refusal, ok=False)
             return
         stored = self.objects[demand.object_id]
         readers, stored.readers = stored.readers, []
         for peer, request_id in readers:
-            self._refuse(peer, request_id, stored.size)
+            self._reply(peer, request_id, refusal, ok=False)
 
-    def _refuse(self, peer: bytes, request_id: int, size: int) -> None:
-        pinned = sum(o.size for o in self.objects.values() if o.pins and o.offset >= 0)
-        statistics = self.arena.statistics()
-        text = (
-            f"an object of {size} bytes does not fit into the object store: {statistics['used_bytes']} of "
-            f"{statistics['capacity_bytes']} bytes are used by {len(self.objects)} objects ({pinned} bytes of them "
-            "being read). Drop references that are not needed, or give init() more object_store_memory"
-        )
-        largest = sorted(self.objects.values(), key=lambda o: -o.size)[:3]
-        if largest:
-            text += "; the largest: " + ", ".join(f"{o.size} bytes of {o.call_site or 'an unknown line'}" for o in largest)
-        kind = "full"
-        if self.files.reason:
-            kind = "disk"
-            text += f". Objects can not be moved to disk: {self.files.reason}"
-        self._reply(peer, request_id, (kind, text), ok=False)
+    def _refusal(self, size: int) -> tuple[str, str]:
+        return refusal(size, self.objects.values(), self.arena, self.files.reason)
 
     def rows(self) -> list[tuple[object, ...]]:
         """(id, size, state, owner, pins, path, call site) of each object."""
@@ -576,8 +477,11 @@ class ObjectStore:
                 raise InvariantError(f"object {name} can be read and is still waited for")
             if stored.makers and stored.sealed:
                 raise InvariantError(f"object {name} is complete, and some wait to make it")
-            if stored.copy is not None:
-                copies[stored.copy.path] = copies.get(stored.copy.path, 0) + 1
+            for copy in (stored.copy, stored.near):
+                if copy is not None:
+                    copies[copy.path] = copies.get(copy.path, 0) + 1
+            if stored.near is not None and not stored.pins and stored.state is not ObjectState.RESTORING:
+                raise InvariantError(f"object {name} has a file that nobody uses")
             if object_id in self.copies and (stored.state is ObjectState.SPILLING or object_id in self._spillable):
                 raise InvariantError(f"object {name} is a copy and is written to disk")
             if stored.offset < 0 and stored.copy is None:

@@ -24,14 +24,18 @@ OBJECT_LIFECYCLE = Lifecycle(
         ObjectState.IN_MEMORY: "It is complete and lies in shared memory, perhaps with a copy on disk.",
         ObjectState.SPILLING: "It lies in shared memory and is being written to disk.",
         ObjectState.ON_DISK: "It lies on disk only.",
-        ObjectState.RESTORING: "It is being read back into shared memory.",
+        ObjectState.RESTORING: "It is read back into shared memory, or from a storage elsewhere into a file of this machine.",
     },
     {
         ObjectState.WRITING: {"sealed": ObjectState.IN_MEMORY, "sealed on disk": ObjectState.ON_DISK},
         ObjectState.IN_MEMORY: {"chosen": ObjectState.SPILLING, "dropped": ObjectState.ON_DISK},
         ObjectState.SPILLING: {"written": ObjectState.IN_MEMORY, "failed": ObjectState.IN_MEMORY},
         ObjectState.ON_DISK: {"wanted": ObjectState.RESTORING},
-        ObjectState.RESTORING: {"restored": ObjectState.IN_MEMORY, "failed": ObjectState.ON_DISK},
+        ObjectState.RESTORING: {
+            "restored": ObjectState.IN_MEMORY,
+            "brought near": ObjectState.ON_DISK,
+            "failed": ObjectState.ON_DISK,
+        },
     },
 )
 
@@ -39,7 +43,20 @@ OBJECT_LIFECYCLE = Lifecycle(
 class StoredObject:
     """One object of the store."""
 
-    __slots__ = ("call_site", "copy", "creator", "freed", "makers", "offset", "owner", "pins", "readers", "size", "state")
+    __slots__ = (
+        "call_site",
+        "copy",
+        "creator",
+        "freed",
+        "makers",
+        "near",
+        "offset",
+        "owner",
+        "pins",
+        "readers",
+        "size",
+        "state",
+    )
 
     def __init__(self, offset: int, size: int, creator: bytes) -> None:
         self.offset = offset  # in the arena; -1 when it is not there
@@ -50,6 +67,7 @@ class StoredObject:
         self.state = ObjectState.WRITING
         self.freed = False
         self.copy: Copy | None = None
+        self.near: Copy | None = None  # a file of this machine, for those who use it while its copy lies elsewhere
         self.pins: dict[bytes, int] = {}
         self.readers: list[tuple[bytes, int]] = []  # pins that wait until it is complete, or back in memory
         self.makers: list[Demand] = []  # others that want to make it, and wait until it is complete
@@ -71,7 +89,8 @@ class StoredObject:
     @property
     def in_local_file(self) -> bool:
         """Whether it lies in a file of this machine, and only there."""
-        return self.state is ObjectState.ON_DISK and self.copy is not None and "://" not in self.copy.path
+        place = self.near or self.copy
+        return self.state is ObjectState.ON_DISK and place is not None and "://" not in place.path
 
     @property
     def comes_to_memory(self) -> bool:

@@ -70,8 +70,9 @@ class Sweeper:
         """A value arrived that nobody needs."""
         self.references.decline(contained_in(entry))
         known = self.memory.get(object_id)
-        elsewhere = known is None or known[0] != STORED or known[2] != entry[2]
-        if entry[0] == STORED and elsewhere and object_id[:16] not in self.tasks.pending:
+        if entry[0] != STORED or object_id[:16] in self.tasks.pending:
+            return
+        if known is None or known[0] != STORED or known[2] != entry[2]:  # else it is what is needed
             self._free_at(entry[2], [object_id])
 
     def _sweep(self, returns: Iterable[bytes], agents: Iterable[bytes]) -> None:

@@ -3,9 +3,12 @@
 Theory of operation
 -------------------
 A task waits here for its arguments, goes to ``leases`` when all of them are there, and is forgotten when its results
-arrive. An argument that turned out to be an error is the task's result too: the task never runs. Every attempt that
-ends without a result, because the worker died under it, costs one retry; hand-backs and deaths of which the task can
-not be the cause cost none. A task that was cancelled costs nothing either: it never runs again.
+arrive. An argument that turned out to be an error is the task's result too: the task never runs.
+
+Attempts are counted by what ended them. Those that ended with their worker or node, and those that raised an exception for which
+``retry_exceptions`` says so, share the budget of ``max_retries``; those that were ended because memory was short have one of
+their own, which is nothing where ``max_retries`` is 0. Hand-backs cost nothing, nor does the death of a worker that had several
+tasks: each of them then runs alone. A task that was cancelled never runs again.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from zray.base.ids import agent_of
 from zray.base.resources import ResourceSet
 from zray.exceptions import InvariantError
 
+WORKER_DIED, NODE_DIED, OUT_OF_MEMORY, RAISED = "its worker died", "its node died", "memory was short", "it raised an exception"
+_NONE: dict[str, int] = {}
 CANCELLED, FORCED = 1, 2  # what is wished of a task that is to end early; 0 of all others
 
 
@@ -115,10 +120,10 @@ class Task:
     __slots__ = (
         "cancelled",
         "depth",
+        "failures",
         "id",
         "missing",
         "nested",
-        "oom_retries",
         "parent",
         "payload",
         "retries_left",
@@ -150,7 +155,7 @@ class Task:
         self.retries_left = template.max_retries
         self.suspect = False
         self.tried: tuple[bytes, ...] = ()  # agents of the nodes where earlier attempts may have left results
-        self.oom_retries = 0  # how often it was ended for want of memory
+        self.failures = _NONE  # attempts that had no result, by what ended them
         self.cancelled = 0
         self.parent = b""  # the task that submitted it, in the process that runs that
 
@@ -161,12 +166,29 @@ class Task:
             self.tried = (*self.tried, agent)
 
 
+    def failed(self, cause: str) -> int:
+        """An attempt has ended without a result; how many have for the same cause."""
+        count = self.failures.get(cause, 0) + 1
+        self.failures = {**self.failures, cause: count}
+        return count
+
+    def attempts(self) -> str:
+        """How often it was tried and what ended that, in words."""
+        causes = [f"{count} time(s) {cause}" for cause, count in self.failures.items()]
+        return f"It was tried {sum(self.failures.values())} time(s): {', '.join(causes)}"
+
+
 class TaskManager:
-    """Pending tasks and what they wait for."""
+    """Pending tasks and what they wait for.
 
-    __slots__ = ("pending", "waiting")
+    Args:
+        oom_retries_max: attempts after the first when memory was short.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_oom_retries_max", "pending", "waiting")
+
+    def __init__(self, oom_retries_max: int = 0) -> None:
+        self._oom_retries_max = oom_retries_max
         self.pending: dict[bytes, Task] = {}
         self.waiting: dict[bytes, list[Task]] = {}
 
@@ -210,20 +232,17 @@ class TaskManager:
         """The task has its results; None if it had them already."""
         return self.pending.pop(task_id, None)
 
-    def may_retry(self, task: Task) -> bool:
-        """Charge an attempt: whether the task may run again."""
-        if task.retries_left == 0 or task.cancelled:
+    def may_retry(self, task: Task, cause: str) -> bool:
+        """Charge an attempt that had no result to the budget of its cause: whether the task may run again."""
+        count = task.failed(cause)
+        if task.cancelled:
             return False
+        if cause == OUT_OF_MEMORY:
+            return task.template.max_retries != 0 and count <= self._oom_retries_max
         if task.retries_left > 0:
             task.retries_left -= 1
-        return True
-
-    def may_run_again(self, task: Task, oom_retries_max: int | None) -> bool:
-        """Charge the attempt that ended with its worker: want of memory has a budget of its own, given where that was it."""
-        if oom_retries_max is None:
-            return self.may_retry(task)
-        task.oom_retries += 1
-        return task.template.max_retries != 0 and task.oom_retries <= oom_retries_max
+            return True
+        return task.retries_left < 0
 
     def check(self) -> None:
         """Assert the invariants."""

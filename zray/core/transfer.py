@@ -120,12 +120,15 @@ class ObjectTransfer:
             self._store.pin(peer, request_id, object_id, now=now, urgent=priority < ARGUMENT)
 
     def free(self, now: float, object_ids: list[bytes], primary: bytes = b"") -> None:
-        """An owner needs these no more; ``primary``: the agent of the node that has them, b"" is this one."""
-        self.pulls.on_freed(now, object_ids)
-        self._store.free([o for o in object_ids if primary in (b"", self._me) or o in self._store.copies])
+        """An owner needs these no more; ``primary``: the agent of the node that has them, b"" is this one.
+
+        An object that was made again lies on another node than before: a free of what was there says nothing of it.
+        """
         if primary in (b"", self._me):
-            self.pushes.on_freed(object_ids)
-        elif not self.pulls.is_dead(primary):
+            self._free_primaries(object_ids)
+            return
+        self._free_copies(now, primary, object_ids)
+        if not self.pulls.is_dead(primary):
             self._frees.setdefault(primary, {}).update(dict.fromkeys(object_ids))
             self._out.append((SEND, primary, FreePrimaries(object_ids)))
             self._plan(now)
@@ -212,8 +215,8 @@ class ObjectTransfer:
     def on_copy_waits(self, now: float, peer: bytes, object_id: bytes) -> None:
         self.pulls.on_copy_waits(now, peer, object_id)
 
-    def on_copy_refused(self, now: float, peer: bytes, object_id: bytes, reason: str) -> None:
-        self.pulls.on_copy_refused(now, peer, object_id, reason)
+    def on_copy_refused(self, now: float, peer: bytes, object_id: bytes, reason: str, kind: str = "lost") -> None:
+        self.pulls.on_copy_refused(now, peer, object_id, reason, kind)
 
     def on_copy_ended(self, now: float, peer: bytes, object_id: bytes, complete: bool) -> None:
         if not self.pulls.is_dead(peer):
@@ -231,12 +234,10 @@ class ObjectTransfer:
 
     def on_free_copies(self, now: float, peer: bytes, object_ids: list[bytes]) -> None:
         """The agent that has the primaries says that they are freed. What it does not have the primary of is not its business."""
-        self.pulls.on_freed(now, [o for o in object_ids if self.pulls.primary_of(o) == peer])
-        self._store.free([o for o in object_ids if self._store.copies.get(o) == peer])
+        self._free_copies(now, peer, object_ids)
 
     def on_free_primaries(self, now: float, peer: bytes, object_ids: list[bytes]) -> None:
-        self._store.free(object_ids)
-        self.pushes.on_freed(object_ids)
+        self._free_primaries(object_ids)
         self._out.append((SEND, peer, PrimariesFreed(object_ids)))
 
     def on_primaries_freed(self, now: float, peer: bytes, object_ids: list[bytes]) -> None:
@@ -248,6 +249,15 @@ class ObjectTransfer:
             self._forget_frees(peer)
 
     # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _free_primaries(self, object_ids: list[bytes]) -> None:
+        self._store.free([o for o in object_ids if o not in self._store.copies])
+        self.pushes.on_freed(object_ids)
+
+    def _free_copies(self, now: float, primary: bytes, object_ids: list[bytes]) -> None:
+        """What is here, or comes, of the primaries of an agent is not needed any more."""
+        self.pulls.on_freed(now, [o for o in object_ids if self.pulls.primary_of(o) == primary])
+        self._store.free([o for o in object_ids if self._store.copies.get(o) == primary])
 
     def _forget_frees(self, agent: bytes) -> None:
         self._frees.pop(agent, None)

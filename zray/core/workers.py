@@ -12,6 +12,8 @@ An actor has a worker to itself: one that nobody used before, and nobody will af
 asked to leave, and stays for as long as others need what it owns. Actors are counted apart (``actors_max``): they must
 not take the places of the workers that tasks need, nor tasks theirs.
 
+A worker that ends before it is ready is followed by others, with rests between them (``worker_starts``).
+
 Workers above the prestarted number that stay idle, and idle ones in the way of another job when no more may be started, are
 *asked* to leave: a worker that owns what others need says that it stays, because its objects would end with it.
 """
@@ -26,6 +28,7 @@ from zray.base.ids import process_id
 from zray.base.wire import ExitWorker
 from zray.core.effects import KILL_WORKER, SEND, START_WORKER, Effect
 from zray.core.lifecycle import Lifecycle
+from zray.core.worker_starts import WorkerStarts
 from zray.exceptions import InvariantError
 
 
@@ -59,7 +62,7 @@ WORKER_LIFECYCLE = Lifecycle(
 class Worker:
     """One worker process."""
 
-    __slots__ = ("dedicated", "endpoint", "id", "idle_since", "job_id", "lasting", "needed", "overdue", "pid", "state")
+    __slots__ = ("dedicated", "endpoint", "id", "idle_since", "job_id", "lasting", "late", "needed", "overdue", "pid", "state")
 
     def __init__(self, id: bytes) -> None:
         self.id = id
@@ -70,6 +73,7 @@ class Worker:
         self.idle_since = 0.0
         self.dedicated = False  # to one actor
         self.lasting = False  # ... which outlives its job
+        self.late = False  # it was not ready in time, and is ended for that
         self.overdue = False  # it was asked to leave a while ago, and has said nothing
         self.needed = False  # it was asked to leave since its last lease, and stays
 
@@ -98,6 +102,7 @@ class WorkerPool:
         "_out",
         "_prestart",
         "actors_waiting",
+        "starts",
         "waiting",
         "workers",
     )
@@ -116,6 +121,7 @@ class WorkerPool:
         self._config = config
         self._out = out
         self._next = 1
+        self.starts = WorkerStarts(config, out)
         self._finished: dict[bytes, None] = {}  # jobs
         self.workers: dict[bytes, Worker] = {}
         self.waiting: dict[int, tuple[bytes, bytes]] = {}  # leases that wait for a worker: id -> job and owner
@@ -127,6 +133,8 @@ class WorkerPool:
         alive = sum(1 for w in self.workers.values() if w.state is not WorkerState.ENDING and not w.dedicated)
         room = self._config.workers_max - self._shared()
         for _ in range(min(self._prestart - alive, room)):
+            if not self._may_start():
+                return
             self._start()
 
     def lease(self, lease_id: int, job_id: bytes, owner: bytes = b"") -> Worker | None:
@@ -179,12 +187,36 @@ class WorkerPool:
         worker.pid = pid
         worker.move("ready")
         worker.idle_since = now
+        recovered = self.starts.succeeded()
         if worker.dedicated:
             worker.move("leased")
-            lease_id = self._born_for.pop(worker_id)
+            served: tuple[int, Worker] | None = (self._born_for.pop(worker_id), worker)
             self._start_for_actors()
-            return lease_id, worker
-        return self._serve(worker)
+        else:
+            served = self._serve(worker)
+        if recovered:
+            self.start()
+        return served
+
+    def start(self) -> None:
+        """Start what is missing, as far as that is allowed."""
+        self._start_for_actors()
+        self._start_missing()
+        self.prestart()
+
+    def on_rested(self) -> None:
+        """It was waited for long enough after a worker that ended before it was ready."""
+        self.starts.rested()
+        self.start()
+
+    def on_late(self, worker_id: bytes) -> bool:
+        """A worker has had all the time it may take to start; whether it is ended for that."""
+        worker = self.workers.get(worker_id)
+        if worker is None or worker.state is not WorkerState.STARTING:
+            return False
+        worker.late = True
+        self.kill(worker)
+        return True
 
     def on_returned(self, now: float, worker_id: bytes) -> tuple[int, Worker] | None:
         """A lease ended; returns the lease that gets the worker next, if one waits."""
@@ -214,10 +246,14 @@ class WorkerPool:
             self._start_missing()  # those who wait may not have this one, but it can make room
         return served
 
-    def on_exited(self, worker_id: bytes) -> Worker | None:
+    def on_exited(self, now: float, worker_id: bytes, reason: str = "") -> Worker | None:
         """A worker process is gone."""
         worker = self.workers.pop(worker_id, None)
         if worker is not None:
+            if worker.late:
+                self.starts.failed(now, f"it was not ready within {self._config.worker_start_timeout_s:g} s")
+            elif worker.state is WorkerState.STARTING:
+                self.starts.failed(now, reason)
             lease_id = self._born_for.pop(worker_id, None)
             if lease_id is not None and worker.job_id is not None:  # it never came to be: another must
                 self.actors_waiting[lease_id] = worker.job_id
@@ -292,6 +328,8 @@ class WorkerPool:
     def _start_for_actors(self) -> None:
         """Start workers for actors, so many at the same time."""
         for lease_id in list(self.actors_waiting)[: max(0, self._config.actor_starts_max - len(self._born_for))]:
+            if not self._may_start():
+                return
             worker = self._start()
             worker.job_id = self.actors_waiting.pop(lease_id)
             worker.dedicated = True
@@ -310,6 +348,8 @@ class WorkerPool:
                 if missing > ending:  # those that end already make room as well
                     self._evict()
                 return
+            if not self._may_start():
+                return
             self._start()
 
     def _evict(self) -> None:
@@ -324,6 +364,11 @@ class WorkerPool:
         worker.move("asked")
         worker.overdue = False
         self._out.append((SEND, worker.id, ExitWorker(reason)))
+
+    def _may_start(self) -> bool:
+        """Whether starting workers succeeds, as far as is known, or may be tried."""
+        starts = self.starts
+        return not starts.failures or starts.allowed(sum(w.state is WorkerState.STARTING for w in self.workers.values()))
 
     def _start(self) -> Worker:
         worker_id = process_id(self._node_id, self._next.to_bytes(4, "big"))

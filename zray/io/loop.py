@@ -370,14 +370,14 @@ class Loop:
         """Signal handler: interrupt what was not interrupted before, if that can be done now."""
         if not self.interrupted:
             return
-        if self._driver != self._main and (frame is None or not self._is_ours(frame)):
+        if self._driver != self._main and (frame is None or not self.is_ours(frame)):
             self.interrupted = False
             raise KeyboardInterrupt
         self.wake()
         for follower in list(self._followers):  # this thread may be among them
             _release(follower.signal)
 
-    def _is_ours(self, frame: types.FrameType) -> bool:
+    def is_ours(self, frame: types.FrameType) -> bool:
         """Whether an exception there would leave something of ours half-way."""
         name = frame.f_globals.get("__name__", "")
         return name.startswith(_OURS) and frame.f_code is not self.user_frame

@@ -21,6 +21,7 @@ REST_TIMER = "pipes.rest"
 _REST_S = 0.01
 _ROUND_MAX = 16  # pipes that are read again after a rest
 _READ_BYTES = 1 << 16
+_LAST_BYTES = 1000  # of a file, in which its last line is looked for
 _DRAIN_READS_MAX = 64  # of one pipe whose worker may go on writing
 
 log = logging.getLogger("zray")
@@ -90,6 +91,13 @@ class _LogFile:
             os.close(self._fd)
             self._fd = -1
 
+    def last_line(self) -> str:
+        with contextlib.suppress(FileNotFoundError), open(self.path, "rb") as file:
+            file.seek(max(0, self._size - _LAST_BYTES))
+            lines = file.read().decode(errors="replace").strip().splitlines()
+            return lines[-1].strip() if lines else ""
+        return ""
+
     def remove(self) -> None:
         for path in (self.path, self.path + ".1"):
             with contextlib.suppress(FileNotFoundError):
@@ -148,21 +156,23 @@ class WorkerPipes:
                     break
                 self._on_data(pipe, data)
 
-    def end(self, worker_id: bytes) -> None:
-        """A worker is gone: read the rest, and close its pipes."""
+    def end(self, worker_id: bytes) -> str:
+        """A worker is gone: read the rest, and close its pipes. Returns the last line that it wrote."""
         self.drain(worker_id)
         for pipe in self._pipes.pop(worker_id, ()):
             self._drop(pipe)
         file = self._files.pop(worker_id, None)
         if file is None:
-            return
+            return ""
         file.close()
+        words = file.last_line()
         self._ended.append(file)
         self._ended_bytes += file.size
         while self._ended_bytes > self._ended_bytes_max:
             oldest = self._ended.popleft()
             self._ended_bytes -= oldest.size
             oldest.remove()
+        return words
 
     def close(self) -> None:
         """Keep what has come, and close all."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -215,6 +216,16 @@ def _waits_for_a_head(path: str) -> bool:
             port = json.load(file)["port"]
         return port != 0 and time.time() - os.stat(path).st_mtime < _LEFT_S_MAX
     return False
+
+
+def clear(folder: str) -> None:
+    """Remove a folder of parents of sessions (see ``base_directory``), as far as no session in them is alive."""
+    for parent in glob.glob(os.path.join(glob.escape(folder), "*", "")):
+        sweep(parent)
+        if not glob.glob(os.path.join(glob.escape(base_directory(parent)), "s-*")):
+            shutil.rmtree(parent, ignore_errors=True)
+    if not glob.glob(os.path.join(glob.escape(folder), "*", "")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep(parent: str = "") -> list[str]:

@@ -9,6 +9,7 @@ error and never a wrong value.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import shutil
 import zlib
@@ -185,16 +186,30 @@ class SpillStorage:
         self,
         object_id: bytes,
         place: tuple[str, int, int, int],
-        offset: int,
+        target: int | str,
         on_done: Callable[[bytes], None],
         on_failed: Callable[[bytes, str], None],
+        on_refused: Callable[[bytes, str], None],
     ) -> None:
-        """Read ``place`` (path, position, size, checksum) into the arena, in a thread; then call one of the two."""
+        """Read ``place`` (path, position, size, checksum) back, in a thread; then call one of the three.
+
+        Args:
+            object_id: which object.
+            place: where it lies.
+            target: where it is to lie: an offset in the arena, or the path of a new file.
+            on_done: called with the object.
+            on_failed: called with the object and the reason, if it can not be read.
+            on_refused: the same, if there is no room for the new file.
+        """
         path, position, size, checksum = place
 
         def work() -> None:
             try:
-                view = self._window(offset, size)
+                view = self._window(target, size) if isinstance(target, int) else _new_file(target, size)
+            except OSError as error:
+                self._post((on_refused, object_id, f"{error.strerror} ({target})"))
+                return
+            try:
                 directory = self._of(path)
                 count = found = 0
                 while count < size:
@@ -250,6 +265,21 @@ class SpillStorage:
             if path.startswith(directory.path + "/"):
                 return directory
         raise FileNotFoundError(path)
+
+
+def _new_file(path: str, size: int) -> memoryview:
+    """A new file of this machine, mapped.
+
+    Raises:
+        OSError: the disk is full, or the directory gone.
+    """
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, size)  # a full disk is known before anything is written; through a mapping it would be a SIGBUS
+        return memoryview(mmap.mmap(fd, size))
+    finally:
+        os.close(fd)
 
 
 def read_copy(path: str, position: int, size: int, checksum: int) -> memoryview:

@@ -79,6 +79,7 @@ def _parser(name: str, text: str) -> argparse.ArgumentParser:
     runs.add_argument("--log-level", default="INFO", metavar="LEVEL", help="DEBUG, INFO, WARNING or ERROR")
     runs.add_argument("--detach", action="store_true", help="run in the background, and return when it is up")
     runs.add_argument("--stop", action="store_true", help="end the instance that runs here, that of --session-dir if given")
+    runs.add_argument("--ends-with", type=int, default=0, metavar="PID", help=argparse.SUPPRESS)  # of zray.cluster_utils
     return parser
 
 
@@ -101,6 +102,8 @@ def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, serve
     except (OSError, ConnectionError) as error:
         print(f"{role}: {error}", file=sys.stderr)
         return 1
+    finally:
+        daemon.clear_after(chosen.ends_with, chosen.session_dir)
 
 
 def _settings(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -149,6 +152,7 @@ def _settings(chosen: argparse.Namespace) -> dict[str, Any]:
         "store_bytes": chosen.object_store_memory,
         "key_file": chosen.key_file or os.environ.get("ZRAY_KEY_FILE", ""),
         "temp_dir": chosen.session_dir,
+        "ends_with": chosen.ends_with,
         "logging_level": level,
         "insecure": chosen.insecure,
     }

@@ -19,11 +19,11 @@ from typing import Any, TextIO
 
 from zray.io.cluster_key import ClusterKey, find
 from zray.io.endpoint import places
-from zray.io.session import Session, forget_heads, living_heads, living_nodes, sweep, take_up
-from zray.io.spawn import set_title
+from zray.io.session import Session, clear, forget_heads, living_heads, living_nodes, sweep, take_up
+from zray.io.spawn import has_ended, set_title
 from zray.ops.supervisor import Child, Supervisor
 from zray.runtime import agent_process, control, head
-from zray.runtime.process import log
+from zray.runtime.process import PidWatch, log
 
 Serve = Callable[[dict[str, Any], TextIO], int]
 _START_S = 60.0
@@ -42,9 +42,14 @@ def serve_head(settings: dict[str, Any], out: TextIO, ready: Callable[[], None] 
     session = session or Session(parent=settings["temp_dir"])
     try:
         served = _Head(settings, session, out, ready, again=again)
+        maker = os.pidfd_open(settings["ends_with"]) if settings["ends_with"] else -1
         try:
             return Supervisor(
-                Child("control", served.run_control), Child("agent", served.run_agent), served.on_control, served.on_agent
+                Child("control", served.run_control),
+                Child("agent", served.run_agent),
+                served.on_control,
+                served.on_agent,
+                maker,
             ).run()
         finally:
             served.forget_key()
@@ -91,7 +96,7 @@ class _Head:
         self._session.release()
         answer = {"config": self._settings["config"], "cluster_id": self._cluster.hex()}
         host = self._settings["tcp"][2]
-        settings = {**self._settings, "control": f"tcp://{self._address}", "tcp": [host, 0, host]}
+        settings = {**self._settings, "control": f"tcp://{self._address}", "tcp": [host, 0, host], "ends_with": 0}
         _run_node(settings, answer, "zray-head", self._address, self._key_file, self._key, report)
         return 0
 
@@ -159,7 +164,10 @@ def _run_node(
             on_joined(session.path)
 
         process.on_joined = joined
+        maker = settings["ends_with"]
         try:
+            if maker:
+                process.loop.add_source(PidWatch(maker, lambda: process.stop(f"its maker (pid {maker}) ended")))
             process.loop.run()
             log.info("ending: %s", process.reason)
             process.leave()
@@ -168,6 +176,15 @@ def _run_node(
     finally:
         session.remove()
     return process.node.agent.rejoin
+
+
+def clear_after(maker: int, temp_dir: str) -> None:
+    """Remove the folder of a ``zray.cluster_utils.Cluster``, as far as nobody uses it, if its maker can not do so any more.
+
+    The last of its nodes to end finds all of it unused, what those have left included that were killed.
+    """
+    if maker and has_ended(maker):
+        clear(os.path.dirname(temp_dir))
 
 
 def _key(path: str) -> ClusterKey:

@@ -49,13 +49,14 @@ def main() -> None:
 
 def run(path: str) -> None:
     """Run a file as ``__main__``."""
+    place = os.path.abspath(path)  # as Python itself does it: the script may change its directory
     try:
         with open(path, "rb") as file:
-            code = compile(file.read(), path, "exec")
+            code = compile(file.read(), place, "exec")
     except OSError as error:
         sys.exit(f"zray: can not read {path}: {error.strerror}")
     module = types.ModuleType("__main__")
-    module.__file__ = path
+    module.__file__ = place
     sys.modules["__main__"] = module
     exec(code, module.__dict__)
 

@@ -125,11 +125,18 @@ class Supervisor:
         agent: the agent of this machine: started when the control is up.
         on_control: called with what the control reports each time it is up.
         on_agent: called with what the agent reports the first time.
+        maker: a pidfd of the process with which all of this ends; -1: none.
     """
 
     def __init__(
-        self, control: Child, agent: Child, on_control: Callable[[str], None], on_agent: Callable[[str], None]
+        self,
+        control: Child,
+        agent: Child,
+        on_control: Callable[[str], None],
+        on_agent: Callable[[str], None],
+        maker: int = -1,
     ) -> None:
+        self._maker = maker
         self._control = control
         self._agent = agent
         self._on_control = on_control
@@ -167,10 +174,12 @@ class Supervisor:
         children = [self._control, self._agent]
         absent = [child for child in children if not child.pid and (child is self._control or self._control.report)]
         timeout_s = max(0.0, min(child.due for child in absent) - time.monotonic()) if absent else None
-        sources = [wake, *[fd for child in children for fd in child.sources()]]
+        sources = [wake, *[self._maker] * (self._maker >= 0), *[fd for child in children for fd in child.sources()]]
         readable, _, _ = select.select(sources, [], [], timeout_s)
         if wake in readable:
             os.read(wake, 4096)
+        if self._maker in readable:
+            self._stopped = "the process that made it ended"
         for child in children:
             spoke, ended = child.is_event(readable)
             if spoke:

@@ -129,6 +129,29 @@ class ThreadGroup:
             self._idle.release()
 
 
+class MainThreadGroup(ThreadGroup):
+    """The worker's main thread, of an actor that has other threads besides: signals and some libraries insist on it."""
+
+    def __init__(self, worker: Executor, actor: Actor) -> None:
+        super().__init__(worker, actor, "", 1)
+
+    def submit(self, peer: bytes, spec: Any) -> None:
+        number = self._actor.received()
+        if number:
+            call = self._waiting[spec[0]] = (number, peer, spec)
+            self._worker.enqueue_run(peer, (spec[0], self._run, call))
+
+    def stop(self) -> None:
+        """That is for the worker to do."""
+
+    def _run(self, call: tuple[int, bytes, Any]) -> None:
+        task_id = call[2][0]
+        self._running[task_id] = None
+        if self._waiting.pop(task_id, None) is not None:
+            self._actor.run(*call)
+        self._running.pop(task_id, None)
+
+
 class AsyncGroup:
     """Coroutines in the actor's event loop, so many at once."""
 
@@ -246,8 +269,10 @@ class Actor:
             self._default = AsyncGroup(worker, self, loop, limit)
             self._groups = {name: AsyncGroup(worker, self, loop, most) for name, most in extra["groups"].items()}
         else:
-            plain = limit == 1 and not extra["groups"]
-            self._default = MainGroup(worker) if plain else ThreadGroup(worker, self, "actor", limit)
+            if limit > 1:
+                self._default = ThreadGroup(worker, self, "actor", limit)
+            else:
+                self._default = MainThreadGroup(worker, self) if extra["groups"] else MainGroup(worker)
             self._groups = {name: ThreadGroup(worker, self, name, most) for name, most in extra["groups"].items()}
 
     def construct(self, args: list[Any], kwargs: dict[str, Any]) -> None:

@@ -14,8 +14,10 @@ task nor the worker itself is hit:
   looks when it has said so. Whichever comes first, one of them sees the other.
 - Inside zray nothing is raised but where it waits (``io/loop.py``). What was put off ends with the task.
 
+In local mode it is any thread that is interrupted, without a signal (``runtime/local_worker.py``).
+
 An asynchronous call is cancelled as any ``asyncio.Task``. A call of another actor can not be interrupted, since its state would
-be left half-way: ``get_runtime_context().is_canceled()`` tells it. In local mode that is all that a running task hears too.
+be left half-way: ``get_runtime_context().is_canceled()`` tells it.
 
 To force the end of a task is to end this process, after all that is known of other tasks was sent.
 """
@@ -39,11 +41,10 @@ class Cancellation:
         body: the executor.
     """
 
-    __slots__ = ("_body", "cancelled", "interrupts", "running")
+    __slots__ = ("_body", "cancelled", "running")
 
     def __init__(self, body: Executor) -> None:
         self._body = body
-        self.interrupts = False  # its main thread can be
         self.running = b""  # the task whose code the main thread runs; only that thread says so
         self.cancelled: dict[bytes, bool] = {}  # tasks and calls -> whether they are still to be interrupted
 
@@ -106,7 +107,7 @@ class Cancellation:
     @property
     def interrupted(self) -> bool:
         """Whether an interrupt was put off."""
-        return self.interrupts and self._body.loop.interrupted
+        return self._body.loop.interrupted
 
     def wants_interrupt(self) -> bool:
         """Whether the task that runs is to be interrupted; once."""
@@ -129,6 +130,5 @@ class Cancellation:
 
     def forget(self) -> None:
         """A task is over; whatever was to interrupt it is not for the next."""
-        if self.interrupts:
-            self._body.loop.interrupted = False
+        self._body.calm()
         self.cancelled.clear()

@@ -144,3 +144,8 @@ def resolve(waiter: Any) -> None:
     if type(waiter) is Waiter and waiter.callback is not None:
         callback, waiter.callback = waiter.callback, None
         callback()
+
+
+def shut_down() -> RaySystemError:
+    """What those hear who wait for something when this process leaves the cluster."""
+    return RaySystemError("zray.shutdown() was called while this waited")

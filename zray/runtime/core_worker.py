@@ -30,13 +30,15 @@ from zray.core.waiters import Waiter
 from zray.exceptions import (
     GetTimeoutError,
     ObjectLostError,
+    ObjectStoreFullError,
+    OutOfDiskError,
     OwnerDiedError,
     RayError,
     RaySystemError,
-    RayTaskError,
 )
 from zray.object_ref import ObjectRef
-from zray.runtime.client import Client, Request, finish, resolve
+from zray.runtime import failures
+from zray.runtime.client import Client, Request, finish, resolve, shut_down
 from zray.runtime.explainer import Explainer
 from zray.runtime.futures import Futures
 from zray.runtime.process import log
@@ -192,6 +194,10 @@ class CoreWorker(Client):
 
     def on_refuse(self, now: float, peer: bytes, reason: str) -> None:
         self.fail(RaySystemError(f"the cluster refused this process: {reason}"))
+
+    def on_job_ended(self, now: float, peer: bytes, reason: str) -> None:
+        """The cluster has given this process up: it was stopped for too long, or its node could not be reached."""
+        self.fail(RaySystemError(f"this job has ended: {reason}. Call zray.shutdown() and zray.init() to join again"))
 
     def fail(self, error: RayError) -> None:
         """Nothing can be done any more: everybody who waits is told, and everybody who comes."""
@@ -409,6 +415,14 @@ class CoreWorker(Client):
         others += refs[start:]
         return chosen, others
 
+    def fetch(self, refs: Sequence[Any]) -> None:
+        """Have those that lie on other nodes brought to this one; nobody waits for that."""
+        memory, here = self.owner.memory, self.node_id
+        for ref in refs:
+            entry = memory.get(ref._id)
+            if entry is not None and entry[0] == STORED and entry[2] != here:
+                self.loop.post((self.store.fetch, ref._id, entry, ref.owner[0]))
+
     def _ready(self, refs: list[ObjectRef[Any]], num_returns: int, timeout_s: float | None) -> list[int]:
         """Positions of the first ``num_returns`` ready references; waits for as many."""
         memory = self.owner.memory
@@ -481,7 +495,7 @@ class CoreWorker(Client):
                 owners.append(ref.owner[0])
                 values.append(None)
             else:
-                raise _user_error(entry)
+                raise failures.as_raised(entry)
         if gone:
             raise Unreadable(gone, b"", ObjectLostError(f"object {gone.hex()} is lost again and again", gone.hex()))
         if stored:
@@ -508,14 +522,14 @@ class CoreWorker(Client):
 
         while self._adoptions and self.broken is None:
             object_id, place = self._adoptions[0]
+            problem, full = "", False
             try:
                 value = serialization.stored_again(read_copy(*place))
                 self.store.write(object_id, value, self.me)
             except Exception as error:  # whatever it is, the object is not there
                 problem = f"its file {place[0]} can not be read from here: {type(error).__name__}: {error}"
-            else:
-                problem = ""
-            self.loop.post((self.owner.on_file_adopted, time.monotonic(), object_id, problem))
+                full = isinstance(error, (ObjectStoreFullError, OutOfDiskError))
+            self.loop.post((self.owner.on_file_adopted, time.monotonic(), object_id, problem, full))
             self._adoptions.popleft()  # who adds one to an empty list starts the next thread
 
     # -- references (object_ref.Runtime) --------------------------------------------------------------------------
@@ -539,7 +553,7 @@ class CoreWorker(Client):
         """Stop the loop and close what it owned."""
         if os.getpid() != self._pid:
             return  # a fork of the user's: none of this is its own
-        self.broken = self.broken or RaySystemError("zray.shutdown() was called while this waited")
+        self.broken = self.broken or shut_down()
         self.loop.stop()
         if self.loop.acquire(5.0):
             if self._brains:  # futures, and threads that wait, learn of it
@@ -564,23 +578,3 @@ def _first_ready(refs: list[ObjectRef[Any]], memory: dict[bytes, Entry], limit: 
 
 def _any_error(refs: list[ObjectRef[Any]], memory: dict[bytes, Entry]) -> bool:
     return any(memory.get(ref._id, (None,))[0] == ERROR for ref in refs)
-
-
-def _user_error(entry: Entry) -> BaseException:
-    """The exception of an error entry, as ``get`` raises it."""
-    error = serialization.deserialize(entry[1])
-    if isinstance(error, tuple):
-        error, cause = error
-        if cause is not None:
-            try:
-                error.cause = serialization.deserialize(cause)
-            except Exception as problem:
-                if isinstance(error, RayTaskError):
-                    error.traceback_str += (
-                        f"\n(the exception itself can not be read here: {type(problem).__name__}: {problem})"
-                    )
-        if isinstance(error, RayTaskError):
-            return error.as_instanceof_cause()
-        error.__cause__ = error.cause
-    assert isinstance(error, BaseException)
-    return error

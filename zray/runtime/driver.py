@@ -20,7 +20,7 @@ from zray.base.wire_output import FlushOutput
 from zray.core.waiters import Waiter
 from zray.exceptions import NodeDiedError, RaySystemError
 from zray.io.loop import NUDGE
-from zray.runtime.client import finish
+from zray.runtime.client import finish, shut_down
 from zray.runtime.core_worker import CoreWorker
 from zray.runtime.embedded import EmbeddedHead
 from zray.runtime.output import DriverOutput
@@ -53,6 +53,7 @@ class Driver(CoreWorker):
         self.nodes: list[dict[str, Any]] = []
         self._previous_handler: Any = None
         self._log_to_driver = True
+        self._leaving = False  # shutdown() was called
 
     def connect(self, endpoint: str, namespace: str, env_vars: dict[str, str], *, log_to_driver: bool) -> None:
         """Register this driver as a job with the control at ``endpoint``."""
@@ -111,7 +112,7 @@ class Driver(CoreWorker):
         def ended() -> None:
             self.loop.remove_source(watch)
             watch.close()
-            self.fail(NodeDiedError(why()))
+            self.fail(shut_down() if self._leaving else NodeDiedError(why()))
 
         watch = self._watch = PidWatch(pid, ended)
         self.loop.post((self.loop.add_source, watch))
@@ -121,6 +122,7 @@ class Driver(CoreWorker):
 
     def shutdown(self) -> None:
         """Finish the job; with an embedded head, end the cluster and wait until nothing of it is left."""
+        self._leaving = True
         if self.broken is None and self._log_to_driver:
             self._flush_output()
         if self.broken is None:
@@ -137,7 +139,7 @@ class Driver(CoreWorker):
 
     def show_bar(self, state: str) -> None:
         """A progress bar of this process has moved."""
-        self.output.screen.show(b"", json.loads(state))
+        self.output.screen.show(bars=[(b"", json.loads(state))])
 
     def _flush_output(self) -> None:
         """Have it here what workers have written so far, on this node and on those whose workers this process knows."""

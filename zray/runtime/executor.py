@@ -8,12 +8,12 @@ Results gather until the end of a turn of the loop. What waits behind a task tha
 
 from __future__ import annotations
 
-import inspect
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from zray.base import serialization, wire
@@ -42,6 +42,7 @@ ARGUMENTS = -1  # the slot of a reference to all arguments at once, when they ar
 HANDBACK_TIMER = "worker.handback"
 NO_LEASE = 0  # in the queue, in place of a lease: calls of the actor
 _BECOME = -1  # ... become an actor
+_RUN = -2  # ... have something run
 _LEASES_KEPT = 16
 _NOTHING: Entry = (INLINE, serialization.serialize(None).inline())
 
@@ -121,7 +122,12 @@ class Executor:
         raise NotImplementedError
 
     def nudge(self) -> None:
-        """In the loop: wake the thread that runs what is in the queue, where that can be done."""
+        """In the loop: have the task that runs interrupted."""
+        raise NotImplementedError
+
+    def calm(self) -> None:
+        """A task is over: what was to interrupt it and has not come does not come any more."""
+        raise NotImplementedError
 
     def end_soon(self, error: SystemExit) -> None:
         """Have this executor end; safe in any thread."""
@@ -220,7 +226,7 @@ class Executor:
 
     def on_cancel_task(self, now: float, peer: bytes, task_id: bytes, force: bool, recursive: bool) -> None:
         self.cancellation.cancel(now, task_id, force, recursive)
-        if task_id in self.runners and (self.actor is not None or not self.cancellation.interrupts):
+        if task_id in self.runners and self.actor is not None:
             self.runners[task_id].cancel()
 
     def on_call(self, now: float, peer: bytes, first: int, specs: list[Any]) -> None:
@@ -232,6 +238,12 @@ class Executor:
     def enqueue(self, peer: bytes, spec: Any) -> None:
         """In the loop: a call for the main thread."""
         self.queue.append((peer, NO_LEASE, spec))
+        if self._running_since == 0.0:
+            self.wake()
+
+    def enqueue_run(self, peer: bytes, what: tuple[bytes, Callable[[Any], None], Any]) -> None:
+        """In the loop: a call, by its id, that the main thread has to do in a way of its own."""
+        self.queue.append((peer, _RUN, what))
         if self._running_since == 0.0:
             self.wake()
 
@@ -283,6 +295,10 @@ class Executor:
         peer, lease_id, spec = item
         if lease_id == _BECOME:
             self._become(spec)
+        elif lease_id == _RUN:
+            self._running_since = time.monotonic()
+            _, function, argument = spec
+            function(argument)
         else:
             self._execute(peer, lease_id, spec)
 
@@ -397,8 +413,11 @@ class Executor:
             return ()
         values: Sequence[Any] | None
         missing: tuple[Entry, ...] = ()
-        if inspect.isgenerator(result):
+        if type(result) is GeneratorType:
             values, missing = self._drawn(spec, result)
+            if len(values) > num_returns:
+                text = f"{spec[6]}() has num_returns={num_returns} but yielded more: num_returns='streaming' gives all"
+                raise ValueError(f"{text} items, as they are made")
         else:
             try:
                 values = tuple(result)

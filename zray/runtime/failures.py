@@ -1,4 +1,4 @@
-"""Failures: what a task, a call or a constructor raised, as the entry of its results.
+"""Failures: what a task, a call or a constructor raised, as the entry of its results, and as ``get`` raises it.
 
 An exception goes through two pickles: the error that says what happened, and apart from it the user's own exception. Who can not
 read that one, because its class is unknown there or does not come out of a pickle, has the text still.
@@ -55,6 +55,26 @@ def _is_to_be_tried_again(cause: BaseException, wanted: Any) -> tuple[bool, str]
         return isinstance(cause, serialization.deserialize(wanted)), ""
     except Exception as problem:  # a module that is not here, or whatever an import of the user's raises
         return False, f"\n(not tried again: its retry_exceptions can not be read here: {type(problem).__name__}: {problem})"
+
+
+def as_raised(entry: Entry) -> BaseException:
+    """The exception of an error entry, as ``get`` raises it."""
+    error = serialization.deserialize(entry[1])
+    if isinstance(error, tuple):
+        error, cause = error
+        if cause is not None:
+            try:
+                error.cause = serialization.deserialize(cause)
+            except Exception as problem:
+                if isinstance(error, RayTaskError):
+                    error.traceback_str += (
+                        f"\n(the exception itself can not be read here: {type(problem).__name__}: {problem})"
+                    )
+        if isinstance(error, RayTaskError):
+            return error.as_instanceof_cause()
+        error.__cause__ = error.cause
+    assert isinstance(error, BaseException)
+    return error
 
 
 def _is_cancellation(error: BaseException) -> bool:

@@ -197,7 +197,7 @@ class Futures:
             if future.set_running_or_notify_cancel() and (wish is None or wish.ref is not None):
                 try:
                     value = _read(self._worker, ref)
-                except Exception as error:
+                except BaseException as error:  # SystemExit too, from a value that is read: others need this thread
                     future.set_exception(error)
                 else:
                     future.set_result(value)

@@ -21,6 +21,7 @@ from zray.base import serialization
 from zray.base.ids import return_id
 from zray.base.wire import Entry
 from zray.base.wire_generators import ITEMS
+from zray.core.entries import size_of
 from zray.core.waiters import Waiter
 from zray.object_ref import DynamicObjectRefGenerator
 from zray.runtime.client import resolve
@@ -149,7 +150,7 @@ class GeneratorRunner:
             return
         if self._items_max:
             content = entry[1]
-            size = content if type(content) is int else len(content)
+            size = len(content) if type(content) is bytes else size_of(entry)
             self._sizes.append(size)
             self._size_bytes += size
         if (len(entry) > 2 and entry[-1]) or self._queued != self._unqueued:

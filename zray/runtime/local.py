@@ -41,7 +41,7 @@ from zray.exceptions import RaySystemError
 from zray.object_ref import ObjectRef
 from zray.runtime.client import finish
 from zray.runtime.core_worker import CoreWorker
-from zray.runtime.local_worker import LocalWorker, current_worker
+from zray.runtime.local_worker import INTERRUPT_TIMER, LocalWorker, current_worker
 from zray.runtime.screen import Screen
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ class LocalRuntime(CoreWorker):
 
     def show_bar(self, state: str) -> None:
         """A progress bar has moved."""
-        self._screen.show(b"", json.loads(state))
+        self._screen.show(bars=[(b"", json.loads(state))])
 
     def open_store(self, node: dict[str, Any]) -> None:
         """There is none."""
@@ -311,7 +311,11 @@ class LocalRuntime(CoreWorker):
 
     def _on_worker_timer(self, now: float, key: tuple[Any, ...]) -> None:
         worker = self.workers.get(key[1])
-        if worker is not None:
+        if worker is None:
+            return
+        if key[0] == INTERRUPT_TIMER:
+            worker.nudge()
+        else:
             worker.on_busy_timer(now, key)
             self.stir(worker)
 

@@ -9,6 +9,9 @@ thread while it has tasks to run; an actor keeps its thread for life, since its 
 A thread can not be killed. A worker that is ended is *gone*: nothing it says is heard any more, no call of it is begun, and its
 threads leave the user's code with ``WorkerGone`` at the next thing they do: at once where they wait for something of zray's, at
 the next line of Python otherwise. One that stays in foreign code (a long ``time.sleep``) ends when that returns.
+
+A task that is cancelled while it runs is interrupted in the same way, with KeyboardInterrupt. Since its worker goes on, nothing
+of ours may be left half-way: where the thread is in our own code and does not wait, the loop looks again a little later.
 """
 
 from __future__ import annotations
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 # The worker whose task or call runs in this thread or coroutine.
 current_worker: ContextVar[LocalWorker | None] = ContextVar("current_worker", default=None)
 
+INTERRUPT_TIMER = "worker.interrupt"
+_AGAIN_S = 0.005
 _HEARD = {schema.op: schema.handler for schema in SCHEMA.values() if schema.receiver == "worker"}
 
 
@@ -73,12 +78,14 @@ class LocalWorker(Executor):
         self.gone = False
         self._runtime = runtime
         self._exiting: SystemExit | None = None
+        self._left = False  # its thread has ended it: nothing more is begun
         self._ready = threading.Condition()
         self._thread: threading.Thread | None = None
         self._staffed = False  # some thread runs what is in the queue, or will
         self._guard = threading.Lock()
         self._busy: dict[int, bool] = {}  # threads in the user's code; whether they were told to leave it
         self._waiting: dict[Waiter, int] = {}  # ... or in a wait of ours, in it
+        self._raised = False  # what runs is to be interrupted at its next line
 
     def receive(self, now: float, peer: bytes, message: tuple[Any, ...]) -> None:
         """In the loop: a message for this worker."""
@@ -136,6 +143,25 @@ class LocalWorker(Executor):
                     _raise_in(thread, WorkerGone)
         with self._ready:
             self._ready.notify_all()
+
+    def nudge(self) -> None:
+        thread = self.thread
+        with self._guard:
+            waiting = [waiter for waiter, who in list(self._waiting.items()) if who == thread]
+            frame = None if waiting else sys._current_frames().get(thread)
+            if frame is not None and not self.loop.is_ours(frame) and self.cancellation.wants_interrupt():
+                self._raised = True
+                _raise_in(thread, KeyboardInterrupt)
+        for waiter in waiting:
+            resolve(waiter)
+        if self.cancellation.cancelled.get(self.cancellation.running):
+            self.loop.add_timer(time.monotonic() + _AGAIN_S, (INTERRUPT_TIMER, self.me))
+
+    def calm(self) -> None:
+        with self._guard:
+            if self._raised:
+                self._raised = False
+                _raise_in(threading.get_ident(), None)
 
     def settle(self, now: float) -> None:
         self.settle_results(now)
@@ -213,12 +239,12 @@ class LocalWorker(Executor):
             self.loop.turn_if_free()
         with self._ready:
             while not self.gone:
-                try:
-                    return self.queue.popleft()
-                except IndexError:
-                    if self.becoming is None:
-                        break
-                    self._ready.wait()
+                if not self._left:
+                    with contextlib.suppress(IndexError):
+                        return self.queue.popleft()
+                if self.becoming is None:
+                    break
+                self._ready.wait()
             self._staffed = False
             self._running_since = 0.0
             return None
@@ -272,13 +298,18 @@ class LocalWorker(Executor):
         """A thread of this worker waits for something: if the worker is ended it leaves."""
         self._waiting[waiter] = threading.get_ident()
         try:
-            if self.gone:
-                raise WorkerGone
+            self._look()
             yield
         finally:
             del self._waiting[waiter]
-            if self.gone:
-                raise WorkerGone
+            self._look()
+
+    def _look(self) -> None:
+        """In a thread that waits: whether it is to leave, or the task that it runs to be interrupted."""
+        if self.gone:
+            raise WorkerGone
+        if threading.get_ident() == self.thread and self.cancellation.wants_interrupt():
+            raise KeyboardInterrupt
 
     def enter(self) -> None:
         current_worker.set(self)
@@ -286,6 +317,7 @@ class LocalWorker(Executor):
     # -- the end --------------------------------------------------------------------------------------------------
 
     def leave(self, code: int) -> None:
+        self._left = self._leaving = True
         self.loop.post((self._runtime.end_worker, self, f"exited with code {code}"))
         raise WorkerGone
 

@@ -13,11 +13,12 @@ from zray.base.resources import ResourceSet
 from zray.base.wire import Hello
 from zray.core import effects as e
 from zray.core.agent import NodeAgent
+from zray.core.workers import WorkerState
 from zray.io import descriptors
 from zray.io.memory import private_bytes, usage
 from zray.io.pipes import WorkerPipes
 from zray.io.session import Session
-from zray.io.spawn import Zygote, describe_exit
+from zray.io.spawn import Zygote, describe_exit, is_stopped
 from zray.io.spill import SpillStorage, open_directories
 from zray.io.storage import Arena, shared_memory_free_bytes
 from zray.runtime.process import PidWatch, Process, log
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 _EXIT_TIMER = "node.exited"
 _LATE_TIMER = "node.late"
 _LAST_WORDS_S = 0.05
-_FORK_REST_S = 1.0  # a machine that has no room for a process is asked again after this
 _SMALL_STORE = 75 << 20
 _DESCRIPTORS_RESERVE = 100  # for those who connect, files of the store, and what must not fail
 
@@ -151,6 +151,7 @@ class Node:
         process.on_effect(e.START_WORKER, self._start_worker)
         process.on_effect(e.KILL_WORKER, self.zygote.kill)
         process.on_effect(e.WATCH, self._watch)
+        process.on_effect(e.LOOK, self._look)
         process.loop.add_source(self.zygote)
 
     def _attach_output(self, process: Process) -> None:
@@ -262,9 +263,12 @@ class Node:
         if event[0] == "exited":
             pid = self._pids.pop(event[1], 0)
             reason = describe_exit(event[2])
-            self._end_output(event[1])
+            words = self._end_output(event[1])
+            worker = self.agent.pool.workers.get(event[1])
+            if words and worker is not None and worker.state is WorkerState.STARTING:
+                reason = f"{reason}; its last words: {words}"
             log.info("worker %s (pid %d) %s", event[1][6:10].hex(), pid, reason)
-            if event[2] == 0:  # it ended in good order: what it said last may still be on its way
+            if os.WIFEXITED(event[2]):  # of its own will: what it said last may still be on its way
                 self._process.loop.add_timer(now + _LAST_WORDS_S, (_EXIT_TIMER, event[1], f"pid {pid} {reason}"))
             else:
                 self.agent.on_worker_exited(now, event[1], f"pid {pid} {reason}")
@@ -273,7 +277,7 @@ class Node:
         elif event[0] == "failed":
             log.warning("worker %s was not started: %s", event[1][6:10].hex(), event[2])
             self._end_output(event[1])
-            self._process.loop.add_timer(now + _FORK_REST_S, (_EXIT_TIMER, event[1], event[2]))
+            self.agent.on_worker_exited(now, event[1], event[2])
         elif event[0] == "gone":
             pass  # it was told to end, and had ended
         else:
@@ -281,10 +285,11 @@ class Node:
             log.error("the zygote ended: this node can not go on")
             self._process.stop("the zygote ended")
 
-    def _end_output(self, worker_id: bytes) -> None:
-        """A worker has said its last words: its driver hears them before it hears of its end."""
-        self._pipes.end(worker_id)
+    def _end_output(self, worker_id: bytes) -> str:
+        """A worker has said its last words, which are returned: its driver hears them before it hears of its end."""
+        words = self._pipes.end(worker_id)
         self.agent.output.ended(self._process.now(), worker_id)
+        return words
 
     def _spill(self, batch_id: int, directory: int, rows: list[tuple[int, int]]) -> None:
         assert self._spills is not None
@@ -294,11 +299,18 @@ class Node:
             batch_id, directory, rows, store.on_spilled, lambda b, reason: store.on_spill_failed(now(), b, reason)
         )
 
-    def _restore(self, object_id: bytes, path: str, position: int, size: int, checksum: int, offset: int) -> None:
+    def _restore(self, object_id: bytes, path: str, position: int, size: int, checksum: int, target: int | str) -> None:
         assert self._spills is not None
         store = self.agent.store
-        place = (path, position, size, checksum)
-        self._spills.restore(object_id, place, offset, store.on_restored, store.on_restore_failed)
+        now = self._process.now
+        self._spills.restore(
+            object_id,
+            (path, position, size, checksum),
+            target,
+            store.on_restored,
+            store.on_restore_failed,
+            lambda o, reason: store.on_restore_refused(now(), o, reason),
+        )
 
     def _measure(self) -> None:
         limit = self._config.memory_limit_bytes
@@ -329,3 +341,7 @@ class Node:
             return
         self._watches[peer] = watch
         self._process.loop.add_source(watch)
+
+    def _look(self) -> None:
+        stopped = [peer for peer, watch in self._watches.items() if is_stopped(watch.pid)]
+        self.agent.on_drivers_seen(self._process.now(), stopped)

@@ -15,13 +15,15 @@ from typing import Any
 from zray.base.config import Config
 from zray.base.wire import CONTROL
 from zray.base.wire_output import BAR, ERR, OUT
+from zray.core.bars import describe
 from zray.core.folding import OutputFold
-from zray.runtime.screen import Screen
+from zray.runtime.screen import Bar, Screen
 
 _CLOSE_S = 5.0  # for a terminal that is stopped
 _NOTICE_S = 2.0  # between two words about what was dropped
 _IDLE_S = 1.0  # the thread ends when nothing came for so long
 _ROUND_ROWS = 64
+_TRIAL_WIDTH = 80
 
 
 class DriverOutput:
@@ -93,17 +95,18 @@ class DriverOutput:
                 dropped = self._dropped_lines(closing=closing and not rows)
             now = time.monotonic()
             lines = self._fold.due(float("inf") if closing and not rows else now)
+            bars: list[Bar] = []
             for peer, row in rows:
                 if row[2] == BAR:
-                    self._show_bar((peer, row[0]), row[3])
+                    bars += _bar((peer, row[0]), row[3])
                 else:
                     node = "" if peer == self.own_agent else peer.hex()[:8]
                     lines += self._fold.take(now, peer, node, [row])
             if dropped:
                 text = f"(zray) {dropped} lines of output were dropped: workers wrote more than is shown. Their files have it.\n"
                 lines.append((ERR, text))
-            if lines:
-                self.screen.write(lines)
+            if lines or bars:
+                self.screen.show(lines, bars)
             if closing and not rows:
                 return
 
@@ -133,14 +136,18 @@ class DriverOutput:
         dropped, self._dropped = self._dropped, 0
         return dropped
 
-    def _show_bar(self, source: tuple[bytes, int], state: bytes) -> None:
-        if not state:
-            self.screen.drop(source)
-            return
-        try:
-            self.screen.show(source, json.loads(state))
-        except (ValueError, KeyError, TypeError):
-            pass  # a worker wrote what looks like a bar
+
+def _bar(source: tuple[bytes, int], text: bytes) -> list[Bar]:
+    if not text:
+        return [(source, None)]
+    try:
+        state = json.loads(text)
+        describe(state, _TRIAL_WIDTH)
+        shown = {name: state[name] for name in ("closed", "id", "leave", "position")}
+        hash(shown["id"])
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
+        return []  # a worker wrote what looks like a bar
+    return [(source, state)] if type(shown["position"]) is int else []
 
 
 def _is_row(row: Any) -> bool:

@@ -52,6 +52,7 @@ class PidWatch:
     """Tells when a process of this machine ends. A source of the loop."""
 
     def __init__(self, pid: int, on_ended: Callable[[], None]) -> None:
+        self.pid = pid
         self._fd = os.pidfd_open(pid)
         self._on_ended = on_ended
 

@@ -41,6 +41,7 @@ class StoreClient:
         self._arena: Arena | None = None
         self._places: dict[bytes, Place] = {}  # of the objects pinned here
         self._views: dict[bytes, int] = {}  # ... and how many views of each there are
+        self._fetching: set[bytes] = set()
 
     def write(self, object_id: bytes, value: Serialized, owner: bytes) -> int:
         """Make an object of a value; returns the bytes it takes.
@@ -124,6 +125,19 @@ class StoreClient:
                 if object_id not in values and object_id not in refusals and object_id in self._places:
                     loop.post((self._unpin, object_id))
         return [values[object_id] for object_id in object_ids]
+
+    def fetch(self, object_id: bytes, entry: Entry, owner: bytes) -> None:
+        """In the loop: have an object brought to this node, for whoever reads it next; behind what is waited for."""
+        if object_id in self._places or object_id in self._fetching:
+            return
+        self._fetching.add(object_id)
+
+        def came(ok: bool, value: Any) -> None:
+            self._fetching.discard(object_id)
+            if ok:  # the copy stays, as long as there is room
+                self._worker.send(self._worker.agent, wire.UnpinObjects([object_id]))
+
+        self._worker.ask_then(came, wire.PinObject, object_id, False, entry[2], entry[1], owner)
 
     def close(self) -> None:
         """Unmap the arena, unless the user still has views of it."""

@@ -125,6 +125,9 @@ class TaskExecutor(Executor, CoreWorker):
     def nudge(self) -> None:
         signal.pthread_kill(self.thread, NUDGE)
 
+    def calm(self) -> None:
+        self.loop.interrupted = False
+
     def end_now(self) -> None:
         self.settle(time.monotonic())
         self.transport.close(linger_ms=1000)
@@ -278,7 +281,7 @@ def run_worker(settings: WorkerSettings, worker_id: bytes) -> None:
     executor = TaskExecutor(settings, worker_id)
     signal.signal(signal.SIGINT, executor.on_interrupt)
     signal.signal(NUDGE, executor.on_nudge)
-    executor.loop.nudges = executor.cancellation.interrupts = True
+    executor.loop.nudges = True
     object_ref.connected = executor
 
     def on_error(error: BaseException) -> None:

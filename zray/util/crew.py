@@ -33,7 +33,7 @@ class GivenBack:
     """The result of a call that was given back: it did not run."""
 
 
-class _Process:
+class PoolProcess:
     """The actor: functions that it keeps, and calls."""
 
     def __init__(self, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
@@ -92,19 +92,17 @@ class _Member:
         self.window = Window(1, _AHEAD_MAX)
         self.asked = False
         self._initializer = initializer
-        self._calls_left = calls_max
+        self.calls_left = calls_max
         self._numbers = itertools.count(1)
         self._slots = itertools.count(1)
         self._kept: Regulars[int] = Regulars(self._keep, self.actor.forget.remote)
+        self._run = self.actor.run.remote
+        self._run_once = self.actor.run_once.remote
 
     @property
     def spent(self) -> bool:
         """Whether it may not start any more calls."""
-        return self._calls_left == 0
-
-    @property
-    def has_room(self) -> bool:
-        return len(self.under_way) < self.window.size and not self.spent
+        return self.calls_left == 0
 
     def start(self, work: Work) -> Any:
         assert work.call is not None
@@ -112,20 +110,20 @@ class _Member:
         slot = self._kept.get(function)
         number = next(self._numbers)
         if slot is None:
-            ref = self.actor.run_once.remote(number, self._initializer, function, *args, **kwargs)
+            ref = self._run_once(number, self._initializer, function, *args, **kwargs)
         else:
-            ref = self.actor.run.remote(number, slot, *args, **kwargs)
+            ref = self._run(number, slot, *args, **kwargs)
         self.under_way[number] = work
         work.place = (self, number)
-        if self._calls_left is not None:
-            self._calls_left -= 1
+        if self.calls_left is not None:
+            self.calls_left -= 1
         return ref
 
     def take_back(self, number: int) -> Work | None:
         """A call that was given back, if it was not over nevertheless."""
         work = self.under_way.pop(number, None)
-        if work is not None and self._calls_left is not None:
-            self._calls_left += 1
+        if work is not None and self.calls_left is not None:
+            self.calls_left += 1
         return work
 
     def _keep(self, function: Any) -> int:
@@ -164,7 +162,7 @@ class Crew:
         retries = options.get("max_retries") if retries is None else retries
         self._retries = RETRIES if retries is None else retries
         mine = {name: value for name, value in options.items() if name not in ("max_retries", "max_task_retries")}
-        self._class: Any = ray.remote(_Process).options(concurrency_groups={_CONTROL: 1}, **mine)
+        self._class: Any = ray.remote(PoolProcess).options(concurrency_groups={_CONTROL: 1}, **mine)
         self.size = size or 0
         self._initializer = initializer
         self._initargs = tuple(initargs)
@@ -178,17 +176,29 @@ class Crew:
         self._members = [self._recruit() for _ in range(self.size)]
 
     def has_room(self) -> bool:
-        return any(member.has_room for member in self._members)
+        return self._idlest() is not None
 
     def start(self, work: Work) -> Any:
-        return min((m for m in self._members if m.has_room), key=lambda m: len(m.under_way)).start(work)
+        member = self._idlest()
+        assert member is not None
+        return member.start(work)
+
+    def _idlest(self) -> _Member | None:
+        """The process with the fewest calls, of those with room for another."""
+        found = None
+        fewest = 0
+        for member in self._members:
+            count = len(member.under_way)
+            if count < member.window.size and member.calls_left != 0 and (found is None or count < fewest):
+                found, fewest = member, count
+        return found
 
     def steady(self, work: Work) -> bool:
         """The first of its process can not be given back; and if that dies, its reference is ready."""
         place = work.place
         return place is not None and next(iter(place[0].under_way), 0) == place[1]
 
-    def ended(self, entry: Any, value: Any, error: Exception | None) -> list[Outcome]:
+    def ended(self, entry: Any, value: Any, error: BaseException | None) -> list[Outcome]:
         if isinstance(entry, _Question):
             self._answered(entry.member, value or [])
             return []
@@ -208,10 +218,13 @@ class Crew:
 
     def rest(self) -> None:
         """If a process has nothing to do, ask for calls that another one has ahead."""
-        if self._dispatcher.pending or len(self._members) < 2 or any(member.asked for member in self._members):
+        if self._dispatcher.pending or len(self._members) < 2:
+            return
+        idlest = self._idlest()
+        if idlest is None or idlest.under_way or any(member.asked for member in self._members):
             return
         busiest = max(self._members, key=lambda member: len(member.under_way))
-        if len(busiest.under_way) > 1 and any(member.has_room and not member.under_way for member in self._members):
+        if len(busiest.under_way) > 1:
             numbers = list(busiest.under_way)
             busiest.asked = True
             ref = busiest.actor.give_back.remote(numbers[(len(numbers) + 1) // 2 :])

@@ -102,7 +102,7 @@ class Lane(Protocol):
     def steady(self, work: Work) -> bool:
         """Whether the reference that this work has now is the one that will bring its result."""
 
-    def ended(self, entry: Any, value: Any, error: Exception | None) -> list[Outcome]:
+    def ended(self, entry: Any, value: Any, error: BaseException | None) -> list[Outcome]:
         """Something that ran has a result; which work is over by that, and how."""
 
     def rest(self) -> None:
@@ -450,7 +450,7 @@ class Dispatcher:
         return self._lends and threading.current_thread() in (threading.main_thread(), self._opener)
 
 
-def _outcome(ref: Any, get: Callable[[Any], Any] | None) -> tuple[Any, Exception | None]:
+def _outcome(ref: Any, get: Callable[[Any], Any] | None) -> tuple[Any, BaseException | None]:
     try:
         if get is not None:
             return get(ref), None
@@ -458,6 +458,10 @@ def _outcome(ref: Any, get: Callable[[Any], Any] | None) -> tuple[Any, Exception
         return ray.get(ref), None
     except Exception as error:
         return None, error
+    except BaseException as error:
+        if threading.current_thread() is threading.main_thread():
+            raise  # Ctrl-C, perhaps
+        return None, error  # to read the value raised it, and this thread must not end of that
 
 
 def _check_connected() -> None:

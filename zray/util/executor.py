@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent import futures
 from itertools import islice
+from types import FunctionType
 from typing import Any, ParamSpec, TypeVar
 
 import zray as ray
@@ -180,13 +181,14 @@ class TaskLane:
         function, args, kwargs = work.call
         remote = self._remotes.get(function)
         if remote is None:
-            return self._call.remote(function, *args, **kwargs)
+            call = self._call.options(name=function.__qualname__) if type(function) is FunctionType else self._call
+            return call.remote(function, *args, **kwargs)
         return remote.remote(*args, **kwargs)
 
     def steady(self, work: Work) -> bool:
         return True
 
-    def ended(self, entry: Work, value: Any, error: Exception | None) -> list[Outcome]:
+    def ended(self, entry: Work, value: Any, error: BaseException | None) -> list[Outcome]:
         dispatcher = self._dispatcher
         self._window.took(time.monotonic() - entry.started, wanted=bool(dispatcher.pending))
         return [(entry, value, error)]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 _KEPT_MAX = 128
 
 
@@ -64,7 +65,13 @@ def over_each(function: Callable[..., Any]) -> Callable[[Iterable[tuple[Any, ...
     def each(calls: Iterable[tuple[Any, ...]]) -> list[Any]:
         return [function(*args) for args in calls]
 
-    return each
+    return named_as(function, each)
+
+
+def named_as(function: Callable[..., Any], wrapper: F) -> F:
+    """Call a function by the name of another one, which is what people know."""
+    wrapper.__qualname__ = getattr(function, "__qualname__", wrapper.__qualname__)
+    return wrapper
 
 
 class Initialized:

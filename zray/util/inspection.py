@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections.abc import Iterator
@@ -70,9 +71,28 @@ def _members(value: Any) -> Iterator[tuple[str, Any]]:
         closure = inspect.getclosurevars(value)
         yield from closure.nonlocals.items()
         yield from closure.globals.items()
+        yield from ((f"default {index}", member) for index, member in enumerate(value.__defaults__ or ()))
+    elif inspect.ismethod(value):
+        yield "__self__", value.__self__
+        yield "__func__", value.__func__
+    elif isinstance(value, functools.partial):
+        yield "func", value.func
+        yield "args", value.args
+        yield "keywords", value.keywords
     elif isinstance(value, dict):
         yield from ((str(key), member) for key, member in value.items())
     elif isinstance(value, (list, tuple)):
         yield from ((f"[{index}]", member) for index, member in enumerate(value))
-    elif hasattr(value, "__dict__") and not isinstance(value, type):
-        yield from vars(value).items()
+    elif isinstance(value, (set, frozenset)):
+        yield from (("one of them", member) for member in value)
+    elif isinstance(value, type):
+        yield from ((name, member) for name, member in vars(value).items() if not name.startswith("__"))
+    else:
+        yield from getattr(value, "__dict__", {}).items()
+        slots = (name for cls in type(value).__mro__ for name in _slots(cls))
+        yield from ((name, getattr(value, name)) for name in slots if hasattr(value, name))
+
+
+def _slots(cls: type) -> tuple[str, ...]:
+    slots = vars(cls).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)

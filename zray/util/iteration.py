@@ -71,6 +71,7 @@ def as_completed(
 def map_unordered(
     fn: RemoteFunction[..., T] | Callable[..., T],
     items: Iterable[Any],
+    max_in_flight: int | None = None,
     *,
     backpressure_size: int | None = 100,
     chunk_size: int = 1,
@@ -80,6 +81,7 @@ def map_unordered(
 def map_unordered(
     fn: RemoteFunction[..., T] | Callable[..., T],
     items: Iterable[Any],
+    max_in_flight: int | None = None,
     *,
     backpressure_size: int | None = 100,
     chunk_size: int = 1,
@@ -89,6 +91,7 @@ def map_unordered(
 def map_unordered(
     fn: ActorMethod,
     items: Iterable[Any],
+    max_in_flight: int | None = None,
     *,
     backpressure_size: int | None = 100,
     chunk_size: int = 1,
@@ -97,6 +100,7 @@ def map_unordered(
 def map_unordered(
     fn: Any,
     items: Iterable[Any],
+    max_in_flight: int | None = None,
     *,
     backpressure_size: int | None = 100,
     chunk_size: int = 1,
@@ -105,12 +109,13 @@ def map_unordered(
     """Call a function with each item, as tasks, and give the results in the order in which they are ready.
 
     Items are read as results are taken, so there may be any number of them. What is under way, or done and not taken, is never
-    more than ``backpressure_size``.
+    more than ``max_in_flight``. When the iterator is dropped or closed before its end, what is under way is cancelled.
 
     Args:
         fn: a remote function, a method of an actor, or a plain function, which is made remote.
         items: one argument for each call. Work begins at the first ``next``.
-        backpressure_size: how many calls at a time; None reads and submits all items at once.
+        max_in_flight: how many calls at a time, 100 unless told otherwise.
+        backpressure_size: the same, as Ray calls it; here None reads and submits all items at once.
         chunk_size: wait until so many are ready. Short calls cost less if they are taken in tens.
         yield_obj_refs: give references, each of them ready.
 
@@ -128,50 +133,66 @@ def map_unordered(
     if isinstance(fn, (type, ActorClass)) or not (callable(fn) or hasattr(fn, "remote")):
         raise TypeError(f"map_unordered() takes a remote function or a method of an actor, not {fn!r}")
     _check_size("chunk_size", chunk_size)
-    if backpressure_size is not None:
-        _check_size("backpressure_size", backpressure_size)
-        if backpressure_size < chunk_size:
-            raise ValueError(f"backpressure_size ({backpressure_size}) must not be less than chunk_size ({chunk_size})")
+    name, most = ("backpressure_size", backpressure_size) if max_in_flight is None else ("max_in_flight", max_in_flight)
+    if most is not None:
+        _check_size(name, most)
+        if most < chunk_size:
+            raise ValueError(f"{name} ({most}) must not be less than chunk_size ({chunk_size})")
     remote = fn.remote if hasattr(fn, "remote") else ray.remote(fn).remote
     source = iter(items)
-    if backpressure_size is None:
+    if most is None:
         ready = _submitted(remote, source, chunk_size)
     else:
-        ready = _in_turn(remote, source, backpressure_size, chunk_size)
+        ready = _in_turn(remote, source, most, chunk_size)
     return ready if yield_obj_refs else map(ray.get, ready)
 
 
 def _submitted(remote: Callable[[Any], Any], items: Iterator[Any], chunk_size: int) -> Iterator[Any]:
-    yield from _ready([remote(item) for item in items], None, chunk_size)
+    yield from _ready([remote(item) for item in items], None, chunk_size, own=True)
 
 
 def _in_turn(remote: Callable[[Any], Any], items: Iterator[Any], most: int, chunk_size: int) -> Iterator[Any]:
-    running = [remote(item) for item in islice(items, most)]
-    while running:
-        ready, running = _wait(running, chunk_size, None)
-        while ready:
-            # Reversed, so that what was taken is no longer kept here; the next call starts before this result is used.
-            running.extend(remote(item) for item in islice(items, 1))
-            yield ready.pop()
+    running: list[Any] = []
+    try:
+        running.extend(remote(item) for item in islice(items, most))
+        while running:
+            ready, running = _wait(running, chunk_size, None)
+            while ready:
+                # Reversed, so that what was taken is no longer kept here; the next call starts before this result is used.
+                running.extend(remote(item) for item in islice(items, 1))
+                yield ready.pop()
+    finally:
+        _cancel(running)
 
 
-def _ready(refs: list[Any], timeout: float | None, chunk_size: int) -> Iterator[Any]:
-    """References as they are ready."""
+def _ready(refs: list[Any], timeout: float | None, chunk_size: int, *, own: bool = False) -> Iterator[Any]:
+    """References as they are ready; if they are its ``own``, they are cancelled when nobody wants the rest."""
     end = None if timeout is None else time.monotonic() + timeout
     front, behind = refs[:_FRONT], deque(refs[_FRONT:])
-    while front:
-        left = None if end is None else max(0.0, end - time.monotonic())
-        patience = left if not behind else _STUCK_S if left is None else min(left, _STUCK_S)
-        ready, front = _wait(front, chunk_size, patience)
-        if not ready and behind:
-            ready, front, behind = _look_behind([*front, *behind], left)
-        if not ready:
-            raise GetTimeoutError(
-                f"{len(front) + len(behind)} of the references were not ready within {timeout} s. They are intact: ask again"
-            )
-        while ready:
-            front.extend(behind.popleft() for _ in range(min(len(behind), _FRONT - len(front))))
-            yield ready.pop()
+    try:
+        while front:
+            left = None if end is None else max(0.0, end - time.monotonic())
+            patience = left if not behind else _STUCK_S if left is None else min(left, _STUCK_S)
+            ready, front = _wait(front, chunk_size, patience)
+            if not ready and behind:
+                ready, front, behind = _look_behind([*front, *behind], left)
+            if not ready:
+                raise GetTimeoutError(
+                    f"{len(front) + len(behind)} of the references were not ready within {timeout} s. They are intact: ask again"
+                )
+            while ready:
+                front.extend(behind.popleft() for _ in range(min(len(behind), _FRONT - len(front))))
+                yield ready.pop()
+    finally:
+        if own:
+            _cancel([*front, *behind])
+
+
+def _cancel(refs: list[Any]) -> None:
+    """Nobody will ask for the results of these calls."""
+    if ray.is_initialized():  # else they are over already, and to cancel them would start a cluster
+        for ref in refs:
+            ray.cancel(ref)
 
 
 def _wait(refs: list[Any], least: int, timeout: float | None) -> tuple[list[Any], list[Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import threading
 import time
 import types
@@ -16,18 +17,22 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
-from multiprocessing import TimeoutError
+from multiprocessing import JoinableQueue, TimeoutError
 from typing import Any
 
+import zray as ray
 from zray.util.crew import Crew
 from zray.util.dispatch import Batch, Dispatcher, Work
-from zray.util.functions import over_each
+from zray.util.functions import named_as, over_each
 
-__all__ = ["AsyncResult", "Pool", "TimeoutError"]
+__all__ = ["AsyncResult", "JoinableQueue", "Pool", "TimeoutError"]
+
+log = logging.getLogger("zray")
 
 _TERMINATED = "the pool was terminated before this was done"
 _RUNNERS_KEPT = 32
 _CHUNKS_AHEAD = 256
+_ROOM_STEP = 64  # chunks that are over before more are read: a thread that is woken for each would cost more than the calls
 
 Callback = Callable[[Any], object] | None
 
@@ -43,7 +48,8 @@ class Pool:
         processes: how many; by default one for each CPU of the cluster.
         initializer, initargs: called in each process when it starts. If it raises, the pool is broken.
         maxtasksperchild: how many calls or chunks a process serves before a new one takes its place.
-        context: not used: the cluster starts the processes.
+        context: not used, which is logged: the cluster starts the processes.
+        ray_address: of the cluster to join, as ``address`` of ``init``, if the program has not joined one.
         ray_remote_args: options of the actors, such as ``{"num_gpus": 1}``. ``max_task_retries`` is how often a call whose
             process died is made again; 0 for calls that must not happen twice.
 
@@ -64,7 +70,7 @@ class Pool:
         initargs: Iterable[Any] | None = (),
         maxtasksperchild: int | None = None,
         context: Any = None,
-        *,
+        ray_address: str | None = None,
         ray_remote_args: Mapping[str, Any] | None = None,
     ) -> None:
         if processes is not None and processes < 1:
@@ -74,7 +80,9 @@ class Pool:
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, not {initializer!r}")
         if context is not None:
-            raise ValueError(f"context must be left out, not {context!r}: the cluster starts the processes of this pool")
+            log.warning("context=%r of a Pool is not used: the cluster starts its processes", context)
+        if ray_address is not None and not ray.is_initialized():
+            ray.init(ray_address)
         self._crew = Crew(processes, initializer, tuple(initargs or ()), maxtasksperchild, dict(ray_remote_args or {}))
         self._dispatcher = Dispatcher(self._crew, "zray-pool")
         self._runner = functools.lru_cache(_RUNNERS_KEPT)(_runner)
@@ -302,10 +310,16 @@ class Pool:
     def _feed(self, results: IMapIterator, run: Any, items: Iterator[Any], chunksize: int) -> None:
         """A thread: read an input and have its chunks worked on, a bounded number at a time."""
         room = threading.Semaphore(_CHUNKS_AHEAD)
+        over = itertools.count(1)
+
+        def make_room(_: object) -> None:
+            if next(over) % _ROOM_STEP == 0:
+                room.release(_ROOM_STEP)
+
         chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
         try:
             for work in results._works(run, chunks):
-                work.add_done_callback(lambda _: room.release())
+                work.add_done_callback(make_room)
                 self._add(work)
                 room.acquire()
         except Exception as error:
@@ -382,9 +396,11 @@ class _Chunks:
             yield work
 
     def cut(self, error: Exception) -> None:
-        """Some chunks were dropped."""
-        self._left = -1
-        self.settle(error)
+        """Some chunks were dropped, or it was not known yet that there were none left."""
+        with self._lock:
+            settled, self._left = self._left == 0, -1
+        if not settled:
+            self.settle(error)
 
     def settle(self, error: BaseException | None) -> None:
         _settle(self.future, error, lambda: self._values, *self._callbacks)
@@ -462,6 +478,9 @@ class IMapIterator:
                 if self._next == self._count:
                     error, self._error = self._error, None
                     raise error or StopIteration
+                self._take_good()
+                if self._items:
+                    break
                 chunk = self._done.pop(self._next if self._ordered else next(iter(self._done)))
                 self._next += 1
             self._items.extend(chunk.result())
@@ -469,6 +488,21 @@ class IMapIterator:
         return self._items.popleft()
 
     # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _take_good(self) -> None:
+        """All results that are there, up to the first error; the lock is held."""
+        done = self._done
+        while done:
+            number = self._next if self._ordered else next(iter(done))
+            if number not in done:
+                break
+            try:
+                values = done[number].result(0)
+            except BaseException:
+                break  # it has its own turn
+            self._items.extend(values)
+            del done[number]
+            self._next += 1
 
     def _has_next(self) -> bool:
         return self._next == self._count or (self._next in self._done if self._ordered else bool(self._done))
@@ -504,7 +538,7 @@ def _runner(func: Callable[..., Any], star: bool) -> Callable[..., Any]:
     def each(items: Iterable[Any]) -> list[Any]:
         return list(map(func, items))
 
-    return each
+    return named_as(func, each)
 
 
 def _sliceable(iterable: Iterable[Any]) -> Sequence[Any]:
