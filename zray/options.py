@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from zray.base import serialization
-from zray.base.resources import ResourceSet, to_units
+from zray.base.resources import UNIT, ResourceSet, to_units
 from zray.strategy import strategy_of
 
 
@@ -29,6 +29,11 @@ def _amount(value: Any) -> bool:
 
 def _optional_amount(value: Any) -> bool:
     return value is None or _amount(value)
+
+
+def _gpus(value: Any) -> bool:
+    """A share of one GPU, or whole ones."""
+    return value is None or (_amount(value) and (to_units(value) < UNIT or to_units(value) % UNIT == 0))
 
 
 def _count(minimum: int) -> Callable[[Any], bool]:
@@ -73,7 +78,7 @@ def _optional_count(minimum: int) -> Callable[[Any], bool]:
 
 _COMMON_OPTIONS: dict[str, Option] = {
     "num_cpus": Option("a number >= 0", _optional_amount),
-    "num_gpus": Option("a number >= 0", _optional_amount),
+    "num_gpus": Option("a number >= 0, and whole above 1", _gpus),
     "memory": Option("bytes, a number >= 0", _optional_amount),
     "resources": Option("a dict of amounts >= 0, without CPU, GPU and memory, which have options of their own", _resources),
     "accelerator_type": Option("a string", _optional(str)),

@@ -201,6 +201,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"num_cpus": -1},
     {"num_cpus": "2"},
     {"num_gpus": -1},
+    {"num_gpus": 1.5},
     {"memory": -1},
     {"resources": {"CPU": 1}},
     {"resources": {"licence": -1}},

@@ -156,7 +156,7 @@ def test_a_link_that_is_cut_for_long_moves_the_work_and_the_host_comes_back(netw
         ray.get([moves.add.remote(), stays.add.remote()])
         lost = make.options(max_retries=0, **on("east")).remote(1 << 20)
         again = make.options(resources={"all": 0.01}).remote(1 << 20)
-        ray.wait([lost, again], num_returns=2, timeout=PATIENCE_S)
+        ray.wait([lost, again], num_returns=2, timeout=PATIENCE_S, fetch_local=False)
         tasks = [slow.remote(number) for number in range(400)]
         ray.wait(tasks, num_returns=40, timeout=PATIENCE_S)
         network.cut(EAST)

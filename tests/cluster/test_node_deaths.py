@@ -56,7 +56,7 @@ def test_a_node_ends_and_the_others_carry_on(mortal: Cluster, tmp_path: Path, gr
     returns = Place.options(resources={"both": 0.01}, max_restarts=3, max_task_retries=3).remote()
     lost = make.options(**on("east"), max_retries=0).remote()
     kept = make.options(**on("west")).remote()
-    ray.wait([lost, kept], num_returns=2)
+    ray.wait([lost, kept], num_returns=2, fetch_local=False)
     assert ray.get(dies.where.remote()) == ids["east"]
     gate.wait_for(4)
     session, home = east.session_dir, home_of(east)

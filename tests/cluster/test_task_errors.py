@@ -39,6 +39,7 @@ def the_next_call_works(cluster: Any) -> Iterator[None]:
         ("num_cpus", float("nan")),
         ("num_cpus", 0.00001),
         ("num_gpus", -0.5),
+        ("num_gpus", 1.5),
         ("memory", "1GB"),
         ("resources", {"CPU": 1}),
         ("resources", {"a": -1}),

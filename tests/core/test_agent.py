@@ -179,6 +179,17 @@ def test_while_one_worker_still_runs_nobody_is_refused() -> None:
     assert [peer for peer, _ in sent(effects, LeaseGranted)] == [two.worker_id]
 
 
+def test_memory_that_comes_free_when_a_worker_has_ended_is_not_asked_of_another() -> None:
+    bench = Bench(cpus=3)
+    workers = [bench.lease().worker_id for _ in range(3)]
+    full = (100 << 30, 100 << 30, dict.fromkeys(workers, 20 << 30))
+    assert verbs(bench.does("on_memory_measured", *full), KILL_WORKER) == [(workers[-1],)]
+    assert not verbs(bench.does("on_memory_measured", *full, now=0.25), KILL_WORKER), "the first is on its way out"
+    bench.does("on_worker_exited", workers[-1], "killed by signal 9")
+    full[2].pop(workers[-1])
+    assert verbs(bench.does("on_memory_measured", *full, now=0.5), KILL_WORKER) == [(workers[-2],)]
+
+
 # -- deaths ---------------------------------------------------------------------------------------------------------
 
 

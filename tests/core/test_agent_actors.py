@@ -162,6 +162,15 @@ def test_what_is_refused_on_an_exhausted_node_are_tasks_and_not_actors() -> None
     assert len(sent(bench.started(effects), StartActor)) == 1
 
 
+def test_the_last_words_of_an_actor_that_is_ended_meanwhile_are_not_kept() -> None:
+    bench = Bench()
+    worker = bench.actor(holds=ONE)
+    bench.does("on_actor_exiting", worker, ACTOR, "it called exit_actor()")
+    bench.end(force=False)
+    bench.does("on_worker_exited", worker, "exit code 0")
+    assert not bench.agent._exiting and bench.balanced()
+
+
 # -- placement groups -------------------------------------------------------------------------------------------------
 
 

@@ -10,11 +10,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zray.base.ids import return_id
+from zray.base.ids import agent_id, return_id
 from zray.base.resources import ResourceSet
-from zray.base.wire import ERROR, INLINE, CancelObject, CancelTask, FreeObjects, Push, RequestLease, ReturnLease
+from zray.base.wire import (
+    ERROR,
+    INLINE,
+    STORED,
+    CancelObject,
+    CancelTask,
+    FreeObjects,
+    Push,
+    RequestLease,
+    ReturnLease,
+)
 from zray.base.wire_actors import Call
+from zray.base.wire_state import ExplainLease
 from zray.core.actors import ActorState
+from zray.core.explain import of_object
 from zray.core.tasks import Task, TaskTemplate
 from zray.exceptions import TaskCancelledError, WorkerCrashedError
 
@@ -24,6 +36,7 @@ from .reading import process, sent
 VALUE = (INLINE, b"value")
 ACTOR, HANDLE = b"actor-a-----", b"h" * 20
 HOME = process("home")
+FAR = process("far")
 
 
 def cancel(bench: Bench, ref: Any, **how: Any) -> list[Any]:
@@ -65,6 +78,16 @@ def lives(bench: Bench, incarnation: int = 1) -> list[Any]:
     return bench.hears("actor_updated", ACTOR, ActorState.ALIVE.name, incarnation, HOME, "sim://home", b"")
 
 
+def called_far_away(bench: Bench) -> tuple[Any, Any]:
+    """A task that asks for a worker where its large argument lies; its result and the request."""
+    object_id = bench.ids() + bytes(4)
+    bench.owner.put(object_id, (STORED, 8 << 20, FAR, ()))
+    [ref], effects = bench.call(bench.ref(object_id))
+    [(_, request)] = sent(effects, RequestLease)
+    assert request.locality == ((FAR, 8 << 20),)
+    return ref, request
+
+
 # -- before -----------------------------------------------------------------------------------------------------------
 
 
@@ -79,6 +102,17 @@ def test_a_queued_task_is_never_pushed() -> None:
     del ref
     bench.turn()
     assert bench.at_rest()
+
+
+def test_a_task_that_waits_where_its_argument_lies_is_found() -> None:
+    bench = Bench()
+    ref, request = called_far_away(bench)
+    finding = of_object(bench.owner, 0.0, ref.binary())
+    assert finding.ask is not None and finding.ask[1:] == (ExplainLease, (request.request_id,))
+    cancel(bench, ref)
+    is_cancelled(bench, ref)
+    effects = bench.hears("lease_granted", request.request_id, 1, WORKER[0], WORKER[1], peer=agent_id(FAR))
+    assert sent(effects, ReturnLease) and not sent(effects, Push)
 
 
 def test_of_a_long_queue_the_others_run_in_their_order() -> None:
@@ -134,6 +168,16 @@ def test_the_worker_is_told_once_and_its_answer_counts() -> None:
     assert not sent(cancel(bench, ref), CancelTask)
     bench.done(lease, ref, VALUE)
     assert bench.owner.memory[ref.binary()] == VALUE, "it was faster, or did not care"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_the_worker_where_the_argument_lies_is_told(force: bool) -> None:
+    bench = Bench()
+    ref, request = called_far_away(bench)
+    bench.hears("lease_granted", request.request_id, 1, WORKER[0], WORKER[1], peer=agent_id(FAR))
+    told = [(WORKER[0], CancelTask(ref.binary()[:16], force, True))]
+    assert sent(cancel(bench, ref, force=force), CancelTask) == told
+    assert ref.binary()[:16] in bench.owner.tasks.pending
 
 
 def test_force_comes_after_a_wish_that_was_not_heard() -> None:

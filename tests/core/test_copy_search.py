@@ -48,6 +48,12 @@ class Agents:
         store.seal(object_id, OWNER, 0, GONE)
         drain(self.outs[at])
 
+    def primary(self, at: int, object_id: bytes, owner: bytes = OWNER) -> None:
+        store = self.stores[at]
+        store.create(0.0, owner, 1, object_id, 4096)
+        store.seal(object_id, owner)
+        drain(self.outs[at])
+
     def find(self, at: int, *object_ids: bytes) -> None:
         self.searches[at].on_find_copies(0.0, OWNER, list(object_ids))
         self.post()
@@ -122,6 +128,62 @@ def test_a_single_node_knows_at_once_that_there_is_none() -> None:
     assert agents.found == {A: [(False, b"", "")]}
 
 
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_primary_that_could_not_be_read_from_one_node_is_where_it_was(at: int) -> None:
+    agents = Agents(3)
+    agents.primary(at, A)
+    agents.find(0, A)
+    agents.settle()
+    place = (True, agents.nodes[at], f"sim://{at}") if at else (True, b"", "")
+    assert agents.found == {A: [place]} and not agents.freed and agents.stores[at].objects[A].usable
+
+
+def test_a_single_node_that_has_the_primary_says_so() -> None:
+    agents = Agents(1)
+    agents.primary(0, A)
+    agents.find(0, A)
+    assert agents.found == {A: [(True, b"", "")]}
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_copy_elsewhere_is_of_more_use_than_a_primary_that_could_not_be_read(at: int) -> None:
+    agents = Agents(3)
+    agents.primary(at, A)
+    agents.copy(2, A)
+    agents.find(0, A)
+    agents.settle()
+    assert agents.found == {A: [(True, agents.nodes[2], "sim://2")]}
+
+
+@pytest.mark.parametrize("at", [0, 1])
+@pytest.mark.parametrize("why", ["freed", "another owner", "not complete"])
+def test_a_primary_of_no_use_is_not_found(at: int, why: str) -> None:
+    agents = Agents(3)
+    store = agents.stores[at]
+    if why == "not complete":
+        store.create(0.0, OWNER, 1, A, 4096)
+    else:
+        agents.primary(at, A, GONE if why == "another owner" else OWNER)
+    store.pin(GONE, 2, A)
+    drain(agents.outs[at])
+    agents.find(0, A)
+    if why == "freed":  # while others are asked, or because it is damaged; somebody reads it still
+        store.objects[A].freed = True
+    agents.settle()
+    assert agents.found == {A: [(False, b"", "")]}
+
+
+def test_a_primary_whose_node_dies_while_others_are_asked_is_lost() -> None:
+    agents = Agents(3)
+    agents.primary(1, A)
+    agents.find(0, A)
+    while not agents.searches[0].searches[A].keeper:
+        assert agents.deliver()
+    agents.kill(1)
+    agents.settle()
+    assert agents.found == {A: [(False, b"", "")]}
+
+
 def test_a_copy_that_was_dropped_meanwhile_is_looked_for_elsewhere() -> None:
     agents = Agents(3)
     agents.copy(1, A)
@@ -164,6 +226,8 @@ def test_every_question_has_one_answer_whatever_happens(seed: int) -> None:
         for at in range(len(agents.nodes)):
             if rng.random() < 0.4:
                 agents.copy(at, object_id)
+            elif rng.random() < 0.2:
+                agents.primary(at, object_id)
     agents.find(0, *objects)
     for _ in range(60):
         what = rng.random()

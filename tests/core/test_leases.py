@@ -35,7 +35,14 @@ class Bench:
         self.templates: dict[Any, TaskTemplate] = {}
         self.count = 0
 
-    def task(self, resources: ResourceSet = ONE, retries: int = 3, function: bytes = b"f", depth: int = 0) -> Task:
+    def task(
+        self,
+        resources: ResourceSet = ONE,
+        retries: int = 3,
+        function: bytes = b"f",
+        depth: int = 0,
+        payload: Any = b"payload",
+    ) -> Task:
         key = (resources, retries, function)
         template = self.templates.get(key)
         if template is None:
@@ -43,7 +50,7 @@ class Bench:
             self.templates[key] = template
         self.count += 1
         task_id = self.count.to_bytes(16, "big")
-        return Task(task_id, template, b"payload", (), (), (return_id(task_id, 1),), depth)
+        return Task(task_id, template, payload, (), (), (return_id(task_id, 1),), depth)
 
     def does(self, event: str, *args: Any, now: float = 0.0) -> Any:
         result = getattr(self.leases, event)(*args)
@@ -159,6 +166,32 @@ def test_the_depth_is_bounded_by_count_and_by_bytes() -> None:
     bench.fast(run_us=0)
     tasks = bench.submit(9)
     assert bench.pushed() == [(1, [t.id for t in tasks[:2]])]
+
+
+@pytest.mark.parametrize("payload", [bytes(10_000), (bytes(1_000), bytes(9_000))])
+def test_the_bytes_of_all_tasks_count_and_not_those_of_the_first(payload: Any) -> None:
+    bench = Bench(pipeline_bytes_max=50_000)
+    bench.fast(run_us=0)
+    small = [bench.task() for _ in range(2)]
+    for task in [*small, *[bench.task(payload=payload) for _ in range(9)]]:
+        bench.leases.submit(task)
+    bench.leases.pump(0.0)
+    [(_, pushed)] = bench.pushed()
+    assert pushed[:2] == [task.id for task in small] and len(pushed) == 4, "four such tasks may be there"
+
+
+def test_behind_a_fast_task_those_of_an_unknown_function_wait_for_their_turn() -> None:
+    bench = Bench()
+    bench.fast()
+    tasks = [bench.task(function=function) for function in (b"f", b"g", b"g", b"f")]
+    for task in tasks:
+        bench.leases.submit(task)
+    bench.leases.pump(0.0)
+    assert bench.pushed() == [(1, [tasks[0].id])]
+    bench.done(1, tasks[:1])
+    assert bench.pushed() == [(1, [tasks[1].id])]
+    bench.done(1, tasks[1:2])
+    assert bench.pushed() == [(1, [tasks[2].id, tasks[3].id])], "by now both are known"
 
 
 def test_the_queue_is_spread_evenly_over_the_leases() -> None:

@@ -20,7 +20,7 @@ from zray.base.wire import (
 )
 from zray.core.effects import DIAL, RESOLVE, WARN
 from zray.core.entries import contained_in, error_entry
-from zray.core.owner import INFEASIBLE_TIMER
+from zray.core.owner import INFEASIBLE_TIMER, Owner
 from zray.core.waiters import Waiter
 from zray.exceptions import (
     InvariantError,
@@ -31,10 +31,20 @@ from zray.exceptions import (
 from zray.object_ref import ObjectRef
 
 from .owner_bench import FRIEND, ME, NODE, WORKER, A, B, Bench
-from .reading import AGENT, sent, timers, verbs
+from .reading import AGENT, process, sent, timers, verbs
+
+FAR = process("far")
+
 
 # -- values of one's own --------------------------------------------------------------------------------------------
 
+
+
+def test_whatever_a_part_of_an_owner_asks_of_another_is_there() -> None:
+    """Parts declare what they need of each other; a declaration must not hide the thing itself."""
+    methods = [member for member in map(vars(Owner).get, vars(Owner)) if callable(member)]
+    methods += [getattr(Owner, name) for part in Owner.__mro__[1:-1] for name in vars(part) if not name.startswith("__")]
+    assert not [m.__qualname__ for m in methods if "NotImplementedError" in getattr(getattr(m, "__code__", None), "co_names", ())]
 
 def test_a_put_is_there_at_once_and_goes_with_its_last_reference() -> None:
     bench = Bench()
@@ -237,10 +247,9 @@ def test_the_answer_of_a_lost_worker_counts_when_it_still_arrives_in_time() -> N
     bench = Bench()
     refs, effects = bench.call()
     lease, _ = bench.grant(effects)
-    effects = bench.hears("lease_lost", lease, "gone")
+    second, _ = bench.grant(bench.hears("lease_lost", lease, "gone"))
     bench.done(lease, refs[0], (STORED, 5, NODE, ()))
     assert bench.owner.memory[refs[0].binary()] == (STORED, 5, NODE, ())
-    second, _ = bench.grant(effects)
     effects = bench.done(second, refs[0], (STORED, 5, NODE, ()))
     assert sent(effects, FreeObjects) == [], "the second answer must not free what the first one brought"
 
@@ -260,16 +269,25 @@ def test_a_lease_that_comes_late_from_a_node_that_is_dead_is_not_used() -> None:
     assert [peer for peer, _ in sent(effects, Push)] == [WORKER[0]] and refs
 
 
-def test_a_second_result_on_another_node_than_the_first_is_freed_there() -> None:
+def test_a_task_whose_answer_arrived_before_it_was_sent_again_is_not_sent() -> None:
     bench = Bench()
     refs, effects = bench.call()
     lease, _ = bench.grant(effects)
     effects = bench.hears("lease_lost", lease, "gone")
+    bench.done(lease, refs[0], (INLINE, b"late"))
+    _, effects = bench.grant(effects)
+    assert not sent(effects, Push) and not bench.owner.leases.statistics()["queued"]
+
+
+def test_what_a_second_attempt_has_made_on_another_node_is_freed_there() -> None:
+    """The first one had not died, or its answer was on its way."""
+    bench = Bench()
+    refs, effects = bench.call()
+    lease, _ = bench.grant(effects)
+    second, _ = bench.grant(bench.hears("lease_lost", lease, "gone"))
     bench.done(lease, refs[0], (STORED, 5, NODE, ()))
-    second, _ = bench.grant(effects)
-    other = bytes(range(16))
-    effects = bench.done(second, refs[0], (STORED, 5, other, ()))
-    assert sent(effects, FreeObjects) == [(AGENT, FreeObjects([refs[0].binary()], agent_id(other)))]
+    effects = bench.done(second, refs[0], (STORED, 5, FAR, ()))
+    assert sent(effects, FreeObjects) == [(AGENT, FreeObjects([refs[0].binary()], agent_id(FAR)))]
     assert bench.owner.memory[refs[0].binary()] == (STORED, 5, NODE, ())
 
 
@@ -405,6 +423,24 @@ def test_an_infeasible_task_warns_once_and_fails_after_its_grace() -> None:
     assert isinstance(bench.error(refs[0]), TaskUnschedulableError)
     _again, effects = bench.call()
     assert len(sent(effects, RequestLease)) == 1, "the next one asks again"
+
+
+def test_each_infeasible_task_has_its_grace_even_if_one_before_it_was_cancelled() -> None:
+    bench = Bench(infeasible_grace_s=3.0)
+    [first], effects = bench.call()
+    [(_, request)] = sent(effects, RequestLease)
+    effects = bench.hears("lease_rejected", request.request_id, "infeasible", "it asks for 9 CPU")
+    bench.owner.cancel(0.0, first.binary())
+    bench.turn()
+    [(at, key)] = timers(effects)
+    bench.does("on_timer", key, now=at)
+    [later], effects = bench.call()
+    [(_, request)] = sent(effects, RequestLease)
+    effects = bench.hears("lease_rejected", request.request_id, "infeasible", "it asks for 9 CPU", now=3600.0)
+    [(at, key)] = timers(effects)
+    assert at > 3600.0 and verbs(effects, WARN)
+    bench.does("on_timer", key, now=at)
+    assert later.binary() not in bench.owner.memory
 
 
 def test_an_infeasible_task_may_wait_for_a_cluster_that_grows() -> None:

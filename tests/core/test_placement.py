@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from zray.base.config import Config
+from zray.base.ids import agent_of, process_id
 from zray.base.resources import UNIT, ResourceSet
 from zray.base.wire import Reply
 from zray.base.wire_actors import Notice
@@ -474,6 +475,17 @@ def test_the_dead_wait_for_nothing() -> None:
     wait(bench, -1.0, peer=OTHER)
     wait(bench, -1.0)
     bench.tell("process_ended", OTHER)
+    assert replies(bench.prepared(A)) == [(OWNER, True, True)]
+
+
+def test_the_processes_of_a_dead_node_wait_for_nothing() -> None:
+    bench = Bench(A)
+    bench.register()
+    there = process_id(C, b"work")
+    wait(bench, -1.0, peer=there)
+    wait(bench, -1.0)
+    bench.tell("node_ended", 0.0, C, agent_of(there))
+    assert list(bench.manager._waits) == [OWNER]
     assert replies(bench.prepared(A)) == [(OWNER, True, True)]
 
 

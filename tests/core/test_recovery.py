@@ -108,6 +108,19 @@ def test_a_copy_on_the_owners_own_node_needs_no_place() -> None:
     assert bench.owner.memory[ref.binary()] == stored(NODE)
 
 
+@pytest.mark.parametrize("node", [THERE, NODE])
+def test_what_one_node_could_not_read_and_is_where_it_was_stays_there_for_all(node: bytes) -> None:
+    bench = Losing()
+    object_id = bench.ids() + bytes(4)
+    bench.owner.put(object_id, stored(node))
+    ref = bench.ref(object_id)
+    bench.hears("objects_spilled", [(object_id, "/spill/file", 10, 99)])
+    assert sent(bench.hears("recover_object", object_id, node, peer=FRIEND[0]), FindCopies)
+    effects = bench.found((object_id, True, *((b"", "") if node == NODE else (node, "sim://there"))))
+    assert sent(effects, ObjectValue) == [(FRIEND[0], ObjectValue(object_id, stored(node)))] and not freed(effects)
+    assert bench.owner.memory[ref.binary()] == stored(node) and object_id in bench.owner.directory.spilled
+
+
 def test_the_file_to_which_it_was_spilled_is_read_where_there_is_no_copy() -> None:
     bench = Losing()
     [ref] = bench.made()
@@ -203,6 +216,18 @@ def test_of_several_results_only_those_are_taken_that_are_missing() -> None:
     assert [memory[ref.binary()] for ref in refs] == [(INLINE, b"small"), stored(ELSEWHERE), stored(ELSEWHERE)]
     assert refs[1].binary() in freed(effects), "the second value of the middle one is one too many"
     assert [m.agent for _, m in sent(effects, FreeObjects) if m.object_ids == [refs[1].binary()]] == [agent_id(THERE)]
+
+
+@pytest.mark.parametrize("large", [0, 1, 2])
+def test_whichever_result_was_large_its_task_runs_again(large: int) -> None:
+    bench = Losing()
+    entries = [(INLINE, b"small")] * 3
+    entries[large] = stored()
+    refs = bench.made(entries=entries)
+    bench.node_dies()
+    _, effects = bench.wait(refs[large])
+    assert not pushed(effects)
+    assert pushed(bench.nowhere(refs[large])) == [refs[large].binary()[:16]]
 
 
 def test_a_value_with_references_inside_holds_those_that_it_has_now() -> None:
@@ -310,15 +335,28 @@ def test_an_object_that_is_freed_while_it_is_looked_for_leaves_nothing_behind() 
     assert message == FreeObjects([object_id], agent_id(ELSEWHERE)), "the copy that was adopted meanwhile"
 
 
-def test_who_waits_for_an_object_that_is_freed_while_it_is_looked_for_is_told() -> None:
+def test_an_object_that_is_freed_while_it_is_looked_for_is_freed_where_it_could_not_be_read() -> None:
+    bench = Losing()
+    [ref] = bench.made()
+    bench.recovers(ref.binary(), THERE, "the way there is broken")
+    object_id = ref.binary()
+    del ref
+    assert sent(bench.turn(), FreeObjects) == [(AGENT, FreeObjects([object_id], agent_id(THERE)))]
+    assert not bench.found((object_id, False, b"", "")) and bench.at_rest()
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_of_an_object_that_is_freed_while_it_is_looked_for_nobody_waits_any_more(dies: bool) -> None:
     bench = Losing()
     [ref] = bench.made()
     bench.hears("recover_object", ref.binary(), THERE, peer=FRIEND[0])
+    if dies:
+        bench.hears("worker_died", FRIEND[0], "it was killed")
     object_id = ref.binary()
     del ref
-    [(peer, answer)] = sent(bench.turn(), ObjectValue)
-    assert (peer, answer.object_id) == (FRIEND[0], object_id) and answer.entry[0] not in (STORED, INLINE)
-    assert bench.at_rest() and not bench.owner._remote_gets
+    answers = sent(bench.turn(), ObjectValue)
+    assert [(peer, answer.object_id) for peer, answer in answers] == [(FRIEND[0], object_id)][dies:]
+    assert not bench.owner._remote_gets
 
 
 def test_a_file_that_is_read_for_nobody_is_freed() -> None:

@@ -6,6 +6,8 @@ import pickle
 import sqlite3
 from typing import Any
 
+import pytest
+
 from zray.base.config import Config
 from zray.base.wire import JobFinished, Reply
 from zray.base.wire_actors import ActorUpdated, EndActor, PlaceActor
@@ -205,6 +207,44 @@ def test_a_node_that_does_not_come_back_is_dead_and_the_others_go_on() -> None:
     [(agent, _)] = sent(bench.timer(15.0, HEALTH_TIMER), PlaceActor)
     assert agent == AGENT and bench.gcs.members.nodes[EAST].state is NodeState.DEAD
     assert sent(bench.returns(EAST, EASTERN), NodeRefused)
+
+
+def killed_in_the_middle(bench: Bench) -> None:
+    """A node ends, and the control is killed when it has written that and nothing else."""
+    bench.gcs.on_leave_cluster(10.0, EASTERN, EAST, "it is switched off")
+    first = next(effect for effect in drain(bench.gcs.out) if effect[0] == PERSIST)
+    assert first[1] == "save_node"
+    bench.database.execute(STATEMENTS[first[1]], tuple(storable(value) for value in first[2]))
+    bench.killed()
+
+
+def with_another_node() -> Bench:
+    """Two nodes, of which one is full, so that what comes has its place on the other."""
+    bench = Bench()
+    bench.job()
+    bench.register(EAST, EASTERN)
+    bench.hears("heartbeat", NODE, {"CPU": 0}, peer=AGENT)
+    return bench
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_an_actor_on_a_dead_node_was_lost_although_only_the_end_of_the_node_was_written(restarts: int) -> None:
+    bench = with_another_node()
+    assert [peer for peer, _ in sent(bench.actor(restarts=restarts), PlaceActor)] == [EASTERN]
+    bench.hears("actor_placed", A, 1, EAST, CALLER, "tcp://w", 42, peer=EASTERN)
+    bench.hears("actor_started", A, 1, b"", peer=CALLER)
+    killed_in_the_middle(bench)
+    effects = bench.returns(processes=[DRIVER])
+    assert bench.state() is (ActorState.RESTARTING if restarts else ActorState.DEAD)
+    assert [peer for peer, _ in sent(effects, PlaceActor)] == [AGENT] * restarts
+
+
+def test_a_bundle_on_a_dead_node_gets_a_new_place_although_only_the_end_of_the_node_was_written() -> None:
+    bench = with_another_node()
+    [(_, prepare)] = sent(bench.group(), PrepareBundles)
+    bench.hears("bundles_prepared", G, prepare.attempt, EAST, "", peer=EASTERN)
+    killed_in_the_middle(bench)
+    assert [peer for peer, _ in sent(bench.returns(processes=[DRIVER]), PrepareBundles)] == [AGENT]
 
 
 def test_an_older_registration_that_is_said_again_changes_nothing() -> None:

@@ -111,7 +111,8 @@ def test_a_copy_whose_primary_is_lost_takes_its_place_when_it_is_adopted() -> No
     bench.does("drop_client", PRIMARY)
     assert A in bench.store.objects  # its owner may want it
     assert bench.store.adopt(A, OWNER) and not bench.store.copies
-    assert not bench.store.adopt(A, OWNER) and not bench.store.adopt(B, OWNER)
+    assert bench.store.adopt(A, OWNER), "it is the primary now"
+    assert not bench.store.adopt(A, PRIMARY) and not bench.store.adopt(B, OWNER)
     assert dropped(bench.does("free", [A])) == [] and A not in bench.store.objects
 
 

@@ -9,6 +9,7 @@ from zray.core.arena import PAGE
 from zray.core.pulls import PullState
 from zray.exceptions import InvariantError
 
+from .reading import process
 from .transfer_bench import Net, pull_of
 
 A, B = bytes([1]) * 20, bytes([2]) * 20
@@ -161,6 +162,52 @@ def test_the_death_of_the_receiver_gives_back_what_it_read() -> None:
     assert s.ok(request) and p.served == {} and p.store.objects[A].pins == {}
 
 
+def two_primaries() -> tuple[Net, int, int]:
+    """A reader has half of an object when another comes that has heard of a second primary, made anew."""
+    net = Net("p", "q", "r")
+    p, q, r = (net.node(name) for name in "pqr")
+    p.make(A, 10)
+    q.make(A, 10)
+    first = r.pin(A, p, 10)
+    while net.chunks < 6:
+        net.step(0)
+    second = r.pin(A, q, 10, peer=process("second"))
+    return net, first, second
+
+
+def test_who_has_heard_of_another_primary_is_served_from_there_when_the_first_is_lost() -> None:
+    net, first, second = two_primaries()
+    net.kill("p")
+    net.run()
+    r = net.node("r")
+    assert r.ok(first) is False and r.ok(second) and r.store.copies == {A: net.node("q").agent}
+    assert net.chunks == 16, "nothing of the first is in the second"
+
+
+def test_who_has_heard_of_another_primary_is_content_with_the_copy_that_comes() -> None:
+    net, first, second = two_primaries()
+    net.run()
+    r = net.node("r")
+    assert r.ok(first) and r.ok(second) and net.chunks == 10 and not r.transfer.pulls.pulls
+
+
+def test_who_has_heard_of_another_primary_is_served_from_there_when_the_others_leave() -> None:
+    net, first, second = two_primaries()
+    r = net.node("r")
+    r.does("drop_client", process("reader"))
+    net.run()
+    assert r.ok(first) is None and r.ok(second) and r.store.copies == {A: net.node("q").agent}
+
+
+def test_who_has_heard_of_another_primary_may_leave_too() -> None:
+    net, first, second = two_primaries()
+    r = net.node("r")
+    r.does("drop_client", process("second"))
+    net.kill("p")
+    net.run()
+    assert r.ok(first) is False and r.ok(second) is None and not r.store.objects and not r.transfer.pulls.pulls
+
+
 def test_a_primary_that_says_nothing_is_given_up_after_a_while() -> None:
     net = Net("p", "r")
     p, r = net.node("p"), net.node("r")
@@ -186,10 +233,10 @@ def test_a_lost_question_is_asked_again() -> None:
 
 
 def test_a_spill_file_that_is_damaged_is_a_loss_and_not_a_wrong_value() -> None:
-    net = Net("p", "r")
+    net = Net("p", "r", pages=4, directories=("/d0",))
     p, r = net.node("p"), net.node("r")
-    p.make(A, 2)
-    request = r.pin(A, p, 2)
+    p.make(A, 8)  # larger than the memory: it is in a file
+    request = r.pin(A, p, 8)
     while A not in r.fetches:
         net.step(0)
     net.tasks = [task for task in net.tasks if task[1] != "chunk"]
@@ -197,6 +244,7 @@ def test_a_spill_file_that_is_damaged_is_a_loss_and_not_a_wrong_value() -> None:
     r.does("on_fetch_failed", A, 0, "source", "the bytes do not have the checksum")
     net.run()
     assert r.ok(request) is False
+    assert not p.store.objects, "nobody else is sent there"
 
 
 def full_disk(net: Net) -> str:

@@ -213,8 +213,8 @@ def test_without_fsspec_the_error_says_what_to_install(monkeypatch: pytest.Monke
 
 
 @pytest.fixture
-def session(tmp_path: Path) -> Iterator[Session]:
-    made = Session(parent=str(tmp_path))
+def session(short_path: str) -> Iterator[Session]:
+    made = Session(parent=short_path)
     yield made
     made.release()
     made.remove()

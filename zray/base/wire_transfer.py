@@ -128,9 +128,10 @@ class AskForCopies(NamedTuple):
 
 @message(125, "agent", "agent")
 class CopiesKnown(NamedTuple):
-    """Of those asked for, the sender has copies of the first and none of the others."""
+    """Of those asked for, the sender has copies of the first, the primaries of the second, and none of the others."""
 
     known: list[bytes]
+    primaries: list[bytes]
     unknown: list[bytes]
 
 
@@ -155,3 +156,10 @@ class CopiesFound(NamedTuple):
     """``(object_id, found, node_id, endpoint)`` each: where the primary is now; no ``node_id``: on the sender's node."""
 
     rows: list[Any]
+
+
+@message(129, "agent", "agent")
+class CopyDamaged(NamedTuple):
+    """What the receiver has of an object is not what was written: nobody shall be sent to it any more."""
+
+    object_id: bytes

@@ -28,7 +28,7 @@ from zray.base.wire_actors import CALL, KillActor, RegisterActor, SubscribeActor
 from zray.core.actor import ActorState
 from zray.core.effects import DIAL, SEND, TIMER, Effect
 from zray.core.entries import task_cancelled
-from zray.core.tasks import WORKER_DIED, Task, TaskManager
+from zray.core.tasks import WORKER_DIED, Task, TaskManager, payload_bytes
 from zray.exceptions import ActorUnavailableError, InvariantError
 
 CONTINUE_TIMER = "calls.continue"
@@ -285,7 +285,7 @@ class ActorTaskSubmitter:
                 continue
             inflight[task.id] = task
             specs.append(spec)
-            room -= _size_bytes(task)
+            room -= 256 + payload_bytes(task.payload)
         if specs:
             self._out.append((SEND, queue.worker, (CALL, queue.next, specs)))
             queue.next += len(specs)
@@ -338,13 +338,6 @@ class ActorTaskSubmitter:
             "actors_called": len(self.queues),
             "calls": sum(len(queue.tasks) + len(queue.inflight) for queue in self.queues.values()),
         }
-
-
-def _size_bytes(task: Task) -> int:
-    """About how much is sent for a call."""
-    payload = task.payload
-    parts = payload if type(payload) is tuple else (payload or b"",)
-    return 256 + sum(map(len, parts))
 
 
 def _missed(actor_id: bytes) -> bytes:

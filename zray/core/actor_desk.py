@@ -90,6 +90,7 @@ class ActorDesk(ObjectDesk):
             self.pool.kill(self.pool.workers[lease.worker])
             return
         del self._actors[actor_id]
+        self._exiting.pop(lease.worker or b"", None)
         self.scheduler.end(lease.id)
         if lease.worker is None:
             self.pool.cancel(lease.id)

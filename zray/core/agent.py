@@ -261,7 +261,7 @@ class NodeAgent(ControlDesk):
             for lease in leases
             if lease.worker is not None and lease.worker not in self._ended_for_memory
         ]
-        excess = used - int(limit * self._config.memory_fraction_max)
+        excess = used - int(limit * self._config.memory_fraction_max) - sum(rss.get(w, 0) for w in self._ended_for_memory)
         pids = {worker.id: worker.pid for worker in self.pool.workers.values()} if excess > 0 else {}
         for worker_id, text in verdicts(excess, used, limit, candidates, pids):
             self._ended_for_memory[worker_id] = text

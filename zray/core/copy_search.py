@@ -7,6 +7,9 @@ hardly ever read. When a primary is lost, its owner asks the agent of its own no
 then asks the agents of all other nodes at once. The first that has a copy is told to adopt it: from then on it is a primary, is
 spilled rather than dropped, and lives until its owner frees it. If the copy has gone meanwhile the next is asked. An agent that
 dies has answered.
+
+The primary may be where it was, and only the way from there to one reader broken. A copy elsewhere is of more use to that one; if
+there is none the primary stays what it is, and who could not read it may try again.
 """
 
 from __future__ import annotations
@@ -25,12 +28,13 @@ _Row = tuple[bytes, bool, bytes, str]
 class _Search:
     """One object that is looked for."""
 
-    __slots__ = ("asked", "chosen", "holders", "owner")
+    __slots__ = ("asked", "chosen", "holders", "keeper", "owner")
 
     def __init__(self, owner: bytes, asked: Iterable[bytes]) -> None:
         self.owner = owner
         self.asked = dict.fromkeys(asked)  # agents that have not answered yet
         self.holders: list[bytes] = []
+        self.keeper: bytes | None = None  # the agent that has the primary still; b"" is this one
         self.chosen = b""  # the agent that was told to adopt
 
 
@@ -57,13 +61,16 @@ class CopySearch:
         found: list[_Row] = []
         wanted: list[bytes] = []
         for object_id in object_ids:
-            if self._store.adopt(object_id, peer):
+            at_home = object_id in self._store.copies or not self._others
+            if at_home and self._store.adopt(object_id, peer):
                 found.append((object_id, True, b"", ""))
             elif not self._others:
                 found.append((object_id, False, b"", ""))
             else:
-                self.searches[object_id] = _Search(peer, self._others)
+                search = self.searches[object_id] = _Search(peer, self._others)
                 wanted.append(object_id)
+                if self._has_primary(object_id):
+                    search.keeper = b""
         if found:
             self._out.append((SEND, peer, CopiesFound(found)))
         if wanted:
@@ -79,19 +86,27 @@ class CopySearch:
 
     def on_ask_for_copies(self, now: float, peer: bytes, object_ids: list[bytes]) -> None:
         known = [object_id for object_id in object_ids if object_id in self._store.copies]
-        unknown = [object_id for object_id in object_ids if object_id not in self._store.copies]
-        self._out.append((SEND, peer, CopiesKnown(known, unknown)))
+        others = [object_id for object_id in object_ids if object_id not in self._store.copies]
+        primaries = [object_id for object_id in others if self._has_primary(object_id)]
+        unknown = [object_id for object_id in others if not self._has_primary(object_id)]
+        self._out.append((SEND, peer, CopiesKnown(known, primaries, unknown)))
 
-    def on_copies_known(self, now: float, peer: bytes, known: list[bytes], unknown: list[bytes]) -> None:
+    def on_copies_known(
+        self, now: float, peer: bytes, known: list[bytes], primaries: list[bytes], unknown: list[bytes]
+    ) -> None:
         for object_id in known:
             search = self.searches.get(object_id)
             if search is not None and search.asked.pop(peer, self) is None:
                 search.holders.append(peer)
+        for object_id in primaries:
+            search = self.searches.get(object_id)
+            if search is not None and search.asked.pop(peer, self) is None:
+                search.keeper = peer
         for object_id in unknown:
             search = self.searches.get(object_id)
             if search is not None:
                 search.asked.pop(peer, None)
-        self._go_on([*known, *unknown])
+        self._go_on([*known, *primaries, *unknown])
 
     def on_adopt_copies(self, now: float, peer: bytes, owner: bytes, object_ids: list[bytes]) -> None:
         adopted = [object_id for object_id in object_ids if self._store.adopt(object_id, owner)]
@@ -122,16 +137,22 @@ class CopySearch:
         for search in self.searches.values():
             search.asked.pop(agent, None)
             search.holders = [holder for holder in search.holders if holder != agent]
+            if search.keeper == agent:
+                search.keeper = None
             if search.chosen == agent:
                 search.chosen = b""
         self._go_on(list(self.searches))
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
+    def _has_primary(self, object_id: bytes) -> bool:
+        stored = self._store.objects.get(object_id)
+        return stored is not None and stored.usable and object_id not in self._store.copies
+
     def _go_on(self, object_ids: list[bytes]) -> None:
-        """Choose holders for those that have none, or give them up."""
+        """Choose holders for those that have none, or say that there is no other place than here, or none at all."""
         chosen: dict[tuple[bytes, bytes], list[bytes]] = {}
-        in_vain: dict[bytes, list[_Row]] = {}
+        ended: dict[bytes, list[_Row]] = {}
         for object_id in object_ids:
             search = self.searches.get(object_id)
             if search is None or search.chosen:
@@ -139,12 +160,16 @@ class CopySearch:
             if search.holders:
                 search.chosen = search.holders.pop(0)
                 chosen.setdefault((search.chosen, search.owner), []).append(object_id)
+            elif search.keeper and not search.asked:
+                search.chosen, search.keeper = search.keeper, None
+                chosen.setdefault((search.chosen, search.owner), []).append(object_id)
             elif not search.asked:
                 del self.searches[object_id]
-                in_vain.setdefault(search.owner, []).append((object_id, False, b"", ""))
+                here = search.keeper is not None and self._store.adopt(object_id, search.owner)
+                ended.setdefault(search.owner, []).append((object_id, here, b"", ""))
         for (agent, owner), ids in chosen.items():
             self._out.append((SEND, agent, AdoptCopies(owner, ids)))
-        for owner, rows in in_vain.items():
+        for owner, rows in ended.items():
             self._out.append((SEND, owner, CopiesFound(rows)))
 
     # -- checks ---------------------------------------------------------------------------------------------------

@@ -69,7 +69,8 @@ def _of_task(owner: Owner, now: float, task: Task) -> Finding:
             others = len(lease.inflight) - 1
             sent = f"{name} was sent to a worker" + (f" with {others} others" if others else "")
             return Finding(sent, (lease.worker, ExplainTask, (task.id,)))
-    return _of_queue(name, task, owner.leases.queues.get(task.template.key), now)
+    queues = owner.leases.queues_of(task)
+    return _of_queue(name, task, next((queue for queue in queues if task in queue.tasks), None), now)
 
 
 def _of_call(name: str, task: Task, queue: CallQueue) -> Finding:

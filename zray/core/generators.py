@@ -156,12 +156,6 @@ class GeneratorOwner(ObjectRecovery, TaskCancellation):
             else:  # and when it is over
                 self._cancel(now, self.tasks.pending[task_id], force=False, recursive=False)
 
-    def _end_freed(self, task_id: bytes) -> None:
-        """Nobody needs the object at the end of a generator any more."""
-        stream = self.streams[task_id]
-        if stream.dropped and not stream.dynamic:
-            self.unread[task_id] = stream
-
     def hurry(self, stream: Stream) -> None:
         """Somebody waits for the end, and takes no items: there is room for all of them."""
         if stream.items_max and not stream.ended:

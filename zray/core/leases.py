@@ -41,7 +41,7 @@ from zray.base.wire import (
     ReturnLease,
 )
 from zray.core.effects import DIAL, SEND, TIMER, Effect
-from zray.core.tasks import FORCED, Task
+from zray.core.tasks import FORCED, Task, TaskTemplate, payload_bytes
 from zray.exceptions import InvariantError
 
 IDLE_TIMER = "leases.idle"
@@ -219,15 +219,22 @@ class NormalTaskSubmitter:
 
     def cancel(self, task: Task) -> bytes:
         """Take a task out of its queue, if it is there; if it was sent, the worker that has it."""
-        queue = self.queues.get(task.template.key)
-        if queue is None or task.missing:
+        if task.missing:
             return b""
-        for lease in queue.leases.values():
-            if task.id in lease.inflight:
-                return lease.worker
-        queue.cancelled.add(task)
-        self._touch(queue)
+        queues = self.queues_of(task)
+        for queue in queues:
+            for lease in queue.leases.values():
+                if task.id in lease.inflight:
+                    return lease.worker
+        for queue in queues:
+            queue.cancelled.add(task)
+            self._touch(queue)
         return b""
+
+    def queues_of(self, task: Task) -> list[LeaseQueue]:
+        """Those in which a task may be: there is one more for each node that has large arguments of such tasks."""
+        key = task.template.key
+        return [queue for known, queue in self.queues.items() if known == key or known[:-1] == key]
 
     def give_up(self, queue: LeaseQueue) -> list[Task]:
         """Take all waiting tasks out of a queue."""
@@ -356,15 +363,14 @@ class NormalTaskSubmitter:
             queue.dirty = True
             self._dirty.append(queue)
 
-    def _depth(self, task: Task) -> int:
+    def _depth(self, task: Task, size: int) -> int:
+        """How many tasks like this one, with so many bytes of arguments each, may be at a worker."""
         if task.template.max_retries == 0:
             return 1
         config = self._config
         run_us = self.run_us.get(task.template.function_id)
         if run_us is None:
             return 1
-        payload = task.payload
-        size = len(payload) if type(payload) is bytes else 4096
         by_time = int(config.pipeline_window_ms * 1000 / (run_us + 1.0))
         by_size = config.pipeline_bytes_max // (size + 256)
         return max(1, min(by_time, by_size, config.pipeline_depth_max))
@@ -389,13 +395,22 @@ class NormalTaskSubmitter:
             if inflight and lease.alone:
                 continue
             lease.alone = False
-            room = min(self._depth(tasks[0]) - len(inflight), share)
-            if lease.closing and now >= lease.until:
-                room = 1
+            room = 1 if lease.closing and now >= lease.until else share
+            known: set[TaskTemplate] = set()  # what the tasks are for which there is room
+            largest = 0  # ... and their bytes
             specs = []
             while room > 0 and tasks:
                 task = tasks[0]
-                alone = task.suspect or task.template.max_retries == 0
+                payload = task.payload
+                size = 0 if payload is None else len(payload) if type(payload) is bytes else payload_bytes(payload)
+                template = task.template
+                if size > largest or template not in known:
+                    known.add(template)
+                    largest = max(largest, size)
+                    room = min(room, self._depth(task, size) - len(inflight))
+                    if room <= 0:
+                        break
+                alone = task.suspect or template.max_retries == 0
                 if alone and inflight:
                     break
                 tasks.popleft()

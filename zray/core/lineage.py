@@ -23,7 +23,7 @@ from typing import Any
 from zray.base.config import Config
 from zray.base.wire import STORED, Entry
 from zray.core.references import ReferenceCounter
-from zray.core.tasks import Task
+from zray.core.tasks import Task, payload_bytes
 from zray.exceptions import InvariantError
 
 _OVERHEAD_BYTES = 500  # of an origin, beside its arguments
@@ -59,7 +59,7 @@ class Origin:
         self.live: dict[bytes, None] = {}  # its large results that are needed
         self.needs: list[bytes] = []  # arguments that others have made
         self.held: list[bytes] = []  # arguments whose values are kept
-        self.size_bytes = _OVERHEAD_BYTES + _payload_bytes(task.payload)
+        self.size_bytes = _OVERHEAD_BYTES + payload_bytes(task.payload)
 
     def arguments(self) -> Iterable[tuple[bytes, Any]]:
         """The references among its arguments: ``(object_id, owner)``."""
@@ -124,7 +124,7 @@ class Lineage:
         if entry is not None and entry[0] != STORED:
             references.hold(object_id, owner)
             origin.held.append(object_id)
-            origin.size_bytes += _payload_bytes(entry[1])
+            origin.size_bytes += payload_bytes(entry[1])
 
     def _release(self, object_id: bytes) -> None:
         """One result of an origin is needed no more."""
@@ -177,7 +177,3 @@ class Lineage:
 
     def statistics(self) -> dict[str, int]:
         return {"origins": len(self.origins), "lineage_bytes": self.size_bytes, "origins_forgotten": self.forgotten}
-
-
-def _payload_bytes(payload: Any) -> int:
-    return sum(map(len, payload)) if type(payload) is tuple else len(payload or b"")

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zray.base.config import Config
-from zray.base.ids import END_INDEX, agent_id, agent_of, return_id
+from zray.base.ids import agent_id, agent_of, return_id
 from zray.base.wire import (
     ERROR,
     INLINE,
@@ -52,7 +52,7 @@ INFEASIBLE_TIMER = "owner.infeasible"
 _LOST: Entry = (INLINE, b"")  # of an argument that was lost again: that is seen when the task is sent
 
 
-class Owner(Sweeper, ActorOwner, GeneratorOwner):
+class Owner(ActorOwner, Sweeper, GeneratorOwner):
     """The brain of a driver or worker.
 
     Args:
@@ -71,6 +71,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
         "_make_ref",
         "_me",
         "_node_id",
+        "_readied",
         "_remote_gets",
         "_unswept",
         "_watched",
@@ -122,6 +123,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
         self.unread: dict[bytes, Stream] = {}
         self.fetching: dict[bytes, None] = {}  # borrowed objects asked for at their owners
         self.waiters = Waiters(self.out)
+        self._readied: deque[Task] = deque()  # their last arguments have come just now
         self._remote_gets: dict[bytes, list[bytes]] = {}
         self._unswept: dict[bytes, list[bytes]] = {}  # processes of dead actors -> results that they may be writing still
         self._watched: dict[bytes, None] = {}  # processes whose end the agent will tell
@@ -264,7 +266,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
             else:
                 for object_id, result in zip(task.returns, results, strict=True):
                     self._arrive(now, object_id, result)
-            if entries and entries[-1][0] == STORED:
+            if entry is not None and (entry[0] == STORED or (len(entries) > 1 and any(e[0] == STORED for e in entries))):
                 self._remember(task)
             if task.tried or (len(entries) > 1 and entries[0][0] == ERROR):
                 self._sweep(self._left_behind(task), (*task.tried, agent_of(peer)))
@@ -384,7 +386,9 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
         elif key[0] == INFEASIBLE_TIMER:
             queue = key[1]
             reason, queue.infeasible = queue.infeasible, ""
-            if queue.give_up_at is not None and now + 1e-6 >= queue.give_up_at:
+            if not queue.tasks:
+                queue.give_up_at = None
+            elif queue.give_up_at is not None and now + 1e-6 >= queue.give_up_at:
                 queue.give_up_at = None
                 self._give_up(now, queue, reason)
             self.leases.retry(queue)
@@ -392,7 +396,9 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _make_spec(self, task: Task) -> tuple[Any, ...] | None:
-        """What is sent of a task; None if it waits for an argument again, which was lost after it had been there."""
+        """What is sent of a task; None if an argument was lost again, for which it waits, or the result came in the end."""
+        if task.tried and task.id not in self.tasks.pending:
+            return None
         template = task.template
         slots: tuple[Any, ...] = ()
         if task.slots:
@@ -494,8 +500,12 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
         self.memory[object_id] = entry
         self.waiters.arrived(object_id, entry)
         if object_id in self.tasks.waiting:
-            for task in self.tasks.on_object_ready(object_id):
-                self._ready(now, task)
+            readied = self._readied
+            first = not readied
+            readied.extend(self.tasks.on_object_ready(object_id))
+            while first and readied:  # what fails here readies others, and a long chain of tasks must not recurse
+                self._ready(now, readied[0])
+                readied.popleft()
         if object_id in self._remote_gets:
             for peer in self._remote_gets.pop(object_id):
                 self._answer(peer, object_id)
@@ -544,29 +554,6 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
             self.lost.pop(object_id, None)
             self.fetching.pop(object_id, None)
             self.waiters.dismiss(object_id)
-
-    def _free(self) -> None:
-        references = self.references
-        freed, references.freed = references.freed, []
-        memory = self.memory
-        stored: dict[bytes, list[bytes]] = {}
-        for object_id in freed:
-            if object_id in self.calls.handles:
-                self._out_of_scope(object_id)
-            if self.streams and object_id[16:] == END_INDEX and object_id[:16] in self.streams:
-                self._end_freed(object_id[:16])
-            entry = memory.pop(object_id, None)
-            if entry is not None and entry[0] == STORED:
-                stored.setdefault(entry[2], []).append(object_id)
-                self.directory.forget(object_id)
-            if self.lineage.origins:
-                self.lineage.on_freed(object_id)
-            if self.lost.pop(object_id, None) is not None:
-                self.directory.forget(object_id)
-                for peer in self._remote_gets.pop(object_id, ()):
-                    self._answer_lost(peer, object_id)
-        for node_id, object_ids in stored.items():
-            self._free_at(node_id, object_ids)
 
     # -- checks ---------------------------------------------------------------------------------------------------
 

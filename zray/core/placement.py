@@ -25,7 +25,7 @@ from dataclasses import replace
 from typing import Any
 
 from zray.base.config import Config
-from zray.base.ids import agent_id
+from zray.base.ids import agent_id, agent_of
 from zray.base.resources import ResourceSet
 from zray.base.wire import Reply
 from zray.base.wire_actors import Notice
@@ -206,8 +206,10 @@ class PlacementGroupManager:
                 self._out.append((SEND, agent, BundlesCounted(group_id, news)))
 
     def node_ended(self, now: float, node_id: bytes, agent: bytes) -> None:
-        """A node is dead, with its agent and the bundles that were there."""
+        """A node is dead, with its processes and the bundles that were there."""
         self._agents.pop(node_id, None)
+        for process in [process for process in self._waits if agent_of(process) == agent]:
+            self.process_ended(process)
         for group in list(self.groups.values()):
             group.subscribers.pop(agent, None)
             lost = [index for index, node in enumerate(group.nodes) if node == node_id]

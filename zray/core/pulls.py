@@ -16,6 +16,10 @@ them it counts as failed, and the primary's agent is told so and names another. 
 does not answer, those are asked that were named before. If nobody is left, the readers are told that the object is lost, and
 why. It is not lost where the primary's node has no room to read it from a storage elsewhere: then they are told that.
 
+*Another primary.* What was lost and made anew lies on another node, and need not be the same to the byte. Who names another
+primary than a pull has waits until that is over, and is content with what it has brought; if that is nothing, another pull
+begins.
+
 *Resuming.* Bytes come in order, so one number says how much is here. It outlives a broken link and a change of source: all
 copies of one primary are the same.
 
@@ -33,7 +37,7 @@ from typing import Any
 
 from zray.base.config import Config
 from zray.base.wire import Reply
-from zray.base.wire_transfer import CopyEnded, OpenCopy, RequestCopy
+from zray.base.wire_transfer import CopyDamaged, CopyEnded, OpenCopy, RequestCopy
 from zray.core.effects import CANCEL_FETCH, FETCH, SEND, TIMER, Effect
 from zray.core.lifecycle import Lifecycle
 from zray.core.store import ARGUMENT, PULLS, ObjectStore
@@ -88,6 +92,7 @@ class Pull:
         "moves",
         "number",
         "object_id",
+        "others",
         "owner",
         "place",
         "primary",
@@ -109,6 +114,7 @@ class Pull:
         self.priority = priority
         self.state = PullState.WAITING
         self.readers: list[tuple[bytes, int]] = []
+        self.others: list[tuple[Any, ...]] = []  # what those have asked for who have heard of another primary
         self.place: tuple[Any, ...] | None = None  # (offset, warm) or (path, False)
         self.received = 0
         self.source = primary  # who is asked, or read from
@@ -137,6 +143,7 @@ class PullManager:
     """
 
     __slots__ = (
+        "_again",
         "_by_number",
         "_bytes",
         "_config",
@@ -161,6 +168,7 @@ class PullManager:
         self._on_abandoned = on_abandoned
         self._dead: dict[bytes, str] = {}  # agents of nodes that died, and why
         self._next = 1
+        self._again: list[tuple[Any, ...]] = []  # what was asked for while another pull of the same went on, and is over
         self._by_number: dict[int, Pull] = {}
         self._waiting: list[dict[bytes, Pull]] = [{} for _ in range(ARGUMENT + 1)]  # of each priority
         self._bytes = [0] * (ARGUMENT + 1)  # admitted, of each priority
@@ -188,12 +196,16 @@ class PullManager:
             pull = self._begin(object_id, size, primary, owner, priority)
         elif priority < pull.priority:
             self._hurry(now, pull, priority)
-        pull.readers.append(reader)
+        if primary in (pull.primary, b"", self._me):
+            pull.readers.append(reader)
+        else:
+            pull.others.append((object_id, size, primary, owner, reader, priority))
         self._admit(now)
 
     def drop_client(self, now: float, peer: bytes) -> None:
         """A process is gone, and reads nothing any more."""
         for pull in list(self.pulls.values()):
+            pull.others = [row for row in pull.others if row[4][0] != peer]
             if any(reader[0] == peer for reader in pull.readers):
                 pull.readers = [reader for reader in pull.readers if reader[0] != peer]
                 if not pull.readers:
@@ -234,8 +246,7 @@ class PullManager:
             self._admit(now)
         elif value == "exists":  # a task of this node has made it meanwhile
             self._forget(pull)
-            for peer, request_id in pull.readers:
-                self._store.pin(peer, request_id, pull.object_id, now=now)
+            self._serve(now, pull)
             self._admit(now)
         else:
             pull.place = value
@@ -259,6 +270,7 @@ class PullManager:
             return
         if size != pull.size:
             self._fail_source(now, pull, f"it is said to have {pull.size} bytes, and has {size} there")
+            self._admit(now)
             return
         pull.helpers = [agent for agent in holders if agent not in (self._me, peer)]
         pull.move("offered")
@@ -271,6 +283,7 @@ class PullManager:
             pull.source = agent
             if agent in self._dead or agent in pull.bad or agent == self._me:
                 self._fail_source(now, pull, self._dead.get(agent, "who is said to have it does not"))
+                self._admit(now)
             else:
                 self._ask(now, pull)
 
@@ -284,6 +297,7 @@ class PullManager:
                 pull.forsaken = True
                 pull.refusal = kind
             self._fail_source(now, pull, reason)
+            self._admit(now)
 
     def on_node_died(self, now: float, agent: bytes, reason: str) -> None:
         """A node is gone: what was to come from there comes from another that has a copy, or not at all."""
@@ -306,8 +320,7 @@ class PullManager:
         """All bytes are here; ``checksum`` is theirs, where the room is in a file."""
         pull = self.pulls[object_id]
         self._forget(pull)
-        for peer, request_id in pull.readers:
-            self._store.pin(peer, request_id, object_id, now=now)  # they have it before anybody can take the room
+        self._serve(now, pull)  # they have it before anybody can take the room
         self._leave(pull, complete=True)  # before the store may say that it keeps no copy
         self._store.seal(object_id, pull.owner, checksum, pull.primary)
         self._admit(now)
@@ -338,7 +351,10 @@ class PullManager:
         elif kind in ("full", "disk"):
             self._end(pull, (kind, f"object {object_id.hex()} could not be written here: {reason}"), reason)
         elif kind == "source" or pull.source in pull.bad or pull.failures >= self._config.transfer_attempts_max:
-            self._fail_source(now, pull, self._dead.get(pull.source, reason))
+            source = pull.source
+            self._fail_source(now, pull, self._dead.get(source, reason))
+            if kind == "source" and source not in self._dead:  # after it was asked who else has a copy
+                self._out.append((SEND, source, CopyDamaged(object_id)))
         elif at_once:
             self._ask(now, pull)
         else:
@@ -380,6 +396,8 @@ class PullManager:
         return pull
 
     def _admit(self, now: float) -> None:
+        while self._again:
+            self.pull(now, *self._again.pop(0))
         for priority, waiting in enumerate(self._waiting):
             while waiting:
                 pull = next(iter(waiting.values()))
@@ -463,6 +481,11 @@ class PullManager:
             return
         self._ask(now, pull)
 
+    def _serve(self, now: float, pull: Pull) -> None:
+        """The object is here, or will be at once."""
+        for peer, request_id in [*pull.readers, *[row[4] for row in pull.others]]:
+            self._store.pin(peer, request_id, pull.object_id, now=now)
+
     # -- inside: the end ------------------------------------------------------------------------------------------
 
     def _give_up(self, pull: Pull, why: str = "") -> None:
@@ -485,6 +508,7 @@ class PullManager:
     def _close(self, pull: Pull, why: str = "") -> None:
         """Give back what the pull holds, here and elsewhere."""
         self._forget(pull)
+        self._again += pull.others
         if pull.state is PullState.NEEDS_ROOM:
             stored = self._store.objects.get(pull.object_id)
             if not self._store.withdraw(pull.object_id) and stored is not None and stored.creator == PULLS:
@@ -535,6 +559,8 @@ class PullManager:
                 total[pull.priority] += pull.size
         if (counts, total) != (self._counts, self._bytes):
             raise InvariantError(f"{self._counts} pulls with {self._bytes} bytes are admitted, not {counts} with {total}")
+        if self._again:
+            raise InvariantError("somebody waits for a pull that is over")
         if len(self._by_number) != len(self.pulls) or sum(map(len, self._waiting)) > len(self.pulls):
             raise InvariantError("pulls that are over are still listed")
 

@@ -5,7 +5,8 @@ Theory of operation
 An object is lost when its node is, or when somebody could not read it there. What its owner knew of it is put aside, so that
 whoever needs it waits as for an object that was never there. In this order:
 
-- a *copy* on another node becomes the primary (``copy_search`` in the agents);
+- a *copy* on another node becomes the primary (``copy_search`` in the agents); if there is none and the primary is where it
+  was, it was not lost: who could not read it may try again;
 - the *file* to which it was spilled is read, if it can be reached from here; if the store has no room for it, again;
 - the *task* that made it is run again (``lineage``). That is done only when somebody waits for the object. Arguments that were
   lost or freed meanwhile are made again in the same way, each by its own task, as often as ``max_retries`` of those allow.
@@ -284,8 +285,8 @@ class ObjectRecovery:
 
     def _found(self, now: float, object_id: bytes, entry: Entry, node_id: bytes) -> None:
         del self.lost[object_id]
-        self.directory.forget(object_id)
         if node_id != entry[2]:
+            self.directory.forget(object_id)
             self._free_at(entry[2], [object_id])  # that node may live, and have what can not be read from here
         if node_id != self._node_id:
             self.meet(agent_id(node_id))

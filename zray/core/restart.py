@@ -28,7 +28,7 @@ from zray.core.actor import ActorState
 from zray.core.actor import restored as _actor
 from zray.core.actors import ActorManager
 from zray.core.effects import AFTER_PERSIST, SEND, TIMER, Effect
-from zray.core.nodes import Node, NodeManager
+from zray.core.nodes import Node, NodeManager, NodeState
 from zray.core.placement import PlacementGroupManager
 from zray.core.placement_group import GroupState, PlacementGroup
 
@@ -100,6 +100,10 @@ class Restart:
             if job_id not in running:  # its end was written down, and perhaps not all that follows from it
                 self._actors.job_finished(now, job_id)
                 self._placement.job_finished(now, job_id)
+        for node in self._members.nodes.values():  # so it is with the end of a node
+            if node.state is NodeState.DEAD:
+                self._placement.node_ended(now, node.id, node.agent)
+                self._actors.node_ended(now, node.agent, f"its node {node.id.hex()[:8]} on {node.hostname} is dead")
         if self.settled:
             self._go_on(now)
 

@@ -394,10 +394,10 @@ class ObjectStore(DiskTraffic):
         self._sort(object_id, stored)
 
     def adopt(self, object_id: bytes, owner: bytes) -> bool:
-        """The primary is lost, and the copy here takes its place; whether there is one."""
+        """The primary is lost, and the copy here takes its place, or it is here all the same; whether one of that is true."""
         stored = self.objects.get(object_id)
         if stored is None or stored.freed or self.copies.pop(object_id, None) is None:
-            return False
+            return stored is not None and stored.usable and stored.owner == owner
         stored.owner = owner
         self._unlist(object_id, stored)
         self._sort(object_id, stored)

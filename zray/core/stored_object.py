@@ -76,6 +76,11 @@ class StoredObject:
     def sealed(self) -> bool:
         return self.state is not ObjectState.WRITING
 
+    @property
+    def usable(self) -> bool:
+        """Whether it is complete, and somebody needs it."""
+        return self.sealed and not self.freed
+
     def row(self) -> tuple[object, ...]:
         """(size, state, owner, pins, path, call site)."""
         path = self.copy.path if self.copy is not None else ""

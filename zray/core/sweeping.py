@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
-from zray.base.ids import agent_id
+from zray.base.ids import END_INDEX, agent_id
 from zray.base.wire import ERROR, STORED, Entry, FreeObjects
+from zray.core.actor_calls import ActorTaskSubmitter
+from zray.core.directory import ObjectDirectory
 from zray.core.effects import SEND, Effect
 from zray.core.entries import contained_in
+from zray.core.lineage import Lineage
+from zray.core.recovery import LostObject
 from zray.core.references import ReferenceCounter
 from zray.core.tasks import TaskManager
 
@@ -19,10 +24,53 @@ class Sweeper:
 
     _agent: bytes
     _node_id: bytes
+    _remote_gets: dict[bytes, list[bytes]]
+    calls: ActorTaskSubmitter
+    directory: ObjectDirectory
+    lineage: Lineage
+    lost: dict[bytes, LostObject]
     memory: dict[bytes, Entry]
     out: list[Effect]
     references: ReferenceCounter
+    streams: dict[bytes, Any]
     tasks: TaskManager
+    unread: dict[bytes, Any]
+
+    def _answer_lost(self, peer: bytes, object_id: bytes) -> None:
+        """Tell a borrower that there is no such object."""
+        raise NotImplementedError
+
+    def _out_of_scope(self, handle_id: bytes) -> None:
+        """No handle of an actor is left."""
+        raise NotImplementedError
+
+    def _free(self) -> None:
+        """Let go of what nobody needs any more."""
+        references = self.references
+        freed, references.freed = references.freed, []
+        memory = self.memory
+        stored: dict[bytes, list[bytes]] = {}
+        for object_id in freed:
+            if object_id in self.calls.handles:
+                self._out_of_scope(object_id)
+            stream = self.streams.get(object_id[:16]) if object_id[16:] == END_INDEX else None
+            if stream is not None and stream.dropped and not stream.dynamic:  # nobody needs the object at its end either
+                self.unread[stream.task_id] = stream
+            entry = memory.pop(object_id, None)
+            if entry is not None and entry[0] == STORED:
+                stored.setdefault(entry[2], []).append(object_id)
+                self.directory.forget(object_id)
+            if self.lineage.origins:
+                self.lineage.on_freed(object_id)
+            lost = self.lost.pop(object_id, None)
+            if lost is not None:
+                self.directory.forget(object_id)
+                for peer in self._remote_gets.pop(object_id, ()):
+                    self._answer_lost(peer, object_id)
+                if lost.entry is not None:  # the node where it was lost may live
+                    stored.setdefault(lost.entry[2], []).append(object_id)
+        for node_id, object_ids in stored.items():
+            self._free_at(node_id, object_ids)
 
     def _discard(self, object_id: bytes, entry: Entry) -> None:
         """A value arrived that nobody needs."""

@@ -252,3 +252,8 @@ class TaskManager:
 
     def statistics(self) -> dict[str, int]:
         return {"pending": len(self.pending), "waiting_for_arguments": len(self.waiting)}
+
+
+def payload_bytes(payload: Any) -> int:
+    """How many bytes of pickled arguments, or of a value, travel."""
+    return sum(map(len, payload)) if type(payload) is tuple else len(payload or b"")

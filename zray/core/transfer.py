@@ -223,6 +223,9 @@ class ObjectTransfer:
         if not self.pulls.is_dead(peer):
             self.pushes.on_copy_ended(now, peer, object_id, complete)
 
+    def on_copy_damaged(self, now: float, peer: bytes, object_id: bytes) -> None:
+        self._store.on_damaged(object_id)
+
     def on_copies_dropped(self, now: float, peer: bytes, object_ids: list[bytes]) -> None:
         self.pushes.on_copies_dropped(now, peer, object_ids)
 

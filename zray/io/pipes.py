@@ -92,7 +92,7 @@ class _LogFile:
             self._fd = -1
 
     def last_line(self) -> str:
-        with contextlib.suppress(FileNotFoundError), open(self.path, "rb") as file:
+        with contextlib.suppress(OSError), open(self.path, "rb") as file:  # it could not be written either, or is removed
             file.seek(max(0, self._size - _LAST_BYTES))
             lines = file.read().decode(errors="replace").strip().splitlines()
             return lines[-1].strip() if lines else ""

@@ -42,24 +42,12 @@ from zray.runtime.client import Client, Request, finish, resolve, shut_down
 from zray.runtime.explainer import Explainer
 from zray.runtime.futures import Futures
 from zray.runtime.process import log
+from zray.runtime.unreadable import RECOVERIES_MAX, STAYS_MAX, Unreadable
 
 if TYPE_CHECKING:
     from zray.io.cluster_key import ClusterKey
     from zray.runtime.executor import Executor
     from zray.runtime.store_client import StoreClient
-
-
-_RECOVERIES_MAX = 10  # of one get: more often nothing is read that way
-
-
-class _Unreadable(Exception):
-    """An object can not be read where it is said to lie."""
-
-    def __init__(self, object_id: bytes, node_id: bytes, cause: ObjectLostError) -> None:
-        super().__init__(str(cause))
-        self.object_id = object_id
-        self.node_id = node_id
-        self.cause = cause
 
 
 class _Cancelling:
@@ -357,7 +345,7 @@ class CoreWorker(Client):
                 break
         try:
             return self._values(refs)
-        except _Unreadable as error:
+        except Unreadable as error:
             return self._recovered(refs, timeout_s, error)
 
     def _await_in_time(self, refs: list[ObjectRef[Any]], timeout_s: float | None) -> None:
@@ -368,10 +356,10 @@ class CoreWorker(Client):
                 f"{missing[0].hex()}. They are intact: get them again, or wait longer"
             )
 
-    def _recovered(self, refs: list[ObjectRef[Any]], timeout_s: float | None, error: _Unreadable) -> list[Any]:
+    def _recovered(self, refs: list[ObjectRef[Any]], timeout_s: float | None, error: Unreadable) -> list[Any]:
         """The values of ``refs``, after one of them could not be read: what is lost is brought back, or given up."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        for _ in range(_RECOVERIES_MAX):
+        for _ in range(RECOVERIES_MAX):
             taken = Waiter(1)
             self.loop.post((self.owner.recover, error.object_id, error.node_id, str(error.cause)))
             self.loop.post((finish, taken))
@@ -379,9 +367,11 @@ class CoreWorker(Client):
             self._await_in_time(refs, None if deadline is None else max(0.0, deadline - time.monotonic()))
             try:
                 return self._values(refs)
-            except _Unreadable as again:
-                error = again
-        raise error.cause
+            except Unreadable as again:
+                error = again.after(error)
+                if error.stays == STAYS_MAX:
+                    break
+        raise error.final(self.node_id)
 
     def _await_all(self, refs: list[ObjectRef[Any]], timeout_s: float | None) -> list[ObjectRef[Any]]:
         """Wait until all ``refs`` are there, or one of them is an error; returns those that were not there in time."""
@@ -507,7 +497,7 @@ class CoreWorker(Client):
             else:
                 raise failures.as_raised(entry)
         if gone:
-            raise _Unreadable(gone, b"", ObjectLostError(f"object {gone.hex()} is lost again and again", gone.hex()))
+            raise Unreadable(gone, b"", ObjectLostError(f"object {gone.hex()} is lost again and again", gone.hex()))
         if stored:
             try:
                 read = self.store.read([object_id for _, object_id in stored], entries, owners)
@@ -516,7 +506,7 @@ class CoreWorker(Client):
                     raise
                 lost = bytes.fromhex(error.object_id)
                 node_id = next(entry[2] for (_, object_id), entry in zip(stored, entries, strict=True) if object_id == lost)
-                raise _Unreadable(lost, node_id, error) from None
+                raise Unreadable(lost, node_id, error) from None
             for (index, _), value in zip(stored, read, strict=True):
                 values[index] = value
         return values
