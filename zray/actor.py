@@ -44,9 +44,14 @@ def method(*args: Any, **chosen: Any) -> Any:
     """Set options of one method of an actor class.
 
     Args:
+        args: the method, if there are no options: it stays as it is.
         chosen: ``num_returns``, ``concurrency_group``, ``max_task_retries``, ``retry_exceptions``, ``name``.
 
+    Returns:
+        The method, or a decorator that returns it.
+
     Raises:
+        TypeError: it was used as neither ``@method`` nor ``@method(option=...)``.
         ValueError: an option is unknown or has a bad value.
 
     Example:
@@ -118,6 +123,9 @@ class ActorClass(Generic[T]):
     def options(self, **chosen: Any) -> ActorClass[T]:
         """The same class with other options.
 
+        Args:
+            chosen: those to change, as in ``remote``; the others stay. Returns another remote class.
+
         Raises:
             ValueError: an option is unknown or has a bad value.
         """
@@ -130,7 +138,7 @@ class ActorClass(Generic[T]):
         """Create an actor.
 
         Args:
-            args: the constructor's arguments; ObjectRefs among them are replaced by their values.
+            args, kwargs: the constructor's arguments; ObjectRefs among them are replaced by their values.
 
         Returns:
             A handle; calls wait until the actor is there.
@@ -388,7 +396,10 @@ class ActorMethod:
         return f"ActorMethod({self._handle._zray_description.class_name}.{self._name})"
 
     def options(self, **chosen: Any) -> ActorMethod:
-        """The same method with other options, those of ``method``.
+        """The same method with other options.
+
+        Args:
+            chosen: those to change, as in ``method``; the others stay. Returns another method of the same handle.
 
         Raises:
             ValueError: an option is unknown or has a bad value.
@@ -400,7 +411,7 @@ class ActorMethod:
         """Call the method.
 
         Args:
-            args: its arguments; ObjectRefs among them are replaced by their values.
+            args, kwargs: its arguments; ObjectRefs among them are replaced by their values.
 
         Returns:
             A reference to the result; with ``num_returns`` other than 1 a list of references, or None for 0; an
@@ -523,6 +534,9 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
         name: as given in ``options(name=...)``.
         namespace: where it was created; by default that of this job.
 
+    Returns:
+        A handle; unless the actor is detached it keeps it alive, as every handle does.
+
     Raises:
         ValueError: there is no living actor of that name.
 
@@ -550,6 +564,10 @@ def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
 
     Raises:
         TypeError: it was given something else than a handle.
+        ActorDiedError: the actor is of a cluster that this process has left.
+
+    Example:
+        >>> kill(counter)  # doctest: +SKIP
     """
     given: object = actor
     if not isinstance(given, ActorHandle):
@@ -566,6 +584,11 @@ def exit_actor() -> NoReturn:
 
     Raises:
         TypeError: it was called outside of an actor.
+
+    Example:
+        >>> class Worker:
+        ...     def stop(self):
+        ...         exit_actor()
     """
     worker = api.connected()
     executor = worker.executor() if worker is not None else None

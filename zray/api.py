@@ -115,6 +115,8 @@ def init(
         local_mode: run everything in this very process, for debugging; ``ZRAY_LOCAL_MODE=1`` does so for any program.
         namespace: isolates names from other jobs; by default one of its own.
         ignore_reinit_error: a second ``init`` is not an error.
+        include_dashboard, configure_logging: accepted for programs written for Ray, and without effect: there is no dashboard,
+            and the logging of this program is left alone.
         log_to_driver: whether what workers write is shown here; their files in the session directory have it in any case.
         logging_level: of the cluster's own log.
         _temp_dir: where the session directory is made, or that of a running node is looked for.
@@ -312,7 +314,11 @@ def _context() -> Context:
 
 
 def shutdown(_exiting_interpreter: bool = False) -> None:
-    """Disconnect; a cluster that ``init`` started ends, with all its processes and files. Does nothing if not connected."""
+    """Disconnect; a cluster that ``init`` started ends, with all its processes and files. Does nothing if not connected.
+
+    Example:
+        >>> shutdown()
+    """
     with _starting:
         worker: Any = object_ref.connected
         if worker is None or worker.executor() is not None:
@@ -336,7 +342,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def is_initialized() -> bool:
-    """Whether this process is connected to a cluster."""
+    """Whether this process is connected to a cluster.
+
+    Example:
+        >>> is_initialized()  # doctest: +SKIP
+        True
+    """
     return object_ref.connected is not None
 
 
@@ -371,6 +382,9 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
     Args:
         object_refs: an ObjectRef or a list of them. An ObjectRefGenerator is returned as it is.
         timeout: seconds to wait at most; 0 only looks; None waits for ever.
+
+    Returns:
+        The value of a reference; for a list of them the list of their values, in the same order.
 
     Raises:
         GetTimeoutError: not all values were there in time. The objects are intact.
@@ -496,7 +510,16 @@ def _seconds(timeout: float | None) -> float | None:
 
 
 def nodes() -> list[dict[str, Any]]:
-    """What the control knows of each node: id, address, resources, labels, whether it is alive."""
+    """What the control knows of each node.
+
+    Returns:
+        For each: ``NodeID`` in hexadecimal, ``Alive``, ``NodeManagerHostname``, ``NodeManagerAddress``, ``Resources``: what the
+        node has, by name, and ``Labels``.
+
+    Example:
+        >>> [node["NodeManagerHostname"] for node in nodes() if node["Alive"]]  # doctest: +SKIP
+        ['worker-1', 'worker-2']
+    """
     return [
         {
             "NodeID": node["node_id"].hex(),
@@ -511,12 +534,28 @@ def nodes() -> list[dict[str, Any]]:
 
 
 def cluster_resources() -> dict[str, float]:
-    """What all nodes together have."""
+    """What all living nodes together have.
+
+    Returns:
+        Amounts by the name of the resource.
+
+    Example:
+        >>> cluster_resources()  # doctest: +SKIP
+        {'CPU': 8.0, 'GPU': 1.0}
+    """
     return _sum("total")
 
 
 def available_resources() -> dict[str, float]:
-    """What is free on all nodes together, as of their last heartbeats."""
+    """What is free on all living nodes together, as of their last heartbeats.
+
+    Returns:
+        Amounts by the name of the resource; one of which nothing is free is not there.
+
+    Example:
+        >>> available_resources()  # doctest: +SKIP
+        {'CPU': 6.0}
+    """
     return _sum("available")
 
 
@@ -533,6 +572,11 @@ def _amounts(units: dict[str, int]) -> dict[str, float]:
 
 
 def get_gpu_ids() -> list[int]:
-    """The GPUs assigned to the running task; none in a driver. ``CUDA_VISIBLE_DEVICES`` says the same."""
+    """The GPUs assigned to the running task; none in a driver. ``CUDA_VISIBLE_DEVICES`` says the same.
+
+    Example:
+        >>> get_gpu_ids()  # doctest: +SKIP
+        [0]
+    """
     executor = runtime().executor()
     return executor.gpu_ids() if executor is not None else []

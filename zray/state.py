@@ -33,7 +33,15 @@ def list_objects() -> list[dict[str, Any]]:
 
 
 def list_workers() -> list[dict[str, Any]]:
-    """The worker processes of this node: ``worker_id``, ``pid`` and ``state``."""
+    """The worker processes of this node.
+
+    Returns:
+        For each: ``worker_id`` in hexadecimal, ``pid`` and ``state`` (see docs/states/worker.md).
+
+    Example:
+        >>> [worker["pid"] for worker in list_workers() if worker["state"] == "IDLE"]  # doctest: +SKIP
+        [4711]
+    """
     worker = api.runtime()
     return [
         {"worker_id": worker_id.hex(), "pid": pid, "state": state}

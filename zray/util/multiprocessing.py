@@ -108,7 +108,18 @@ class Pool:
     # -- one call -----------------------------------------------------------------------------------------------------
 
     def apply(self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: Mapping[str, Any] | None = None) -> Any:
-        """Call ``func(*args, **kwds)`` and return what it returns.
+        """Call ``func(*args, **kwds)`` and wait for its end.
+
+        Args:
+            func: a function.
+            args, kwds: its arguments.
+
+        Returns:
+            What it returns.
+
+        Raises:
+            ValueError: the pool was closed or terminated.
+            Exception: what it raises.
 
         Example:
             >>> pool.apply(pow, (2, 10))  # doctest: +SKIP
@@ -132,6 +143,12 @@ class Pool:
             callback: called with the result when it is there.
             error_callback: called with the exception if it raises.
 
+        Returns:
+            An AsyncResult, at once; it is ready when its callback has been called.
+
+        Raises:
+            ValueError: the pool was closed or terminated.
+
         Example:
             >>> pool.apply_async(pow, (2, 10)).get(timeout=10)  # doctest: +SKIP
             1024
@@ -148,12 +165,19 @@ class Pool:
     # -- many calls ---------------------------------------------------------------------------------------------------
 
     def map(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int | None = None) -> list[Any]:
-        """Call ``func`` with each item, and return the results in order.
+        """Call ``func`` with each item, and wait for all results.
 
         Args:
             func: a function of one argument.
             iterable: the items.
             chunksize: how many items make one call; by default so many that each process gets about four.
+
+        Returns:
+            The results, in the order of the items.
+
+        Raises:
+            ValueError: the pool was closed or terminated, or ``chunksize`` is less than 1.
+            Exception: what a call raised, the first that did.
 
         Example:
             >>> pool.map(abs, [-1, 2])  # doctest: +SKIP
@@ -169,13 +193,40 @@ class Pool:
         callback: Callback = None,
         error_callback: Callback = None,
     ) -> AsyncResult:
-        """As ``map``, but returns an AsyncResult of the list."""
+        """As ``map``, but does not wait.
+
+        Args:
+            func, iterable, chunksize: as of ``map``. The items are read at once.
+            callback: called with the list of results when it is there.
+            error_callback: called with the exception if a call raises.
+
+        Returns:
+            An AsyncResult of the list.
+
+        Raises:
+            ValueError: the pool was closed or terminated, or ``chunksize`` is less than 1.
+
+        Example:
+            >>> pool.map_async(abs, [-1, 2]).get(timeout=10)  # doctest: +SKIP
+            [1, 2]
+        """
         return self._map_async(func, iterable, chunksize, callback, error_callback, False)
 
     def starmap(
         self, func: Callable[..., Any], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
     ) -> list[Any]:
         """As ``map``, with a tuple of arguments for each call.
+
+        Args:
+            func: a function.
+            iterable: the tuples.
+            chunksize: how many of them make one call; by default as of ``map``.
+
+        Returns:
+            The results, in the order of the tuples.
+
+        Raises:
+            ValueError, Exception: as ``map``.
 
         Example:
             >>> pool.starmap(pow, [(2, 10), (3, 2)])  # doctest: +SKIP
@@ -191,7 +242,18 @@ class Pool:
         callback: Callback = None,
         error_callback: Callback = None,
     ) -> AsyncResult:
-        """As ``starmap``, but returns an AsyncResult of the list."""
+        """As ``starmap``, but does not wait.
+
+        Args:
+            func, iterable, chunksize: as of ``starmap``.
+            callback, error_callback: as of ``map_async``.
+
+        Returns:
+            An AsyncResult of the list.
+
+        Raises:
+            ValueError: as ``map_async``.
+        """
         return self._map_async(func, iterable, chunksize, callback, error_callback, True)
 
     def imap(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1) -> IMapIterator:
@@ -212,7 +274,14 @@ class Pool:
         return self._imap(func, iterable, chunksize, ordered=True)
 
     def imap_unordered(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1) -> IMapIterator:
-        """As ``imap``, but the results come as they are ready."""
+        """As ``imap``, but the results come as they are ready.
+
+        Args:
+            func, iterable, chunksize: as of ``imap``.
+
+        Returns:
+            An iterator that has ``next(timeout)`` too.
+        """
         return self._imap(func, iterable, chunksize, ordered=False)
 
     # -- the end ------------------------------------------------------------------------------------------------------
@@ -353,7 +422,11 @@ class AsyncResult:
         return self._future.exception() is None
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until it is there, or the time is over."""
+        """Wait until it is there, or the time is over.
+
+        Args:
+            timeout: seconds to wait at most; None waits for ever.
+        """
         if self._work is not None:
             left = self._dispatcher.fetch(self._work, timeout)
         else:
@@ -366,6 +439,9 @@ class AsyncResult:
 
         Args:
             timeout: seconds to wait at most; None waits for ever.
+
+        Returns:
+            What the call returned; of many calls, the list of what they returned, in order.
 
         Raises:
             multiprocessing.TimeoutError: it did not come in time.
@@ -459,10 +535,13 @@ class IMapIterator:
         return self.next()
 
     def next(self, timeout: float | None = None) -> Any:
-        """The next result.
+        """The next result; waits for it.
 
         Args:
             timeout: seconds to wait at most; None waits for ever.
+
+        Returns:
+            What a call of the function returned.
 
         Raises:
             StopIteration: there are no more.
