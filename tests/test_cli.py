@@ -50,6 +50,8 @@ def test_help_is_given_and_is_no_error(command, capsys: pytest.CaptureFixture[st
         (cli.node, ["--address", "[::1:6390"], r"\[HOST\]:PORT"),
         (cli.node, ["--address", "host:0"], "written HOST:PORT"),
         (cli.head, ["--log-level", "LOUD"], "--log-level must be"),
+        (cli.head, ["--session-dir", "/tmp/" + "x" * 60], "has 65 bytes in its path.*--session-dir"),
+        (cli.head, ["--session-dir", "/tmp/" + "x" * 60, "--stop"], "has 65 bytes in its path.*--session-dir"),
     ],
 )
 def test_what_is_wrong_is_named(command, arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:

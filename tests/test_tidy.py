@@ -336,10 +336,10 @@ def documented() -> dict[str, Any]:
                 continue
             for cls in value.__mro__:
                 for method, member in vars(cls).items():
-                    if cls.__module__.startswith("zray") and not method.startswith("_"):
-                        member = getattr(member, "__func__", member)  # of a classmethod or a staticmethod
-                        if inspect.isfunction(member) or isinstance(member, property):
-                            found[f"{cls.__module__}.{cls.__qualname__}.{method}"] = member
+                    function = getattr(member, "__func__", member)  # of a classmethod or a staticmethod
+                    known = inspect.isfunction(function) or isinstance(function, property)
+                    if known and cls.__module__.startswith("zray") and not method.startswith("_"):
+                        found[f"{cls.__module__}.{cls.__qualname__}.{method}"] = function
     return found
 
 

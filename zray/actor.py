@@ -9,10 +9,10 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
 from zray import api, object_ref, options
-from zray.actor_description import SPECIAL, Description, constructor_of, described, is_async, members_of, methods_of
+from zray.actor_description import SPECIAL, BoundMethod, Description, constructor_of, described, is_async, members_of, methods_of
 from zray.arguments import arity, check_call, pack
 from zray.base import serialization
 from zray.base.ids import FIRST_RETURN, ActorID, return_id
@@ -23,7 +23,7 @@ from zray.core.tasks import CallBudget, Task, TaskTemplate
 from zray.exceptions import ActorAlreadyExistsError, ActorDiedError, PendingCallsLimitExceeded
 from zray.object_ref import ObjectRef
 from zray.object_ref_generator import call_generator, returns_of, window_of
-from zray.runtime.actor import Actor, ActorExit
+from zray.runtime.actor import ActorExit
 from zray.strategy import Group, Strategy, placed
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ class ActorClass(Generic[T]):
         self._name = cls.__name__
         self._worker: CoreWorker | None = None  # the runtime whose cluster has the class
         self._class_id = b""  # in that cluster
+        self._job_id = b""  # for which it was exported
         self._description: Description
         self._blob: bytes
         self._template: TaskTemplate
@@ -124,7 +125,10 @@ class ActorClass(Generic[T]):
         """The same class with other options.
 
         Args:
-            chosen: those to change, as in ``remote``; the others stay. Returns another remote class.
+            chosen: those to change, as in ``remote``; the others stay.
+
+        Returns:
+            Another remote class.
 
         Raises:
             ValueError: an option is unknown or has a bad value.
@@ -132,6 +136,7 @@ class ActorClass(Generic[T]):
         other: ActorClass[T] = ActorClass(self._cls, {**self._options, **chosen})
         if self._worker is not None and self._worker is api.connected():
             other._class_id = self._class_id  # exported once, whatever the options
+            other._job_id = self._job_id
         return other
 
     def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[T]:
@@ -184,6 +189,7 @@ class ActorClass(Generic[T]):
             "_options": self._options,
             "_name": self._name,
             "_class_id": self._class_id if known else b"",
+            "_job_id": self._job_id,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -195,8 +201,10 @@ class ActorClass(Generic[T]):
     def _bind(self) -> CoreWorker:
         """Give the class to the connected cluster; the globals of its methods are taken as they are now."""
         worker = api.runtime()
-        if self._worker is not None or not self._class_id:  # not exported, or to a cluster that is no more
-            self._class_id, body = serialization.export_function(self._cls)
+        if self._worker is not None or not self._class_id or self._job_id != worker.job_id:
+            # It is not exported, or to a cluster that is no more, or for a job that may end before this one.
+            self._job_id = worker.job_id
+            self._class_id, body = serialization.export_function(self._cls, worker.job_id)
             worker.export(self._class_id, self._name, body)
         chosen = self._options
         methods = methods_of(self._cls)
@@ -327,7 +335,7 @@ class ActorHandle(Generic[T]):
         self._zray_ref = ref  # keeps the actor; without it the handle is a weak one
         self._zray_detached = detached
         description = self._zray_description = described(blob)
-        self._zray_templates: dict[str, _Bound] = {}
+        self._zray_templates: dict[str, BoundMethod] = {}
         self._zray_budget = CallBudget(description.max_pending_calls) if description.max_pending_calls > 0 else None
 
     def __getattr__(self, name: str) -> ActorMethod:
@@ -369,21 +377,12 @@ class ActorHandle(Generic[T]):
         return self
 
 
-class _Bound(NamedTuple):
-    """A method of a handle, ready to be called."""
-
-    template: TaskTemplate
-    low: int  # how few and how many positional arguments need no closer look
-    high: float
-    signature: inspect.Signature
-
-
 class ActorMethod:
     """A method of an actor; ``remote`` calls it."""
 
     __slots__ = ("_bound", "_handle", "_name")
 
-    def __init__(self, handle: ActorHandle[Any], name: str, bound: _Bound | None = None) -> None:
+    def __init__(self, handle: ActorHandle[Any], name: str, bound: BoundMethod | None = None) -> None:
         self._handle = handle
         self._name = name
         self._bound = bound
@@ -399,7 +398,10 @@ class ActorMethod:
         """The same method with other options.
 
         Args:
-            chosen: those to change, as in ``method``; the others stay. Returns another method of the same handle.
+            chosen: those to change, as in ``method``; the others stay.
+
+        Returns:
+            Another method of the same handle.
 
         Raises:
             ValueError: an option is unknown or has a bad value.
@@ -460,7 +462,7 @@ class ActorMethod:
         return refs or None
 
 
-def _bound(handle: ActorHandle[Any], name: str, chosen: dict[str, Any] | None) -> _Bound:
+def _bound(handle: ActorHandle[Any], name: str, chosen: dict[str, Any] | None) -> BoundMethod:
     """Prepare a method with options for its calls; without options it is remembered."""
     description = handle._zray_description
     found = description.methods.get(name) or SPECIAL[name]
@@ -486,14 +488,8 @@ def _bound(handle: ActorHandle[Any], name: str, chosen: dict[str, Any] | None) -
     template.ordered = description.ordered
     template.budget = handle._zray_budget
     template.window = window_of(merged, handle._zray_worker.config)
-    kinds_of = tuple(inspect._ParameterKind)
-    signature = inspect.Signature(
-        [
-            inspect.Parameter(p, kinds_of[kind], default=None if has_default else inspect.Parameter.empty)
-            for p, kind, has_default in found.parameters
-        ]
-    )
-    bound = _Bound(template, *arity(signature), signature)
+    signature = found.signature()
+    bound = BoundMethod(template, *arity(signature), signature)
     if chosen is None:
         handle._zray_templates[name] = bound
     return bound
@@ -586,18 +582,10 @@ def exit_actor() -> NoReturn:
         TypeError: it was called outside of an actor.
 
     Example:
-        >>> class Worker:
-        ...     def stop(self):
-        ...         exit_actor()
+        >>> exit_actor()  # doctest: +SKIP
     """
     worker = api.connected()
     executor = worker.executor() if worker is not None else None
     if executor is None or executor.actor is None:
         raise TypeError("exit_actor() ends the actor that calls it: this is not an actor")
     raise ActorExit
-
-
-def current_handle(worker: CoreWorker, actor: Actor) -> ActorHandle[Any]:
-    """A weak handle of the actor that asks for it: it does not keep itself alive."""
-    blob, detached = actor.extra["handle"]
-    return ActorHandle(worker, actor.id, actor.extra["handle_id"], actor.owner, blob, None, detached=detached)

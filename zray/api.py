@@ -1,4 +1,4 @@
-"""The public functions: init, shutdown, put, get, wait, and what a cluster knows of itself.
+"""The public functions: init, shutdown, put, get, wait and cancel.
 
 The signatures and their meaning are those of Ray Core's documentation.
 """
@@ -6,6 +6,7 @@ The signatures and their meaning are those of Ray Core's documentation.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import sys
@@ -15,8 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from zray import object_ref
 from zray.base.config import Config
-from zray.base.resources import from_units, to_units
-from zray.base.wire import CONTROL, ListNodes
+from zray.base.resources import to_units
 from zray.object_ref import ObjectRef
 from zray.object_ref_generator import ObjectRefGenerator
 
@@ -24,7 +24,39 @@ if TYPE_CHECKING:
     from zray.runtime.core_worker import CoreWorker
 
 T = TypeVar("T")
-_starting = threading.Lock()
+
+
+class _Change:
+    """An init or a shutdown: one at a time, and none inside another, where a signal handler or a finalizer may call it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.under_way = ""
+
+    @contextlib.contextmanager
+    def __call__(self, what: str) -> Iterator[bool]:
+        """Do ``what``. Given is whether it has to be done: what is shut down already need not be.
+
+        Raises:
+            RuntimeError: this thread is inside another one.
+        """
+        with self._lock:
+            if self.under_way:
+                if what == self.under_way == "shutdown":
+                    yield False
+                    return
+                raise RuntimeError(
+                    f"zray.{what}() was called inside zray.{self.under_way}(), by a signal handler or a __del__ method: "
+                    "do that when it is over"
+                )
+            try:
+                self.under_way = what
+                yield True
+            finally:
+                self.under_way = ""
+
+
+_change = _Change()
 
 
 def connected() -> Any:
@@ -36,7 +68,7 @@ def runtime() -> CoreWorker:
     """The runtime of this process; an embedded cluster is started if there is none."""
     worker = object_ref.connected
     if worker is None:
-        with _starting:
+        with _change("init"):
             if object_ref.connected is None:
                 _start_default()
             worker = object_ref.connected
@@ -115,11 +147,10 @@ def init(
         local_mode: run everything in this very process, for debugging; ``ZRAY_LOCAL_MODE=1`` does so for any program.
         namespace: isolates names from other jobs; by default one of its own.
         ignore_reinit_error: a second ``init`` is not an error.
-        include_dashboard, configure_logging: accepted for programs written for Ray, and without effect: there is no dashboard,
-            and the logging of this program is left alone.
+        include_dashboard, configure_logging: accepted, as Ray has them, and without effect.
         log_to_driver: whether what workers write is shown here; their files in the session directory have it in any case.
         logging_level: of the cluster's own log.
-        _temp_dir: where the session directory is made, or that of a running node is looked for.
+        _temp_dir: where the session directory is made, or that of a running node is looked for; its path may have 60 bytes.
         _system_config: limits by name (see ``zray.base.config``).
 
     Returns:
@@ -131,12 +162,11 @@ def init(
         ValueError: an argument has a bad value.
 
     Example:
-        >>> import zray as ray
-        >>> with ray.init(num_cpus=2):  # doctest: +SKIP
-        ...     print(ray.get(ray.put(1)))
+        >>> with zray.init(num_cpus=2):  # doctest: +SKIP
+        ...     print(zray.get(zray.put(1)))
         1
     """
-    with _starting:
+    with _change("init"):
         if object_ref.connected is not None:
             if ignore_reinit_error:
                 return _context()
@@ -245,12 +275,16 @@ def _start_embedded(arguments: dict[str, Any]) -> None:
         temp_dir=arguments.get("temp_dir") or "",
         labels=_node_labels(arguments.get("labels")),
     )
-    from zray.runtime import driver  # takes as long to import as the head takes to start: both at once
+    try:
+        from zray.runtime import driver  # takes as long to import as the head takes to start: both at once
 
-    namespace = arguments.get("namespace") or _anonymous()
-    env_vars = arguments.get("env_vars") or {}
-    log_to_driver = arguments.get("log_to_driver", True)
-    object_ref.connected = driver.connect_embedded(head, config, namespace, env_vars, log_to_driver=log_to_driver)
+        namespace = arguments.get("namespace") or _anonymous()
+        env_vars = arguments.get("env_vars") or {}
+        log_to_driver = arguments.get("log_to_driver", True)
+        object_ref.connected = driver.connect_embedded(head, config, namespace, env_vars, log_to_driver=log_to_driver)
+    except BaseException:
+        head.stop(0.0)
+        raise
 
 
 def _job_env_vars(runtime_env: dict[str, Any] | None) -> dict[str, str]:
@@ -316,12 +350,19 @@ def _context() -> Context:
 def shutdown(_exiting_interpreter: bool = False) -> None:
     """Disconnect; a cluster that ``init`` started ends, with all its processes and files. Does nothing if not connected.
 
+    A signal handler may call it. If it has met this thread in the middle of a ``get`` or the like, it returns at once: another
+    thread does the rest, and the ``get`` fails with RaySystemError.
+
     Example:
-        >>> shutdown()
+        >>> shutdown()  # doctest: +SKIP
     """
-    with _starting:
-        worker: Any = object_ref.connected
-        if worker is None or worker.executor() is not None:
+    worker: Any = object_ref.connected
+    if worker is not None and worker.loop.is_turned_here() and worker.executor() is None:
+        threading.Thread(target=shutdown, name="zray-shutdown").start()
+        return
+    with _change("shutdown") as is_first:
+        worker = object_ref.connected
+        if not is_first or worker is None or worker.executor() is not None:
             return  # a task or actor has not called init()
         object_ref.connected = None
         worker.shutdown()
@@ -332,8 +373,8 @@ atexit.register(shutdown, True)
 
 def _after_fork_in_child() -> None:
     """A fork of the user's has none of the parent's threads and sockets: it is not connected, and may connect anew."""
-    global _starting
-    _starting = threading.Lock()
+    global _change
+    _change = _Change()
     object_ref.connected = None
 
 
@@ -507,68 +548,6 @@ def _seconds(timeout: float | None) -> float | None:
     if not timeout >= 0:  # NaN too
         raise ValueError(f"timeout must not be negative: {timeout!r}")
     return float(timeout)
-
-
-def nodes() -> list[dict[str, Any]]:
-    """What the control knows of each node.
-
-    Returns:
-        For each: ``NodeID`` in hexadecimal, ``Alive``, ``NodeManagerHostname``, ``NodeManagerAddress``, ``Resources``: what the
-        node has, by name, and ``Labels``.
-
-    Example:
-        >>> [node["NodeManagerHostname"] for node in nodes() if node["Alive"]]  # doctest: +SKIP
-        ['worker-1', 'worker-2']
-    """
-    return [
-        {
-            "NodeID": node["node_id"].hex(),
-            "Alive": node["alive"],
-            "NodeManagerHostname": node["hostname"],
-            "NodeManagerAddress": node["endpoint"],
-            "Resources": _amounts(node["total"]),
-            "Labels": node["labels"],
-        }
-        for node in runtime().call(CONTROL, ListNodes)
-    ]
-
-
-def cluster_resources() -> dict[str, float]:
-    """What all living nodes together have.
-
-    Returns:
-        Amounts by the name of the resource.
-
-    Example:
-        >>> cluster_resources()  # doctest: +SKIP
-        {'CPU': 8.0, 'GPU': 1.0}
-    """
-    return _sum("total")
-
-
-def available_resources() -> dict[str, float]:
-    """What is free on all living nodes together, as of their last heartbeats.
-
-    Returns:
-        Amounts by the name of the resource; one of which nothing is free is not there.
-
-    Example:
-        >>> available_resources()  # doctest: +SKIP
-        {'CPU': 6.0}
-    """
-    return _sum("available")
-
-
-def _sum(field: str) -> dict[str, float]:
-    total: dict[str, int] = {}
-    for node in runtime().call(CONTROL, ListNodes):
-        for name, units in node[field].items() if node["alive"] else ():
-            total[name] = total.get(name, 0) + units
-    return _amounts(total)
-
-
-def _amounts(units: dict[str, int]) -> dict[str, float]:
-    return {name: from_units(amount) for name, amount in units.items() if amount}
 
 
 def get_gpu_ids() -> list[int]:

@@ -297,11 +297,13 @@ def _living() -> set[str]:
 def _wait_for_end(pids: list[int], at_most_s: float) -> None:
     """Wait until one of these processes ends, or for a moment."""
     pidfds = []
+    poller = select.poll()  # not select(), which takes no descriptor of 1024 or more
     try:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 pidfds.append(os.pidfd_open(pid))
-        select.select(pidfds, [], [], at_most_s)
+                poller.register(pidfds[-1], select.POLLIN)
+        poller.poll(at_most_s * 1000)
     finally:
         for pidfd in pidfds:
             os.close(pidfd)

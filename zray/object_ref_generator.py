@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Mapping
@@ -183,23 +182,12 @@ class ObjectRefGenerator(Generic[T]):
 
     async def _item_came(self) -> None:
         """Wait for the next item, or the end."""
-        import asyncio
+        from zray.runtime.futures import awaited_waiter  # only who awaits has to do with asyncio
 
         worker = self._worker
-        loop = asyncio.get_running_loop()
-        came: asyncio.Future[None] = loop.create_future()
-
-        def tell() -> None:
-            if not came.done():
-                came.set_result(None)
-
-        def wake() -> None:
-            with contextlib.suppress(RuntimeError):  # that loop was closed meanwhile: nobody waits any more
-                loop.call_soon_threadsafe(tell)
-
         if worker.broken is not None:
             raise worker.broken
-        waiter = Waiter(1, wake)
+        waiter, came = awaited_waiter()
         worker.loop.post((worker.owner.await_item, waiter, self._stream, self._taken))
         await came
         if worker.broken is not None:

@@ -55,6 +55,7 @@ class RemoteFunction(Generic[P, R]):
         self._arity: tuple[int, float] = (0, 0)
         self._worker: CoreWorker | None = None  # the runtime whose cluster has the function
         self._function_id = b""  # in that cluster
+        self._job_id = b""  # for which it was exported
         self._template: TaskTemplate
         self._within: tuple[Group, TaskTemplate] | None = None  # of tasks that are submitted in a placement group
         functools.update_wrapper(self, function)
@@ -80,6 +81,7 @@ class RemoteFunction(Generic[P, R]):
         other = RemoteFunction(self._function, {**self._options, **task_options})
         if self._worker is not None and self._worker is api.connected():
             other._function_id = self._function_id  # exported once, whatever the options
+            other._job_id = self._job_id
         return other
 
     def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[R]:
@@ -135,6 +137,7 @@ class RemoteFunction(Generic[P, R]):
             "_options": self._options,
             "_name": self._name,
             "_function_id": self._function_id if known else b"",
+            "_job_id": self._job_id,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -148,8 +151,10 @@ class RemoteFunction(Generic[P, R]):
     def _bind(self) -> CoreWorker:
         """Give the function to the connected cluster; its globals and closure are taken as they are now."""
         worker = api.runtime()
-        if self._worker is not None or not self._function_id:  # not exported, or to a cluster that is no more
-            self._function_id, body = serialization.export_function(self._function)
+        if self._worker is not None or not self._function_id or self._job_id != worker.job_id:
+            # It is not exported, or to a cluster that is no more, or for a job that may end before this one.
+            self._job_id = worker.job_id
+            self._function_id, body = serialization.export_function(self._function, worker.job_id)
             worker.export(self._function_id, self._name, body)
         self._arity = arity(signature_of(self._function))
         self._template = self._made_template(worker, None)

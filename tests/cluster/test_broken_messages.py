@@ -169,7 +169,7 @@ def test_a_hello_that_does_not_fit_is_refused_with_the_reason(
     one = stranger()
     one.introduce(**changed)
     ((op, text),) = one.answer()
-    assert op == wire.REFUSE
+    assert op == wire.OPS[wire.Refuse]
     assert reason in text
     one.say(wire.encode([wire.pack(wire.ListNodes(1))]))  # and what follows is not looked at
 

@@ -118,6 +118,14 @@ def test_a_head_in_the_background_is_joined_ended_and_started_anew_with_its_key(
     assert second == {**first, "address": again}, "who has a copy of the key needs no other"
 
 
+def test_what_runs_in_the_background_logs_where_nobody_else_may_write(operator: Operator, home: str) -> None:
+    code, told = operator("zray-head", "--insecure", "--object-store-memory", str(1 << 25), "--detach")
+    found = re.search(r"logs to (\S+)", told)
+    assert code == 0 and found is not None, told
+    log = Path(found[1])
+    assert log.parent == Path(home, f"zray-{os.getuid()}") and log.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_key_file_that_nobody_has_named_goes_with_its_head(operator: Operator, home: str) -> None:
     address = operator.started("zray-head", "--host", "127.0.0.1")
     [node] = living_nodes(home)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -83,9 +85,47 @@ while hits < 60:
 over.set()
 for thread in others:
     thread.join()
-say("works", ray.get([f.remote(n) for n in range(50)]) == list(range(50)), ray.get(actor.add.remote(1)) > 0)
+total = ray.get(actor.add.remote(0))
+say("works", ray.get([f.remote(n) for n in range(50)]) == list(range(50)), ray.get(actor.add.remote(1)) == total + 1)
 """
     )
     assert program.until("works") == "True True"
     code, _, errors = program.finish()
     assert (code, errors) == (0, "")
+
+
+_LEFT = {
+    "a shutdown in another thread": "ending = threading.Thread(target=ray.shutdown); ending.start(); ending.join(); start()",
+    "a fork": """
+if os.fork():
+    sys.stdin.read()
+    os._exit(0)
+start()
+""",
+}
+
+
+@pytest.mark.parametrize("local", [False, True], ids=["processes", "local"])
+@pytest.mark.parametrize("left", _LEFT)
+def test_ctrl_c_is_heard_after(script: Callable[..., Script], left: str, local: bool) -> None:
+    program = script(
+        f"""
+start()
+{_LEFT[left]}
+def work():
+    while True:
+        time.sleep(0.01)
+
+ref = ray.remote(work).remote()
+try:
+    say("waits", os.getpid())
+    ray.get(ref)
+except KeyboardInterrupt:
+    say("interrupted", ray.get(ray.remote(num_cpus=0)(lambda: "and well").remote()))
+ray.shutdown()
+""",
+        **({"ZRAY_LOCAL_MODE": "1"} if local else {}),
+    )
+    os.kill(int(program.until("waits")), signal.SIGINT)
+    assert program.until("interrupted") == "and well"
+    assert program.finish()[::2] == (0, "")

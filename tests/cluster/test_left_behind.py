@@ -263,6 +263,23 @@ def test_a_start_leaves_living_sessions_alone(script: Callable[..., Script]) -> 
     assert first.finish()[1].endswith(f"still {1 << 20}\n")
 
 
+def test_what_a_task_starts_has_nothing_of_the_cluster(script: Callable[..., Script]) -> None:
+    """Nor can it keep the lock of the session when it outlives everything else."""
+    program = script(
+        """
+        @ray.remote
+        def heirlooms():
+            numbers = [int(name) for name in os.listdir("/proc/self/fd")]
+            own = [number for number in numbers if number > 2 and os.path.exists(f"/proc/self/fd/{number}")]
+            return [os.readlink(f"/proc/self/fd/{number}") for number in own if os.get_inheritable(number)]
+        start()
+        say("inherited", ray.get(heirlooms.remote()))
+        """
+    )
+    assert program.until("inherited") == "[]"
+    assert program.finish()[0] == 0
+
+
 def test_what_workers_started_ends_with_the_driver(script: Callable[..., Script]) -> None:
     program = script(
         """

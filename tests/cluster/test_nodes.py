@@ -361,6 +361,38 @@ def test_a_second_driver_joins_and_sees_the_names_of_its_namespace(
     assert names(three)[ray.get(ann.where.remote())] == "east", "the end of another driver is nothing to this one"
 
 
+_GIVES = """
+context = ray.init(address="auto", namespace="given")
+
+@ray.remote(num_cpus=0)
+def double(value):
+    return 2 * value
+
+@ray.remote(num_cpus=0)
+class Doubler:
+    def double(self, value):
+        return 2 * value
+
+assert ray.get(double.remote(1)) == ray.get(Doubler.remote().double.remote(1)) == 2
+ray.get(ray.get_actor("keeper").keep.remote([double, Doubler]))
+"""
+
+
+def test_what_another_driver_gave_away_can_be_used_when_that_is_gone(three: Cluster, script: Callable[..., Script]) -> None:
+    @ray.remote(num_cpus=0)
+    class Keeper:
+        def keep(self, given: list[Any]) -> None:
+            self.double, self.doubler = given
+
+        def use(self, value: int) -> list[int]:
+            return ray.get([self.double.remote(value), self.doubler.remote().double.remote(value)])  # type: ignore[no-any-return]
+
+    keeper = Keeper.options(name="keeper", namespace="given").remote()
+    home = os.path.dirname(os.path.dirname(head(three).session_dir))
+    assert script(_GIVES, ZRAY_TMPDIR=home).finish()[0] == 0, "and its functions are forgotten with it"
+    assert ray.get(keeper.use.remote(21)) == [42, 42]
+
+
 def test_there_may_be_no_such_cluster(three: Cluster, script: Callable[..., Script], home: str) -> None:
     program = """
     for address, options in (("auto", {}), ("127.0.0.1:9", {}), ("auto", {"num_cpus": 2})):

@@ -171,7 +171,7 @@ def lose(object_id: bytes, node_id: bytes) -> str:
         return "read"
     Omen.told.add(object_id)
     worker, taken = api.runtime(), Waiter(1)
-    worker.loop.post((worker.owner.recover, time.monotonic(), object_id, node_id, "a test says so"))
+    worker.loop.post((worker.owner.recover, object_id, node_id, "a test says so"))
     worker.loop.post((finish, taken))
     assert worker.loop.wait(taken, PATIENCE_S)
     return "read"

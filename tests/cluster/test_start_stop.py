@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -13,7 +15,11 @@ from typing import Any
 import pytest
 
 import zray as ray
+from zray.cluster_utils import Cluster
 from zray.exceptions import OwnerDiedError, RayError
+from zray.runtime.driver import Driver
+from zray.runtime.embedded import EmbeddedHead
+from zray.runtime.local import LocalRuntime
 
 from .driving import assert_nothing_remains, eventually, processes_of
 
@@ -50,6 +56,120 @@ def test_shutdown_right_after_init_and_with_tasks_in_flight() -> None:
     ray.shutdown()
     assert_nothing_remains(context.session_dir)
     del refs
+
+
+@pytest.mark.parametrize(
+    ("runtime", "step"),
+    [
+        *[(Driver, step) for step in ("_flush_output", "_finish_job", "close")],
+        *[(LocalRuntime, step) for step in ("_finish_job", "_end_workers", "close")],
+    ],
+)
+def test_a_shutdown_that_is_interrupted_ends_everything(monkeypatch: Any, runtime: Any, step: str) -> None:
+    """Whatever it just waits for; the fixtures look for what is left."""
+    local = runtime is LocalRuntime
+    done = getattr(runtime, step)
+
+    def interrupted(*arguments: Any) -> None:
+        if step == "close":
+            done(*arguments)
+        raise KeyboardInterrupt
+
+    context = init(local_mode=local)
+    monkeypatch.setattr(runtime, step, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ray.shutdown()
+    assert not ray.is_initialized()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not local:
+        assert_nothing_remains(context.session_dir)
+    monkeypatch.undo()
+    with init(local_mode=local):
+        assert ray.get(ray.put(1)) == 1
+
+
+def test_a_head_is_ended_though_the_wait_for_its_end_is_interrupted(monkeypatch: Any) -> None:
+    context = init()
+    process = ray.api.connected().head._process
+
+    def interrupted(timeout: float | None = None) -> int:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(process, "wait", interrupted)
+    monkeypatch.setattr(Driver, "_finish_job", lambda driver: None)  # or it would end by itself
+    with pytest.raises(KeyboardInterrupt):
+        ray.shutdown()
+    assert_nothing_remains(context.session_dir)
+
+
+@pytest.mark.parametrize("call", [ray.shutdown, ray.init, lambda: ray.put(1)], ids=["shutdown", "init", "put"])
+def test_what_a_handler_calls_during_init_is_refused(monkeypatch: Any, call: Any) -> None:
+    """Or a ``__del__`` method: it would wait for its own thread."""
+    monkeypatch.setattr(EmbeddedHead, "wait_ready", lambda head: call())
+    with pytest.raises(RuntimeError, match=r"inside zray\.init\(\)"):
+        init()
+    assert not ray.is_initialized()
+    monkeypatch.undo()
+    with init():
+        assert ray.get(ray.put(1)) == 1
+
+
+def test_what_a_handler_calls_during_shutdown(monkeypatch: Any) -> None:
+    shutdown = Driver.shutdown
+
+    def called_meanwhile(driver: Driver) -> None:
+        ray.shutdown()  # that is under way
+        for call in (ray.init, lambda: ray.put(1)):
+            with pytest.raises(RuntimeError, match=r"inside zray\.shutdown\(\)"):
+                call()
+        shutdown(driver)
+
+    init()
+    monkeypatch.setattr(Driver, "shutdown", called_meanwhile)
+    ray.shutdown()
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("local", [False, True], ids=["processes", "local"])
+@pytest.mark.parametrize("ending", ["", "; sys.exit(3)"], ids=["goes on", "exits"])
+def test_a_handler_of_sigterm_shuts_down_in_the_middle_of_a_get(script: Any, ending: str, local: bool) -> None:
+    program = script(
+        f"""
+        def handler(number, frame):
+            ray.shutdown(){ending}
+        def work():
+            while True:
+                time.sleep(0.01)
+        def end():
+            loop, main = ray.api.connected().loop, threading.main_thread().ident
+            while not (loop._driver == main and loop._sleeping):
+                time.sleep(0.001)
+            signal.pthread_kill(main, signal.SIGTERM)
+        signal.signal(signal.SIGTERM, handler)
+        start()
+        refs = [ray.remote(work).remote() for _ in range(2)]  # in local mode, get of one alone would run it
+        threading.Thread(target=end).start()
+        try:
+            ray.get(refs)
+        except ray.exceptions.RaySystemError as error:
+            say("told", error)
+        ray.shutdown()
+        say("connected", ray.is_initialized())
+        start()
+        say("again", ray.get(ray.put(1)))
+        """,
+        **({"ZRAY_LOCAL_MODE": "1"} if local else {}),
+    )
+    session = "" if local else program.session
+    if not ending:
+        assert "shutdown" in program.until("told")
+        assert program.until("connected") == "False"
+        assert program.until("again") == "1"
+    code, _, errors = program.finish()
+    assert (code, errors) == (3 if ending else 0, "")
+    if not local:
+        assert_nothing_remains(session)
 
 
 def test_the_context() -> None:
@@ -223,6 +343,21 @@ def test_a_head_that_can_not_start_says_why(monkeypatch: Any) -> None:
     assert not ray.is_initialized()
 
 
+@pytest.mark.parametrize("running", [False, True], ids=["started", "joined"])
+@pytest.mark.parametrize("step", ["__init__", "connect"])
+def test_a_start_that_fails_leaves_nothing(monkeypatch: Any, step: str, running: bool) -> None:
+    """The fixtures look for processes, threads, descriptors and directories."""
+
+    def fail(*arguments: Any, **more: Any) -> None:
+        raise LookupError(step)
+
+    with Cluster() if running else contextlib.nullcontext() as cluster:
+        monkeypatch.setattr(Driver, step, fail)
+        with pytest.raises(LookupError, match=step):
+            init() if cluster is None else cluster.connect()
+        assert not ray.is_initialized()
+
+
 def test_a_store_larger_than_memory_is_an_error_or_only_reserved() -> None:
     """Shared memory is taken when it is written: a large store alone needs none."""
     try:
@@ -366,4 +501,25 @@ def test_the_last_words_of_a_head_that_fails_reach_the_driver(script: Any) -> No
         """
     )
     assert "no such table" in program.until("error")
+    assert program.finish()[::2] == (0, "")
+
+
+def test_a_program_that_has_many_files_open(script: Any) -> None:
+    """Descriptors of 1024 and more are too large for select()."""
+    program = script(
+        """
+        import resource
+        from zray.cluster_utils import Cluster
+        from zray.ops import cli
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2048, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1030)]
+        start()
+        say("got", ray.get(ray.remote(lambda: 1).remote()))
+        ray.shutdown()
+        with Cluster() as cluster:
+            say("stopped", cli.head(["--stop", "--session-dir", cluster.head_node.session_dir.rpartition("/zray-")[0]]))
+        """
+    )
+    assert program.until("got") == "1"
+    assert program.until("stopped") == "0"
     assert program.finish()[::2] == (0, "")

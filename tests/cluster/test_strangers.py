@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -14,9 +15,15 @@ from typing import Any
 import pytest
 
 import zray as ray
+from zray.base import wire
+from zray.base.wire import CONTROL
 from zray.cluster_utils import Cluster
 from zray.io.cluster_key import ClusterKey
 from zray.io.session import SHM_DIRECTORY, living_nodes
+from zray.io.spawn import guarded
+from zray.ops.daemon import INSECURE
+from zray.runtime.agent_process import ask_cluster
+from zray.runtime.process import Process
 
 from .driving import Script, eventually
 from .strangers import ATTACKS, HOST, Attack, addresses_of, descriptors, huge_frame, knock, ports_of, resident_mb
@@ -282,3 +289,45 @@ def test_without_a_key_it_listens_on_the_loopback_only_unless_told_otherwise(
         assert set(addresses_of(each.node["pid"])) == {"127.0.0.1"}
     told = command("head", "--insecure", "--host", "127.0.0.2")
     assert set(addresses_of(told.node["pid"])) == {"127.0.0.2"}
+
+
+# -- who answers ----------------------------------------------------------------------------------------------------
+
+
+class Impostor(Process):
+    """Listens where a head should: its first answer is code, its second an answer."""
+
+    def __init__(self, home: str, code: Any) -> None:
+        super().__init__(CONTROL, "control", f"ipc://{home}/h", INSECURE, wire.decode_plain, 0.005, 1 << 24)
+        self._code = code
+        self.add_handlers(self, "control")
+
+    def on_join_cluster(self, now: float, peer: bytes, request_id: int) -> None:
+        self.send(peer, wire.Reply(request_id, True, self._code))
+        self.transport.flush()
+        self.send(peer, wire.Reply(request_id, True, {"config": {}, "cluster_id": INSECURE}))
+
+
+class Written:
+    """Whoever unpickles it makes a file."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __reduce__(self) -> Any:
+        return open, (self._path, "w")
+
+
+def test_what_answers_a_node_that_joins_runs_nothing_in_it(home: str) -> None:
+    path = os.path.join(home, "written")
+    pid = os.fork()
+    if pid == 0:
+        guarded(Impostor(home, Written(path)).loop.run)
+    try:
+        eventually(lambda: os.path.exists(os.path.join(home, "h")), "somebody who listens")
+        answer = ask_cluster(f"ipc://{home}/h", INSECURE, None)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert answer == {"config": {}, "cluster_id": INSECURE.hex()}
+    assert not os.path.exists(path)

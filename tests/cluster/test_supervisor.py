@@ -6,6 +6,7 @@ import contextlib
 import importlib.machinery
 import importlib.util
 import os
+import select
 import shutil
 import signal
 import socket
@@ -23,6 +24,7 @@ import zray as ray
 from zray.cluster_utils import Cluster, ClusterNode
 from zray.experimental import internal_kv as kv
 from zray.io.session import living_heads, living_nodes, sweep
+from zray.ops.supervisor import Child
 
 from .driving import PATIENCE_S, alive, eventually, processes_of
 from .test_control_restart import Counter, double, get
@@ -137,6 +139,23 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def test_a_child_that_fails_after_its_report_writes_into_nothing_of_its_own(tmp_path: Path) -> None:
+    """The number of the pipe to its supervisor is that of a file by then."""
+    own = tmp_path / "own"
+
+    def run(report: Any) -> int:
+        report("here")
+        for _ in range(4):
+            os.open(own, os.O_WRONLY | os.O_CREAT)
+        raise OSError("it failed later")
+
+    child = Child("child", run)
+    child.start()
+    eventually(lambda: child.is_event(select.select(child.sources(), [], [], 1.0)[0])[1], "its end")
+    assert child.reap() == "exited with code 1"
+    assert child.report == "up here" and own.read_bytes() == b""
 
 
 def test_a_head_whose_control_can_not_run_says_why(home: str) -> None:

@@ -51,7 +51,7 @@ class Bench:
     def _fail(self, now: float, task: Task, entry: Any, worker: bytes = b"") -> None:
         assert entry[0] == ERROR and isinstance(pickle.loads(entry[1]), Exception)
         assert worker in (b"", *self.told), "only who had the call can have left something of it"
-        if self.tasks.finish(task.id) is not None:
+        if self.tasks.pending.pop(task.id, None) is not None:
             self.failed.append((task.id, entry[1]))
 
     def task(self, actor: bytes = A, retries: int = 0, missing: int = 0, payload: bytes | None = b"p") -> Task:
@@ -96,7 +96,7 @@ class Bench:
         items = [(task.id, [], 1, []) for task in tasks]
         self.calls.on_done(worker, items)
         for task in tasks:
-            self.tasks.finish(task.id)
+            self.tasks.pending.pop(task.id, None)
         self.turn()
 
 
@@ -167,7 +167,7 @@ def test_a_call_that_has_its_result_already_is_not_sent() -> None:
     """An argument of it was an error."""
     bench = Bench()
     first, second = bench.submit(2)
-    bench.tasks.finish(first.id)
+    bench.tasks.pending.pop(first.id)
     bench.alive()
     assert bench.sent() == [(W1, 0, [second.id])]
 

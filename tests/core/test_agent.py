@@ -368,6 +368,14 @@ def test_a_worker_that_has_started_is_not_late() -> None:
     assert verbs(bench.does("on_worker_late", worker, now=30.0), KILL_WORKER) == []
 
 
+def test_the_statistics_of_a_node_have_those_of_all_its_machines() -> None:
+    bench = Bench()
+    bench.does("on_watch_process", DRIVER, SECOND)
+    numbers = bench.agent.statistics()
+    assert numbers["processes_watched"] == 1
+    assert not {"clients", "leases", "workers", "bundles", "pulls", "tickets", "searches", "store_objects"} - numbers.keys()
+
+
 # -- drivers ----------------------------------------------------------------------------------------------------------
 
 

@@ -126,3 +126,22 @@ def test_random_walk_against_a_map_of_pages(pages: int, steps: list[tuple[bool, 
         arena.free(start * PAGE, warm=True)
     arena.check()
     assert arena.used_bytes == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=60), st.integers(1, 20))
+def test_what_lies_together_is_measured_across_temperatures(steps: list[tuple[int, bool]], pages: int) -> None:
+    arena = Arena(20 * PAGE)
+    used: list[int] = []
+    for choice, warm in steps:
+        if choice < 3 or not used:
+            place = arena.allocate((choice + 1) * PAGE)
+            used += [place[0]] if place is not None else []
+            continue
+        offset = used.pop(choice % len(used))
+        arena.free(offset, warm=warm)
+        taken = [page for start, size in arena._used.items() for page in range(start // PAGE, (start + size) // PAGE)]
+        here = offset // PAGE
+        first = max([page + 1 for page in taken if page < here], default=0)
+        last = min([page for page in taken if page > here], default=20)
+        assert arena.reaches(offset, pages * PAGE) == (last - first >= pages)
+        arena.check()

@@ -38,7 +38,7 @@ class Bench:
         self.advanced = 0
         self.node = NodeBundles(NODE, CONTROL, self.resources, self.gpus, self.out, self._evict, self._advance)
 
-    def _evict(self, now: float, bundle: Bundle, reason: str) -> None:
+    def _evict(self, bundle: Bundle, reason: str) -> None:
         assert bundle.state is BundleState.RETURNED
         self.evicted.append((bundle.index, reason))
 

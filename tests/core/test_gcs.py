@@ -124,7 +124,7 @@ def test_who_asks_for_a_function_that_never_comes_is_told_so() -> None:
 
 def test_functions_and_keys_survive_a_restart() -> None:
     saved = {
-        "functions": [{"function_id": F, "name": "fun", "body": b"body"}],
+        "functions": [{"job_id": b"job1", "function_id": F, "name": "fun", "body": b"body"}],
         "kv": [{"namespace": b"n", "key": b"k", "value": b"v"}],
     }
     bench = Bench(saved=saved)
@@ -160,6 +160,12 @@ def test_the_numbers_of_the_control_tell_what_it_has_heard() -> None:
     bench.gcs.heard["RegisterJob"] = 3
     [(_, reply)] = sent(bench.hears("control_statistics", 5), Reply)
     assert reply.request_id == 5 and reply.ok and reply.value["heard_RegisterJob"] == 3 and reply.value["jobs"] == 0
+
+
+def test_the_statistics_of_the_control_have_those_of_all_its_machines() -> None:
+    numbers = Bench().gcs.statistics()
+    assert numbers["nodes"] == 1
+    assert not {"jobs", "functions", "keys", "actors", "dead_actors", "placement_groups"} - numbers.keys()
 
 
 # -- drivers that die young ------------------------------------------------------------------------------------------

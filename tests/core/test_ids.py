@@ -38,7 +38,7 @@ def test_an_id_reads_back_from_its_hexadecimal_text() -> None:
 
 
 def test_nil_is_all_zeros_and_nothing_else_is() -> None:
-    assert JobID.nil().is_nil()
+    assert JobID(bytes(4)).is_nil()
     assert not JobID(b"\0\0\0\1").is_nil()
 
 

@@ -8,7 +8,6 @@ import pytest
 
 from zray.base.config import Config
 from zray.base.ids import agent_id
-from zray.base.wire import CONTROL
 from zray.base.wire_nodes import ClusterLoads, ClusterView, NodeRefused, ProbeNode
 from zray.core.effects import AFTER_PERSIST, PERSIST, SEND, WARN
 from zray.core.gcs import Gcs
@@ -227,7 +226,7 @@ def test_a_silent_node_is_suspected_then_asked_then_dead() -> None:
         effects = bench.tick(step * 0.5)
         assert bench.last == []
         probed[step * 0.5] = sent(effects, ProbeNode)
-    question = [(agent_id(FIRST), ProbeNode(CONTROL))]
+    question = [(agent_id(FIRST), ProbeNode())]
     assert probed == {0.5: [], 1.0: [], 1.5: question, 2.0: question, 2.5: question}
     assert bench.state(FIRST) is NodeState.SUSPECTED and bench.members.nodes[FIRST].row()[7], "a suspect still counts"
     bench.tick(3.0)

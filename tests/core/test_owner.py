@@ -250,7 +250,7 @@ def test_a_lease_that_comes_late_from_a_node_that_is_dead_is_not_used() -> None:
     refs, effects = bench.call()
     [(_, request)] = sent(effects, RequestLease)
     other = agent_id(bytes(range(16)))
-    bench.hears("lease_redirected", request.request_id, other, "sim://other", "room")
+    bench.hears("lease_redirected", request.request_id, other, "sim://other")
     effects = bench.hears("worker_died", other, "its node is dead")
     assert [peer for peer, _ in sent(effects, RequestLease)] == [AGENT], "it is asked for here again"
     late = process_id(bytes(range(16)), b"late")

@@ -41,7 +41,7 @@ class Machine:
             self.id, CONTROL, self.resources, self.gpus, self.out, self.evict, lambda now: None
         )
 
-    def evict(self, now: float, bundle: Bundle, reason: str) -> None:
+    def evict(self, bundle: Bundle, reason: str) -> None:
         """The processes of its leases end, and with them the leases, at some time."""
 
     def lend(self, rng: random.Random) -> None:

@@ -51,6 +51,11 @@ class Losing(Bench):
     def node_dies(self, node: bytes = THERE) -> list[Any]:
         return self.hears("worker_died", agent_id(node), "its node is dead")
 
+    def recovers(self, object_id: bytes, node: bytes, reason: str) -> list[Any]:
+        """Somebody here could not read an object."""
+        self.owner.recover(object_id, node, reason)
+        return self.turn()
+
     def nowhere(self, *refs: Ref) -> list[Any]:
         """No other node has a copy."""
         return self.found(*[(ref.binary(), False, b"", "") for ref in refs])
@@ -252,14 +257,14 @@ def test_a_worker_that_has_the_task_already_asks_and_is_answered_when_it_is_ther
 def test_a_reader_that_can_not_read_has_the_object_recovered_once() -> None:
     bench = Losing()
     [ref] = bench.made()
-    effects = bench.does("recover", ref.binary(), THERE, "its file was removed")
+    effects = bench.recovers(ref.binary(), THERE, "its file was removed")
     assert sent(effects, FindCopies) == [(AGENT, FindCopies([ref.binary()]))]
-    assert bench.does("recover", ref.binary(), THERE, "its file was removed") == []
+    assert bench.recovers(ref.binary(), THERE, "its file was removed") == []
     effects = bench.nowhere(ref)
     assert pushed(effects) == [ref.binary()[:16]]
     effects = bench.done(bench.lease, ref, stored(ELSEWHERE))
     assert freed(effects) == [ref.binary()], "the node may live, and have it still"
-    assert bench.does("recover", ref.binary(), THERE, "stale") == [], "that was some time ago"
+    assert bench.recovers(ref.binary(), THERE, "stale") == [], "that was some time ago"
 
 
 def test_a_borrower_asks_the_owner_again_and_is_answered_when_it_is_there() -> None:
@@ -283,7 +288,7 @@ def test_what_is_borrowed_is_asked_for_at_its_owner() -> None:
     bench.owner.seek([ref])
     assert sent(bench.turn(), GetObject)
     bench.hears("object_value", A, stored(), peer=FRIEND[0])
-    effects = bench.does("recover", A, THERE, "its node is dead")
+    effects = bench.recovers(A, THERE, "its node is dead")
     assert sent(effects, RecoverObject) == [(FRIEND[0], RecoverObject(A, THERE))]
     assert A not in bench.owner.memory
     waiter, _ = bench.wait(ref)
@@ -355,10 +360,10 @@ def test_each_run_again_costs_one_retry() -> None:
     bench = Losing()
     [ref] = bench.made(retries=2)
     for _ in range(2):
-        bench.does("recover", ref.binary(), THERE, "gone")
+        bench.recovers(ref.binary(), THERE, "gone")
         assert pushed(bench.nowhere(ref))
         bench.done(bench.lease, ref, stored())
-    bench.does("recover", ref.binary(), THERE, "gone")
+    bench.recovers(ref.binary(), THERE, "gone")
     assert not pushed(bench.nowhere(ref))
     assert "as often as max_retries allows" in str(bench.error(ref))
 

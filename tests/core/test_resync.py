@@ -164,8 +164,8 @@ def test_an_agent_says_what_runs_on_its_node() -> None:
 def test_an_agent_remembers_how_actors_ended_and_whether_they_wanted_to() -> None:
     bench = joined()
     worker = bench.actor()
-    bench.does("on_actor_exiting", DRIVER, agent_bench.ACTOR, 1, "somebody else says so")
-    bench.does("on_actor_exiting", worker, agent_bench.ACTOR, 1, "it called exit_actor()")
+    bench.does("on_actor_exiting", DRIVER, agent_bench.ACTOR, "somebody else says so")
+    bench.does("on_actor_exiting", worker, agent_bench.ACTOR, "it called exit_actor()")
     effects = bench.does("on_worker_exited", worker, "exited with code 0")
     assert sent(effects, ActorLost) == [(CONTROL, ActorLost(agent_bench.ACTOR, 1, "it called exit_actor()", True))]
     other = bench.actor(agent_bench.OTHER)

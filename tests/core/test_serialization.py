@@ -15,6 +15,7 @@ from zray.base import serialization as s
 
 from .reading import address, make_ref
 
+JOB = b"job1"
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20) | st.binary(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4) | st.tuples(inner, inner),
@@ -123,8 +124,9 @@ def test_equal_functions_are_exported_under_one_id() -> None:
     def make(n: int) -> Any:
         return lambda x: x + n
 
-    assert s.export_function(make(1))[0] == s.export_function(make(1))[0] != s.export_function(make(2))[0]
-    assert s.import_function(s.export_function(make(5))[1])(1) == 6
+    assert s.export_function(make(1), JOB)[0] == s.export_function(make(1), JOB)[0] != s.export_function(make(2), JOB)[0]
+    assert s.export_function(make(1), JOB)[0] != s.export_function(make(1), b"job2")[0], "they are forgotten with their jobs"
+    assert s.import_function(s.export_function(make(5), JOB)[1])(1) == 6
 
 
 def test_a_function_that_closes_over_the_impossible_is_refused_by_name() -> None:
@@ -134,7 +136,7 @@ def test_a_function_that_closes_over_the_impossible_is_refused_by_name() -> None
         return lock
 
     with pytest.raises(TypeError, match="cannot export .*guilty"):
-        s.export_function(guilty)
+        s.export_function(guilty, JOB)
 
 
 class Celsius:

@@ -54,7 +54,7 @@ def test_what_does_not_fit_here_runs_there() -> None:
     assert sorted(driver.where(tasks)) == ["here", "there"]
     [(sender, receiver, redirect)] = both.sent(LeaseRedirected)
     assert (sender, receiver) == (agent_id(node("here")), driver.me)
-    assert (redirect.agent, redirect.endpoint) == (agent_id(node("there")), "tcp://there") and redirect.reason
+    assert (redirect.agent, redirect.endpoint) == (agent_id(node("there")), "tcp://there")
 
 
 def test_the_request_keeps_its_number_and_counts_its_hops() -> None:
@@ -108,8 +108,7 @@ def test_what_waits_here_goes_where_room_appears() -> None:
     both.forget()
     both.views()
     assert sorted(driver.where(tasks)) == ["here", "there"]
-    [(_, _, redirect)] = both.sent(LeaseRedirected)
-    assert "room appeared on node" in redirect.reason
+    assert len(both.sent(LeaseRedirected)) == 1
     assert not both.agent("here").scheduler.queue, "it does not wait in two places"
 
 
@@ -273,7 +272,7 @@ def test_a_redirect_that_comes_after_the_request_was_cancelled_is_not_followed()
     both.turn()
     assert driver.brain.leases._requests == {}
     both.forget()
-    both.post(agent_id(node("here")), driver.me, LeaseRedirected(waiting[0], agent_id(node("there")), "tcp://there", ""))
+    both.post(agent_id(node("here")), driver.me, LeaseRedirected(waiting[0], agent_id(node("there")), "tcp://there"))
     both.turn()
     assert both.sent(RequestLease) == []
 
@@ -346,7 +345,7 @@ def test_a_request_on_its_way_to_a_node_that_is_known_to_be_dead_is_asked_again(
     both.dead("there")
     [waiting] = driver.call()
     [request_id] = driver.brain.leases._requests
-    both.post(agent_id(node("here")), driver.me, LeaseRedirected(request_id, agent_id(node("there")), "tcp://there", ""))
+    both.post(agent_id(node("here")), driver.me, LeaseRedirected(request_id, agent_id(node("there")), "tcp://there"))
     both.turn()
     driver.finish(running)
     assert driver.where([waiting]) == ["here"], "the agent says at once that that node is dead"
@@ -536,7 +535,7 @@ def test_a_probe_is_answered_with_what_is_free() -> None:
     both = net(here=1, there=1)
     driver = both.driver("there")
     driver.call()
-    both.does(agent_id(node("there")), "on_probe_node", CONTROL, CONTROL)
+    both.does(agent_id(node("there")), "on_probe_node", CONTROL)
     beat = [m for m in both.to_control if isinstance(m, wire.Heartbeat)][-1]
     assert beat.node_id == node("there") and beat.available["CPU"] == 0
     both.to_control.clear()

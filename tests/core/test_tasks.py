@@ -63,16 +63,9 @@ def test_tasks_are_ready_in_the_order_of_their_submission() -> None:
 def test_a_task_that_was_given_up_is_not_readied() -> None:
     m, task = TaskManager(), make_task(args=(A,))
     submit(m, task)
-    assert m.finish(task.id) is task
+    assert m.pending.pop(task.id) is task
     assert m.on_object_ready(A) == []
     m.check()
-
-
-def test_results_count_only_once() -> None:
-    m, task = TaskManager(), make_task()
-    submit(m, task)
-    assert m.finish(task.id) is task
-    assert m.finish(task.id) is None
 
 
 @pytest.mark.parametrize(("max_retries", "attempts"), [(0, 1), (1, 2), (3, 4)])

@@ -14,7 +14,7 @@ from zray.base.wire_transfer import (
 )
 from zray.core.arena import PAGE
 from zray.core.pulls import PullState
-from zray.core.transfer import ARGUMENT, GET, WAIT
+from zray.core.transfer import ARGUMENT, GET
 
 from .reading import process
 from .transfer_bench import OWNER, Net, pull_of
@@ -145,11 +145,11 @@ def test_no_more_is_on_its_way_than_the_limit_and_the_urgent_come_first() -> Non
     assert [pull_of(net, "r", o).state.name for o in (A, B)] == ["ASKING", "WAITING"]
     r.pin(C, p, 2, priority=GET)
     assert pull_of(net, "r", C).state.name == "ASKING", "arguments do not delay a get"
-    r.pin(D, p, 2, priority=WAIT)
+    r.pin(D, p, 2, priority=ARGUMENT)
     r.pin(E, p, 2, priority=GET)
     assert [pull_of(net, "r", o).state.name for o in (D, E)] == ["WAITING", "WAITING"]
     net.run()
-    assert r.fetched.index(E) < r.fetched.index(D) < r.fetched.index(B)
+    assert r.fetched.index(E) < r.fetched.index(B) < r.fetched.index(D)
 
 
 def test_the_number_of_pulls_is_limited_too_and_one_is_always_admitted() -> None:
@@ -168,7 +168,8 @@ def test_the_number_of_pulls_is_limited_too_and_one_is_always_admitted() -> None
     assert all(map(r.ok, requests))
     net = Net("p", "r", pulls_max=1)
     p, r = net.node("p"), net.node("r")
-    for object_id, priority, state in ((A, ARGUMENT, "ASKING"), (B, WAIT, "ASKING"), (C, WAIT, "WAITING"), (D, GET, "ASKING")):
+    argument, get = [(ARGUMENT, "ASKING"), (ARGUMENT, "WAITING")], [(GET, "ASKING"), (GET, "WAITING")]
+    for object_id, (priority, state) in zip((A, B, C, D), argument + get, strict=True):
         r.pin(object_id, p, priority=priority)
         assert pull_of(net, "r", object_id).state.name == state
 

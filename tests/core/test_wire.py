@@ -58,7 +58,7 @@ def test_malformed_messages_are_told_apart(message: Any) -> None:
 def test_whole_numbers_pass_where_a_float_is_asked_for_and_any_takes_all() -> None:
     assert schema._accepted(float) == (float, int)
     assert schema._accepted(int | None) == (int, type(None))
-    assert wire.well_formed((wire.REPLY, 1, True, object()))
+    assert wire.well_formed((wire.OPS[wire.Reply], 1, True, object()))
 
 
 anything = st.recursive(

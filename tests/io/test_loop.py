@@ -365,3 +365,74 @@ def test_waking_a_loop_whose_pipe_is_full(bench: Bench) -> None:
     waiter = Waiter()
     bench.loop.post(waiter.finish)
     assert bench.loop.wait(waiter, PATIENCE_S)
+
+
+# -- who has Ctrl-C -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def usual_ctrl_c() -> Iterator[None]:
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_a_loop_takes_ctrl_c_and_gives_it_back(bench: Bench, usual_ctrl_c: None) -> None:
+    assert bench.loop.catch_interrupts()
+    assert signal.getsignal(signal.SIGINT) == bench.loop.on_interrupt
+    bench.loop.release_interrupts()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_of_the_programs_own_is_left_in_place(bench: Bench, usual_ctrl_c: None) -> None:
+    def own(number: int, frame: Any) -> None:
+        """Set before the loop was, or after."""
+
+    signal.signal(signal.SIGINT, own)
+    assert not bench.loop.catch_interrupts()
+    assert signal.getsignal(signal.SIGINT) is own
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    bench.loop.catch_interrupts()
+    signal.signal(signal.SIGINT, own)
+    bench.loop.release_interrupts()
+    assert signal.getsignal(signal.SIGINT) is own
+
+
+def closed_loop() -> Loop:
+    """One that had Ctrl-C, and ended where that could not be given back: in another thread."""
+    dead = Loop(0.002)
+    assert dead.catch_interrupts()
+    ending = threading.Thread(target=lambda: (dead.release_interrupts(), dead.stop(), dead.close()))
+    ending.start()
+    ending.join()
+    assert signal.getsignal(signal.SIGINT) == dead.on_interrupt
+    return dead
+
+
+def test_a_loop_that_has_ended_keeps_ctrl_c_from_nobody(bench: Bench, usual_ctrl_c: None) -> None:
+    closed_loop()
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(PATIENCE_S)
+    assert bench.loop.catch_interrupts(), "the next one takes it"
+    assert signal.getsignal(signal.SIGINT) == bench.loop.on_interrupt
+
+
+def test_a_loop_that_has_ended_writes_nowhere(usual_ctrl_c: None) -> None:
+    dead = closed_loop()
+    pipes = [os.pipe() for _ in range(4)]  # which have the numbers of its own
+    dead.interrupted = True
+    dead.on_nudge(0, None)
+    dead.wake()
+    for read, write in pipes:
+        os.close(write)
+        assert os.read(read, 1) == b""
+        os.close(read)
+
+
+def test_a_fork_of_a_program_has_ctrl_c_to_itself(bench: Bench, usual_ctrl_c: None) -> None:
+    bench.loop.catch_interrupts()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(3 if signal.getsignal(signal.SIGINT) is signal.default_int_handler else 4)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+    assert signal.getsignal(signal.SIGINT) == bench.loop.on_interrupt

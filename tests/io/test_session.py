@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import stat
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -43,9 +45,20 @@ def test_a_session_is_private_and_its_names_are_short(home: str) -> None:
     assert not os.path.exists(session.path)
 
 
-def test_a_path_that_is_too_long_for_a_socket_is_not_used(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_is_too_long_for_a_socket_is_refused(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
     long = os.path.join(home, "x" * 80)
+    with pytest.raises(ValueError, match=rf"'{long}' has {len(long)} bytes .*60 at most"):
+        Session(parent=long)
     monkeypatch.setenv("ZRAY_TMPDIR", long)
+    with pytest.raises(ValueError, match="ZRAY_TMPDIR"):
+        base_directory()
+    assert not os.path.exists(long)
+
+
+def test_the_directory_for_temporary_files_may_have_a_long_path(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has asked that sockets be there: they are made in /tmp."""
+    monkeypatch.delenv("ZRAY_TMPDIR")
+    monkeypatch.setattr(tempfile, "tempdir", os.path.join(home, "x" * 80))
     existed = os.path.exists(f"/tmp/zray-{os.getuid()}")
     assert base_directory() == f"/tmp/zray-{os.getuid()}"
     if not existed:
@@ -142,6 +155,22 @@ def test_remove_takes_the_shared_memory_and_may_be_repeated() -> None:
     assert not os.path.exists(session.path)
 
 
+def test_a_sweep_that_comes_while_a_session_is_made_leaves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, swept = fcntl.flock, []
+
+    def late(fd: int, operation: int) -> Any:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        swept.append(sweep())
+        return lock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    session = Session()
+    assert swept == [[]] and os.path.isdir(session.path)
+    assert sweep() == [], "it is locked"
+    session.release()
+    session.remove()
+
+
 def test_a_session_without_a_lock_is_left_alone_while_it_is_young() -> None:
     path = tempfile.mkdtemp(prefix="s-", dir=base_directory())
     assert sweep() == []
@@ -222,3 +251,23 @@ def test_what_a_head_has_left_is_not_kept_for_ever() -> None:
     path = left_by_a_head(6390)
     os.utime(path, (1, 1))
     assert sweep() == [path]
+
+
+@pytest.mark.parametrize("text", ["", '{"role": "zray-h', "{}"])
+def test_a_description_that_can_not_be_read_is_none(text: str) -> None:
+    """A power cut may leave it empty: nobody can take such a session up."""
+    path = left_by_a_head(6390)
+    with open(os.path.join(path, "head.json"), "w", encoding="utf-8") as file:
+        file.write(text)
+    assert take_up(6390) is None
+    assert sweep() == [path]
+
+
+def test_a_description_is_on_the_disk_before_it_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    session = Session()
+    session.note_head({"role": "zray-head", "pid": os.getpid(), "port": 0})
+    assert synced == [os.stat(os.path.join(session.path, "head.json")).st_ino]
+    session.release()
+    session.remove()

@@ -101,6 +101,16 @@ def test_how_a_worker_ended_is_said_in_words(node: Node, worker: bytes, text: st
     assert describe_exit(node.until("exited")[2]) == text
 
 
+def test_what_only_the_node_needs_is_closed_in_the_zygote() -> None:
+    read, write = os.pipe()
+    zygote = Zygote(behave, lambda: None, lambda event: None, (write,))
+    os.close(write)
+    readable, _, _ = select.select([read], [], [], PATIENCE_S)
+    assert readable and os.read(read, 1) == b"", "nobody else has its other end"
+    os.close(read)
+    zygote.close()
+
+
 def test_many_workers_at_once(node: Node) -> None:
     names = [b"%d" % i for i in range(50)]
     for name in names:

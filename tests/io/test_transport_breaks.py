@@ -200,7 +200,7 @@ def test_who_was_refused_is_not_asked_again(make: Any, key: Any) -> None:
         a.transport.flush()
     turn_until(lambda: a.got and b.transport.counts.get("before hello") == 10, a, b)
     assert b.transport.counts == {"refused": 1, "before hello": 10}
-    assert [message[0] for _, message in a.got] == [wire.REFUSE]
+    assert [message[0] for _, message in a.got] == [wire.OPS[wire.Refuse]]
     assert a.transport.counts == {}
 
 

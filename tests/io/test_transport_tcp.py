@@ -127,7 +127,7 @@ def test_messages_go_both_ways_and_keep_their_order(make: Any, key: Any) -> None
     assert b.hellos[0].endpoint == a.endpoint
     b.transport.send(a.me, wire.Reply(1, True, [1, 2]))
     turn_until(lambda: a.got, a, b)
-    assert a.got == [(b.me, (wire.REPLY, 1, True, [1, 2]))]
+    assert a.got == [(b.me, (wire.OPS[wire.Reply], 1, True, [1, 2]))]
     assert (a.transport.counts, b.transport.counts) == ({}, {})
 
 
@@ -204,8 +204,8 @@ def test_what_is_large_comes_whole(make: Any, key: Any, size: int) -> None:
     b.loop.turn(0.0)
     b.transport.send(a.me, (SAY, 4))
     turn_until(lambda: len(a.got) == 2, a, b)
-    assert [message for _, message in b.got] == [(wire.REPLY, 1, True, data), (SAY, 2)]
-    assert [message for _, message in a.got] == [(wire.REPLY, 3, True, data), (SAY, 4)]
+    assert [message for _, message in b.got] == [(wire.OPS[wire.Reply], 1, True, data), (SAY, 2)]
+    assert [message for _, message in a.got] == [(wire.OPS[wire.Reply], 3, True, data), (SAY, 4)]
     assert (a.transport.counts, b.transport.counts) == ({}, {})
 
 

@@ -118,10 +118,9 @@ def create(
         "concurrency": options.concurrency,
         "handle": (handle_id, body.address, tuple(description)),
     }
-    template = TaskTemplate(CONSTRUCTOR, "constructor", NOTHING, 1, 0, extra)
+    template = TaskTemplate(body.export(CONSTRUCTOR), "constructor", NOTHING, 1, 0, extra)
     template.actor = (actor_id, handle_id)
     template.creates = True
-    body.export(CONSTRUCTOR)
     made = serialization.serialize(arguments)
     body.judge.actor_made(actor_id, body, options)
     what = (options.detached, options.get_if_exists, options.restarts, {"CPU": 10_000})
@@ -322,7 +321,7 @@ class ActorHost:
             if not self.closing:
                 self.closing = True
                 body.judge.actor_exits(self.id)
-                body.send(body.agent, ActorExiting(self.id, self.incarnation, "it called exit_actor()"))
+                body.send(body.agent, ActorExiting(self.id, "it called exit_actor()"))
         else:
             if error is not None:
                 entry: Any = (ERROR, pickle.dumps(cancels.outcome(error, spec[0]), 5))

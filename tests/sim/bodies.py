@@ -413,11 +413,13 @@ class OwnerBody(Body):
         self.owner.put(object_id, entry)
         return ObjectRef(object_id, self.address, self.inbox.append)
 
-    def export(self, function: bytes) -> None:
-        """Give a function to the cluster, once."""
-        if function not in self._exported:
-            self._exported[function] = None
-            self._ask(None, CONTROL, wire.ExportFunction, (self.job_id, function, function.decode(), b"body"))
+    def export(self, function: bytes) -> bytes:
+        """Give a function to the cluster, once; its id: each job has its own."""
+        function_id = self.job_id + function[:12]
+        if function_id not in self._exported:
+            self._exported[function_id] = None
+            self._ask(None, CONTROL, wire.ExportFunction, (self.job_id, function_id, function.decode(), b"body"))
+        return function_id
 
     def call(
         self,
@@ -437,9 +439,9 @@ class OwnerBody(Body):
         key = (function, tuple(demand.items()), retries, returns, strategy)
         template = self._templates.get(key)
         if template is None:
-            template = TaskTemplate(function, function.decode(), ResourceSet.of(demand), returns, retries, None, strategy)
+            function_id = self.export(function)
+            template = TaskTemplate(function_id, function.decode(), ResourceSet.of(demand), returns, retries, None, strategy)
             self._templates[key] = template
-        self.export(function)
         made = serialization.serialize(arguments)
         ids = tuple(return_id(task_id, n + 1) for n in range(returns))
         for number, object_id in enumerate(ids):
@@ -494,7 +496,7 @@ class OwnerBody(Body):
                 outcome = yield from self.read(object_id, entry)
                 if not isinstance(outcome, Unreadable):
                     return outcome
-                self.owner.recover(self.world.now, object_id, entry[2], str(outcome))
+                self.owner.recover(object_id, entry[2], str(outcome))
             in_time = yield from self._await([ref], timeout_s)
             if not in_time:
                 return None

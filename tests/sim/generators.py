@@ -91,8 +91,8 @@ def call(body: OwnerBody, rng: random.Random, arguments: Arguments, depth: int) 
     task_id = body.task_ids()
     demand = rng.choice([{"CPU": 1.0}, {"CPU": 0.5}, {}])
     retries = rng.choice([0, 1, 3, -1])
-    template = TaskTemplate(b"generator-------", "generator", ResourceSet.of(demand), STREAMING, retries, None)
-    body.export(template.function_id)
+    function_id = body.export(b"generator-------")
+    template = TaskTemplate(function_id, "generator", ResourceSet.of(demand), STREAMING, retries, None)
     for number in range(number_of_items(arguments.plan) + 1):
         body.judge.expected[return_id(task_id, number + 1)] = f"{arguments.tag}/{number}"
         body.judge.touched(body.id, return_id(task_id, number + 1))

@@ -76,6 +76,9 @@ class Config:
     actor_restart_delay_max_s: float = 10.0  # ... but never longer; who lived for that long starts again with no delay
     actor_calls_bytes_max: int = 8 << 20  # arguments of calls that are sent to one actor at once
     dead_actors_max: int = 10_000  # that are remembered, with the reason of their deaths
+    # jobs and nodes
+    dead_jobs_max: int = 1000  # that are remembered
+    dead_nodes_max: int = 1000  # that are remembered, so that what came from them is known to be lost
     # placement groups
     placement_bundles_max: int = 1000  # in one group
     placement_retry_ms: float = 50.0  # before places are looked for again, then twice as long each time

@@ -49,11 +49,6 @@ class BaseID(bytes):
         """
         return cls(bytes.fromhex(text))
 
-    @classmethod
-    def nil(cls) -> BaseID:
-        """The id of nothing: all zeros."""
-        return cls(bytes(cls.SIZE))
-
     def is_nil(self) -> bool:
         """Whether it is the id of nothing."""
         return not any(self)

@@ -189,8 +189,10 @@ def stored_again(view: memoryview) -> Serialized:
     return Serialized(bytes(data), [PickleBuffer(buffer) for buffer in buffers], [])
 
 
-def export_function(function: Callable[..., Any]) -> tuple[bytes, bytes]:
-    """A function as ``(id, body)``: the id is a hash of the body, so equal functions are exported once.
+def export_function(function: Callable[..., Any], job_id: bytes) -> tuple[bytes, bytes]:
+    """A function as ``(id, body)``: the id is a hash of job and body, so that equal functions of a job are exported once.
+
+    Each job has its own, since they are forgotten with it.
 
     Raises:
         TypeError: something the function closes over cannot be pickled.
@@ -205,7 +207,7 @@ def export_function(function: Callable[..., Any]) -> tuple[bytes, bytes]:
             f"cannot export {name}() to the workers: {type(error).__name__}: {error}. It, or a global or closure "
             "variable it uses, cannot be pickled: create such things inside the function"
         ) from error
-    return hashlib.blake2b(body, digest_size=16).digest(), body
+    return hashlib.blake2b(body, digest_size=16, key=job_id).digest(), body
 
 
 def import_function(body: bytes) -> Any:

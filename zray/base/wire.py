@@ -273,7 +273,7 @@ class WorkerStays(NamedTuple):
 
 @message(36, "owner", "agent")
 class CreateObject(NamedTuple):
-    """Ask for room; the reply is (offset, warm)."""
+    """Ask for room; the reply is (offset, warm), (path, False) to write it to a file, or "exists" if it is here already."""
 
     request_id: int
     object_id: bytes
@@ -377,7 +377,9 @@ class LeaseGranted(NamedTuple):
 
 @message(51, "agent", "owner")
 class LeaseRejected(NamedTuple):
-    """``infeasible``: no node can ever fit it. ``exhausted``: no further worker may be started. ``unstartable``: none can."""
+    """``infeasible``: no node can ever fit it. ``exhausted``: no further worker may be started, or what it asks for is gone: its
+    placement group was removed, or the node where it had to run has died. ``unstartable``: no worker can be started.
+    """
 
     request_id: int
     kind: str
@@ -386,7 +388,7 @@ class LeaseRejected(NamedTuple):
 
 @message(52, "agent", "owner")
 class LeaseReclaimed(NamedTuple):
-    """Others wait: give the lease back as soon as what was pushed is done."""
+    """Others wait: give the lease back when it is idle, or when its slice is over and what was pushed is done."""
 
     lease_id: int
 
@@ -525,8 +527,6 @@ PUSH = OPS[Push]
 REFS = OPS[Refs]
 OBJECT_VALUE = OPS[ObjectValue]
 HELLO = OPS[Hello]
-REFUSE = OPS[Refuse]
-REPLY = OPS[Reply]
 
 
 def encode(batch: list[tuple[Any, ...]]) -> bytes:

@@ -106,7 +106,10 @@ class ActorPlaced(NamedTuple):
 
 @message(84, "agent", "control")
 class ActorRefused(NamedTuple):
-    """The node can not run it. ``infeasible``: it never can. ``exhausted``: it has as many processes as it may have."""
+    """The node can not run it. ``infeasible``: it never can. ``exhausted``: it has as many processes as it may have.
+
+    ``elsewhere``: it could not keep its place there, and another node may have one.
+    """
 
     actor_id: bytes
     incarnation: int
@@ -131,7 +134,6 @@ class ActorExiting(NamedTuple):
     """The actor ends by its own will: its process will be gone soon, and shall not be restarted."""
 
     actor_id: bytes
-    incarnation: int
     reason: str
 
 

@@ -51,8 +51,6 @@ class ProcessGone(NamedTuple):
 class ProbeNode(NamedTuple):
     """A sign of life is wanted: a Heartbeat."""
 
-    sender: bytes
-
 
 @message(103, "control", "agent")
 class NodeRefused(NamedTuple):
@@ -87,4 +85,3 @@ class LeaseRedirected(NamedTuple):
     request_id: int
     agent: bytes
     endpoint: str
-    reason: str

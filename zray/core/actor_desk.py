@@ -105,7 +105,7 @@ class ActorDesk(ObjectDesk):
         self._actors.pop(request.actor.actor_id, None)
         self.out.append((SEND, self._control, ActorRefused(*request.actor[:2], ELSEWHERE, reason)))
 
-    def on_actor_exiting(self, now: float, peer: bytes, actor_id: bytes, incarnation: int, reason: str) -> None:
+    def on_actor_exiting(self, now: float, peer: bytes, actor_id: bytes, reason: str) -> None:
         """An actor is about to end its process, and does not want to come back."""
         lease = self._actors.get(actor_id)
         if lease is not None and lease.worker == peer:

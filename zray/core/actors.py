@@ -51,6 +51,7 @@ class ActorManager:
     """
 
     __slots__ = (
+        "_by_agent",
         "_choose_node",
         "_config",
         "_dead",
@@ -75,6 +76,7 @@ class ActorManager:
         self._out = out
         self._choose_node = choose_node
         self._told = told
+        self._by_agent: dict[bytes, dict[bytes, Actor]] = {}  # those that live, by their places; b"": they have none
         self._dead: dict[bytes, None] = {}  # the dead that are remembered, the oldest first
         self._ended: dict[bytes, None] = {}  # processes: what they have sent may arrive later
         self._killed: dict[bytes, None] = {}  # actors that were not registered yet
@@ -126,6 +128,7 @@ class ActorManager:
         actor.description = description
         actor.strategy = strategy
         self.actors[actor_id] = actor
+        self._by_agent.setdefault(b"", {})[actor_id] = actor
         if name:
             self.names[namespace, name] = actor
         self._subscribe(peer, actor)
@@ -248,7 +251,7 @@ class ActorManager:
         actor = self._placed(actor_id, incarnation)
         if actor is None:
             return
-        actor.agent = b""
+        self._move(actor, b"")
         if kind == ELSEWHERE:
             self._place(now, actor)
         else:
@@ -280,7 +283,7 @@ class ActorManager:
         actor = self._placed(actor_id, incarnation)
         if actor is None:
             return
-        actor.agent = b""
+        self._move(actor, b"")
         if willing:
             self._end(now, actor, reason, force=True)
         elif 0 <= actor.max_restarts <= actor.restarts:
@@ -313,6 +316,7 @@ class ActorManager:
         if actor.state is ActorState.DEAD:
             self._dead[actor.id] = None
             return
+        self._by_agent.setdefault(actor.agent, {})[actor.id] = actor
         if actor.name:
             self.names[actor.namespace, actor.name] = actor
         self._subscribe(actor.owner[0], actor)
@@ -320,7 +324,7 @@ class ActorManager:
     def place_again(self, now: float, actor: Actor) -> None:
         """Its node never heard that it was placed there."""
         self._tell(actor.agent, EndActor(actor.id, actor.incarnation, True))
-        actor.agent = b""
+        self._move(actor, b"")
         self._place(now, actor)
 
     def place_waiting(self, now: float) -> None:
@@ -328,27 +332,35 @@ class ActorManager:
         for actor in self._unplaced():
             self._place(now, actor)
 
+    def jobs(self) -> set[bytes]:
+        """Those that have actors that live."""
+        return {actor.job_id for actors in self._by_agent.values() for actor in actors.values()}
+
     def count_by_agent(self) -> dict[bytes, int]:
         """How many actors each node has or is to have."""
-        counts: dict[bytes, int] = {}
-        for actor in self.actors.values():
-            if actor.agent:
-                counts[actor.agent] = counts.get(actor.agent, 0) + 1
-        return counts
+        return {agent: len(actors) for agent, actors in self._by_agent.items()}
+
+    def placed_at(self, agent: bytes) -> list[Actor]:
+        """The actors that a node has or is to have."""
+        return list(self._by_agent.get(agent, {}).values())
 
     def node_ended(self, now: float, agent: bytes, reason: str) -> None:
         """A node is dead: the actors that were there are placed elsewhere if they may; those end whose owners were there."""
         self._remember(self._ended, agent)
         for process in [process for process in self._subscriptions if agent_of(process) == agent]:
             self.process_ended(now, process)
-        for actor in list(self.actors.values()):
-            if actor.agent == agent:
+        for actor in self.placed_at(agent):
+            if actor.agent == agent:  # still
                 self.on_actor_lost(now, agent, actor.id, actor.incarnation, reason)
 
     def members(self, group_id: bytes) -> list[Member]:
         """The actors that have, or are to have, their place in a placement group."""
-        placed = [actor for actor in self.actors.values() if actor.agent and actor.strategy[:2] == ("bundle", group_id)]
-        return [Member(actor.agent, actor.strategy[2], ResourceSet(actor.resources)) for actor in placed]
+        return [
+            Member(agent, actor.strategy[2], ResourceSet(actor.resources))
+            for agent, actors in self._by_agent.items()
+            for actor in actors.values()
+            if agent and actor.strategy[:2] == ("bundle", group_id)
+        ]
 
     def group_changed(self, now: float, group_id: bytes) -> None:
         """A placement group has its places, or is gone."""
@@ -364,11 +376,12 @@ class ActorManager:
 
     def _unplaced(self) -> list[Actor]:
         waits = (ActorState.PENDING_CREATION, ActorState.RESTARTING)
-        return [actor for actor in self.actors.values() if actor.state in waits and not actor.agent]
+        return [actor for actor in self.placed_at(b"") if actor.state in waits]
 
     def job_finished(self, now: float, job_id: bytes) -> None:
         """A job is over: its actors end, except the detached ones."""
-        for actor in list(self.actors.values()):
+        living = [actor for actors in self._by_agent.values() for actor in actors.values()]
+        for actor in living:
             if actor.job_id == job_id and not actor.detached and actor.state is not ActorState.DEAD:
                 self._end(now, actor, "its job ended", force=True)
 
@@ -424,7 +437,7 @@ class ActorManager:
             self._wait(now, actor, kind, reason)
             return
         actor.incarnation += 1
-        actor.agent = agent
+        self._move(actor, agent)
         place = PlaceActor(
             actor.id,
             actor.incarnation,
@@ -438,6 +451,18 @@ class ActorManager:
         )
         self._out.append((PERSIST, "update_actor", changed(actor)))
         self._tell(agent, place)
+
+    def _move(self, actor: Actor, agent: bytes) -> None:
+        """An actor has another place, or none."""
+        self._leave(actor)
+        actor.agent = agent
+        self._by_agent.setdefault(agent, {})[actor.id] = actor
+
+    def _leave(self, actor: Actor) -> None:
+        here = self._by_agent[actor.agent]
+        del here[actor.id]
+        if not here:
+            del self._by_agent[actor.agent]
 
     def _wait(self, now: float, actor: Actor, kind: str, reason: str) -> None:
         """There is no place for it now, or there will never be one."""
@@ -486,6 +511,7 @@ class ActorManager:
             actor.error = pickle.dumps(error(text + where, actor.id.hex()), 5)
         if actor.agent:
             self._tell(actor.agent, EndActor(actor.id, actor.incarnation, force))
+        self._leave(actor)
         actor.agent = b""
         actor.move("ended")
         if actor.name:
@@ -524,6 +550,8 @@ class ActorManager:
             if (actor.namespace, actor.name) != (namespace, name) or actor.state is ActorState.DEAD:
                 raise InvariantError(f"name {name!r} belongs to {actor.title()}, which is {actor.state.name}")
         for actor in self.actors.values():
+            if (actor.id in self._by_agent.get(actor.agent, {})) != (actor.state is not ActorState.DEAD):
+                raise InvariantError(f"{actor.title()} is {actor.state.name}, not where it is listed")
             if (actor.id in self._dead) != (actor.state is ActorState.DEAD):
                 raise InvariantError(f"{actor.title()} is {actor.state.name}, not as listed")
             if actor.state is ActorState.DEAD and (actor.agent or not actor.error or actor.subscribers):

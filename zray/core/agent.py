@@ -54,7 +54,6 @@ SIGN_TIMER = "agent.sign"
 HANG_UP_TIMER = "agent.hang_up"
 _GOODBYE_S = 1.0  # a driver whose job is over hears that it is
 RELIEF_TIMER = "agent.relief"
-_RESTING = (WorkerState.IDLE, WorkerState.LEAVING)
 
 
 class NodeAgent(ControlDesk):
@@ -298,8 +297,7 @@ class NodeAgent(ControlDesk):
                 self.bundles.learn(strategy[1])
             if decision.verdict is Verdict.SEND and decision.node is not None:
                 node = decision.node
-                redirect = LeaseRedirected(request_id, node.agent, node.endpoint, decision.reason)
-                self.out.append((SEND, peer, redirect))
+                self.out.append((SEND, peer, LeaseRedirected(request_id, node.agent, node.endpoint)))
                 return
             if decision.verdict in (Verdict.INFEASIBLE, Verdict.IMPOSSIBLE):
                 kind = "infeasible" if decision.verdict is Verdict.INFEASIBLE else "exhausted"
@@ -346,7 +344,7 @@ class NodeAgent(ControlDesk):
             self.out.append((HANG_UP, node.agent) if self._remote else later)
         self._go_on(now)
 
-    def _evict(self, now: float, bundle: Bundle, reason: str) -> None:
+    def _evict(self, bundle: Bundle, reason: str) -> None:
         """A bundle is no more: what runs in it ends."""
         for lease in list(self.scheduler.leases.values()):
             if lease.bundle is not bundle:
@@ -385,7 +383,7 @@ class NodeAgent(ControlDesk):
                 self._send_back(request, reason)
                 continue
             self.scheduler.cancel(request.owner, request.id)
-            self.out.append((SEND, request.owner, LeaseRedirected(request.id, view.agent, view.endpoint, reason)))
+            self.out.append((SEND, request.owner, LeaseRedirected(request.id, view.agent, view.endpoint)))
 
     def on_cancel_lease(self, now: float, peer: bytes, request_id: int) -> None:
         self.scheduler.cancel(peer, request_id)
@@ -421,7 +419,7 @@ class NodeAgent(ControlDesk):
             if (self.scheduler.resources.available, self.bundles.rows()) != self._reported:
                 self._report()
         elif key[0] == SIGN_TIMER:
-            self.on_probe_node(now, self._control, b"")
+            self.on_probe_node(now, self._control)
             silent_s = now - self._control_heard
             if silent_s > self._config.control_death_s:
                 self.out.append((STOP, f"the head has been silent for {silent_s:.0f} s"))
@@ -442,7 +440,7 @@ class NodeAgent(ControlDesk):
             self._refuse_exhausted()
             self._advance(now)
 
-    def on_probe_node(self, now: float, peer: bytes, sender: bytes) -> None:
+    def on_probe_node(self, now: float, peer: bytes) -> None:
         """A sign of life is due."""
         self._report()
 
@@ -557,15 +555,14 @@ class NodeAgent(ControlDesk):
         self.out.append((SEND, lease.request.owner, grant))
 
     def _plan_reaping(self, now: float) -> None:
-        if not self._reap_set and any(w.state in _RESTING for w in self.pool.workers.values()):
+        if not self._reap_set and self.pool.resting():
             self._reap_set = True
             self.out.append((TIMER, now + self._config.worker_idle_s, (REAP_TIMER,)))
 
     def _forget(self, now: float, peer: bytes, reason: str, at: float = 0.0) -> None:
         """A process is gone: undo all it held, and tell the others."""
-        if peer in self.deaths.dead:
+        if not self.deaths.note(peer, reason):
             return
-        self.deaths.dead[peer] = reason
         known = self.clients.pop(peer, None)
         for lease in self.scheduler.drop_owner(peer):
             # Its worker runs a task that nobody waits for, and may run it for ever.
@@ -594,7 +591,10 @@ class NodeAgent(ControlDesk):
     def statistics(self) -> dict[str, int]:
         return {
             "clients": len(self.clients),
+            **self.deaths.statistics(),
             **self.scheduler.statistics(),
+            **self.bundles.statistics(),
             **self.pool.statistics(),
+            **self.transfer.statistics(),
             **{f"store_{name}": value for name, value in self.store.statistics().items()},
         }

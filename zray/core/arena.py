@@ -10,7 +10,7 @@ Where nothing fits alone, neighbours of different temperature are taken together
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 
 from zray.exceptions import InvariantError
 
@@ -58,6 +58,20 @@ class Arena:
         self._used[offset] = size
         self.used_bytes += size
         return offset, warm
+
+    def reaches(self, offset: int, size: int) -> bool:
+        """Whether the free extents that touch one another around the free place ``offset`` hold ``size`` bytes together."""
+        free = self._free
+        first = bisect_right(free, (offset, self.capacity + 1)) - 1
+        last = first
+        length = free[first][1]
+        while length < size and first > 0 and sum(free[first - 1][:2]) == free[first][0]:
+            first -= 1
+            length += free[first][1]
+        while length < size and last + 1 < len(free) and sum(free[last][:2]) == free[last + 1][0]:
+            last += 1
+            length += free[last][1]
+        return length >= size
 
     def free(self, offset: int, *, warm: bool) -> None:
         """Give room back; ``warm``: all of it was written."""

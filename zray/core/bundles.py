@@ -150,7 +150,7 @@ class NodeBundles:
         resources: NodeResources,
         gpus: GpuSlots,
         out: list[Effect],
-        evict: Callable[[float, Bundle, str], None],
+        evict: Callable[[Bundle, str], None],
         advance: Callable[[float], None],
     ) -> None:
         self._node_id = node_id
@@ -286,7 +286,7 @@ class NodeBundles:
         bundle = self.bundles.pop((group_id, index), None)
         if bundle is not None:
             bundle.give_back()
-            self._evict(now, bundle, reason)
+            self._evict(bundle, reason)
 
     def _of(self, group_id: bytes) -> list[Bundle]:
         found = [bundle for bundle in self.bundles.values() if bundle.group_id == group_id]

@@ -95,7 +95,8 @@ class CopySearch:
 
     def on_adopt_copies(self, now: float, peer: bytes, owner: bytes, object_ids: list[bytes]) -> None:
         adopted = [object_id for object_id in object_ids if self._store.adopt(object_id, owner)]
-        gone = [object_id for object_id in object_ids if object_id not in adopted]
+        known = set(adopted)
+        gone = [object_id for object_id in object_ids if object_id not in known]
         self._out.append((SEND, peer, CopiesAdopted(adopted, gone)))
 
     def on_copies_adopted(self, now: float, peer: bytes, adopted: list[bytes], gone: list[bytes]) -> None:

@@ -6,6 +6,10 @@ A process asks its agent to watch another when it first deals with it, and is to
 Processes of other nodes are watched by the agents there: this agent asks them once for each process, as a watcher among others,
 and hears ProcessGone. When a whole node ends, so have all its processes, those included that nobody here has met yet.
 
+The latest deaths are remembered, since what a process has said, or what was made for it, may come after its end. Who asks for an
+earlier one hears of it all the same: the agent of its node knows that it does not live there. Only of nodes that ended nobody
+else can say so; there are far fewer of them, and they are counted apart.
+
 A node can be so new that this agent has not heard of it when one of its processes is met. It will: a new agent is told of all
 nodes there are or were. Until then the question waits.
 """
@@ -18,7 +22,10 @@ from zray.base.ids import agent_of
 from zray.base.wire import WatchProcess, WorkerDied
 from zray.base.wire_nodes import ProcessGone
 from zray.core.effects import SEND, Effect
+from zray.core.neighbours import DEAD_NODES_MAX
 from zray.exceptions import InvariantError
+
+_DEAD_MAX = 10_000  # processes that are remembered: nothing is on its way for as long as it takes so many to end
 
 
 class DeathWatch:
@@ -31,7 +38,7 @@ class DeathWatch:
         knows: tells whether an agent is that of another node that lives.
     """
 
-    __slots__ = ("_early", "_knows", "_lives_here", "_me", "_out", "_watchers", "_watching", "dead")
+    __slots__ = ("_dead_agents", "_early", "_knows", "_lives_here", "_me", "_out", "_watchers", "_watching", "dead")
 
     def __init__(
         self, me: bytes, out: list[Effect], lives_here: Callable[[bytes], bool], knows: Callable[[bytes], bool]
@@ -43,17 +50,29 @@ class DeathWatch:
         self._watching: dict[bytes, dict[bytes, None]] = {}  # process -> those that it wants to be watched
         self._watchers: dict[bytes, dict[bytes, None]] = {}  # process -> those that want it to be watched
         self._early: dict[bytes, dict[tuple[bytes, bytes], None]] = {}  # agents not heard of yet -> (watcher, process)
-        self.dead: dict[bytes, str] = {}  # processes that ended, and how; agents stand for all of their node
+        self.dead: dict[bytes, str] = {}  # processes that ended lately, and how
+        self._dead_agents: dict[bytes, str] = {}  # agents, which stand for all of their node
 
     def is_dead(self, process: bytes) -> bool:
         """Whether a process has ended, as far as is known here, or its node has."""
-        return process in self.dead or agent_of(process) in self.dead
+        return process in self.dead or agent_of(process) in self._dead_agents
+
+    def note(self, process: bytes, reason: str) -> bool:
+        """A process has ended; whether that is news."""
+        is_agent = agent_of(process) == process
+        table, most = (self._dead_agents, DEAD_NODES_MAX) if is_agent else (self.dead, _DEAD_MAX)
+        if process in table:
+            return False
+        table[process] = reason
+        if len(table) > most:
+            del table[next(iter(table))]
+        return True
 
     def watch(self, watcher: bytes, process: bytes) -> None:
         """Tell ``watcher`` when ``process`` ends, or that it has."""
         agent = agent_of(process)
         if self.is_dead(process):
-            self.tell(watcher, process, self.dead.get(process) or self.dead[agent])
+            self.tell(watcher, process, self.dead.get(process) or self._dead_agents[agent])
         elif agent != self._me and not self._knows(agent):
             self._early.setdefault(agent, {})[watcher, process] = None
         elif agent == self._me and process != agent and not self._lives_here(process):
@@ -79,7 +98,7 @@ class DeathWatch:
 
     def ended(self, process: bytes, reason: str) -> None:
         """A process is gone: those who wanted to know are told, and nothing is told to it any more."""
-        self.dead[process] = reason
+        self.note(process, reason)
         for watched in self._watching.pop(process, ()):
             self._watchers[watched].pop(process)
             if not self._watchers[watched]:

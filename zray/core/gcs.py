@@ -9,6 +9,9 @@ for a function once and keeps it.
 
 A control that ended is started again with what was on disk, and hears the rest from nodes and owners (``restart``). They
 ask again whatever they had no answer to, so a question may come twice: the second time it is answered as the first.
+
+Of what is over, so much is remembered as people may still ask for, on disk too: the latest jobs, nodes and actors. The functions
+of a job are forgotten with the last of its actors: a detached one that starts again needs its class.
 """
 
 from __future__ import annotations
@@ -53,7 +56,9 @@ class Gcs:
         "_answers",
         "_cluster_id",
         "_config",
+        "_drivers",
         "_embedded",
+        "_exports",
         "_next_answer",
         "_next_job",
         "_policy",
@@ -87,17 +92,21 @@ class Gcs:
         self.out: list[Effect] = []
         self.members = NodeManager(config, self.out, home)
         self.placement = PlacementGroupManager(config, self.out, self._views, self._group_changed)
-        self.actors = ActorManager(config, self.out, self._choose_node, self.placement.actor_ended)
+        self.actors = ActorManager(config, self.out, self._choose_node, self._actor_ended)
         self.restart = Restart(config, self.out, self.members, self.actors, self.placement)
         saved = saved or {}
         self.restart.load(saved)
         self.jobs: dict[bytes, dict[str, Any]] = {row["job_id"]: _job(row) for row in saved.get("jobs", [])}
+        self._drivers = {job["driver"]: job_id for job_id, job in self.jobs.items() if job["state"] == "RUNNING"}
         self.functions: dict[bytes, tuple[str, bytes]] = {
             row["function_id"]: (row["name"], row["body"]) for row in saved.get("functions", [])
         }
         self.kv: dict[tuple[bytes, bytes], bytes] = {
             (row["namespace"], row["key"]): row["value"] for row in saved.get("kv", [])
         }
+        self._exports: dict[bytes, list[bytes]] = {}  # the functions of each job
+        for row in saved.get("functions", []):
+            self._exports.setdefault(row["job_id"], []).append(row["function_id"])
         answers = saved.get("answers", [])
         self._answers: dict[tuple[bytes, int], bool] = {(r["asker"], r["request_id"]): bool(r["existed"]) for r in answers}
         self._next_answer = len(answers)
@@ -106,8 +115,9 @@ class Gcs:
 
     def start(self, now: float) -> None:
         """The control process has begun: what an earlier one knew is expected to show itself."""
-        running = {job_id: job["driver"] for job_id, job in self.jobs.items() if job["state"] == "RUNNING"}
-        self.restart.start(now, running)
+        self.restart.start(now, {job_id: driver for driver, job_id in self._drivers.items()})
+        for job_id in list(self._exports):
+            self._forget_functions(job_id)
 
     # -- nodes ----------------------------------------------------------------------------------------------------
 
@@ -192,9 +202,9 @@ class Gcs:
         self.placement.node_ended(now, node.id, node.agent)
         self.restart.look(now)
         self.actors.node_ended(now, node.agent, f"its node {node.id.hex()[:8]} on {node.hostname} is dead: {reason}")
-        for job in self.jobs.values():
-            if agent_of(job["driver"]) == node.agent:
-                self._finish(now, job["job_id"], "DIED")
+        for driver, job_id in list(self._drivers.items()):
+            if agent_of(driver) == node.agent:
+                self._finish(now, job_id, "DIED")
 
     # -- jobs -----------------------------------------------------------------------------------------------------
 
@@ -221,6 +231,7 @@ class Gcs:
         self.restart.heard(driver)
         if not known:
             self._next_job += 1
+            self._drivers[driver] = job_id
             self.jobs[job_id] = {
                 "job_id": job_id,
                 "driver": driver,
@@ -248,9 +259,8 @@ class Gcs:
 
     def on_process_died(self, now: float, peer: bytes, process: bytes, reason: str) -> None:
         """A driver or worker is gone."""
-        for job in self.jobs.values():
-            if job["driver"] == process:
-                self._finish(now, job["job_id"], "DIED")
+        if process in self._drivers:
+            self._finish(now, self._drivers[process], "DIED")
         self.actors.process_ended(now, process)
         self.placement.process_ended(process)
 
@@ -281,10 +291,13 @@ class Gcs:
     ) -> None:
         if function_id not in self.functions:
             self.functions[function_id] = (name, body)
+            self._exports.setdefault(job_id, []).append(function_id)
             self.out.append((PERSIST, "save_function", (function_id, job_id, name, body)))
         self.out.append((AFTER_PERSIST, peer, Reply(request_id, True, None)))
         for waiting, asked in self._wanted.pop(function_id, ()):
             self.out.append((SEND, waiting, Reply(asked, True, (name, body))))
+        if job_id in self.jobs:  # its end may have come before this
+            self._forget_functions(job_id)
 
     def on_fetch_function(self, now: float, peer: bytes, request_id: int, function_id: bytes) -> None:
         known = self.functions.get(function_id)
@@ -362,14 +375,42 @@ class Gcs:
         job = self.jobs.get(job_id)
         if job is None or job["state"] != "RUNNING":
             return
-        job["state"] = state
         self.out.append((PERSIST, "finish_job", (state, job_id)))
         self.actors.job_finished(now, job_id)
         self.placement.job_finished(now, job_id)
+        job["state"] = state
+        del self._drivers[job["driver"]]
+        self._forget_functions(job_id)
+        self._forget_jobs()
         for node in self.members.alive():
             self.out.append((SEND, node.agent, JobFinished(job_id, job["driver"])))
         if self._embedded:
             self.out.append((STOP, f"job {job_id.hex()}: {state}"))
+
+    def _actor_ended(self, now: float, actor_id: bytes) -> None:
+        """An actor is dead for good."""
+        self.placement.actor_ended(now, actor_id)
+        self._forget_functions(self.actors.actors[actor_id].job_id)
+
+    def _forget_functions(self, job_id: bytes) -> None:
+        """Nobody needs the functions of a job that is over, unless an actor of it has outlived it."""
+        if job_id not in self._exports or self._runs(job_id) or job_id in self.actors.jobs():
+            return
+        for function_id in self._exports.pop(job_id):
+            del self.functions[function_id]
+        self.out.append((PERSIST, "forget_functions", (job_id,)))
+
+    def _forget_jobs(self) -> None:
+        """Remember so many of those that are over. The latest is always among them: its number is not given again."""
+        most = self._config.dead_jobs_max
+        if len(self.jobs) - len(self._drivers) > most:
+            needed = self.actors.jobs()  # a worker that begins to serve a job asks for it
+            for job_id in [j for j in self.jobs if not self._runs(j) and j not in needed][:-most]:
+                del self.jobs[job_id]
+                self.out.append((PERSIST, "forget_job", (job_id,)))
+
+    def _runs(self, job_id: bytes) -> bool:
+        return job_id in self.jobs and self.jobs[job_id]["state"] == "RUNNING"
 
     def _choose_node(self, demand: dict[str, int], strategy: tuple[Any, ...]) -> Place:
         """A place for an actor."""
@@ -408,6 +449,7 @@ class Gcs:
             "keys": len(self.kv),
             "functions_wanted": len(self._wanted),
             **self.actors.statistics(),
+            **self.placement.statistics(),
         }
 
 

@@ -96,7 +96,7 @@ class GeneratorOwner(ObjectRecovery, TaskCancellation):
     __slots__ = ()
 
     streams: dict[bytes, Stream]  # by task: those that are not over, or have a reader
-    unread: dict[bytes, Stream]  # ... and those that have lost theirs since the last turn, or are not over without one
+    unread: dict[bytes, Stream]  # ... and those without one of which something is to be settled
     waiters: Waiters
 
     def _drop(self) -> None:
@@ -144,15 +144,23 @@ class GeneratorOwner(ObjectRecovery, TaskCancellation):
 
     def settle_streams(self, now: float) -> None:
         """Cancel generators that nobody wants anything of, and forget those that are over."""
-        for task_id, stream in list(self.unread.items()):
-            if not stream.ended and not self.references.needed(task_id + END_INDEX):
-                self._cancel(now, self.tasks.pending[task_id], force=False, recursive=False)  # once
+        while self.unread:
+            task_id, stream = self.unread.popitem()
+            needed = self.references.needed(task_id + END_INDEX)
             if stream.ended:
-                del self.unread[task_id], self.streams[task_id]
+                del self.streams[task_id]
                 if stream.dynamic:  # the result holds them now
                     self._let_go(stream)
-            elif self.references.needed(task_id + END_INDEX):
+            elif needed:  # if that ends it comes back
                 self.hurry(stream)
+            else:  # and when it is over
+                self._cancel(now, self.tasks.pending[task_id], force=False, recursive=False)
+
+    def _end_freed(self, task_id: bytes) -> None:
+        """Nobody needs the object at the end of a generator any more."""
+        stream = self.streams[task_id]
+        if stream.dropped and not stream.dynamic:
+            self.unread[task_id] = stream
 
     def hurry(self, stream: Stream) -> None:
         """Somebody waits for the end, and takes no items: there is room for all of them."""

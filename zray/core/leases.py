@@ -45,6 +45,7 @@ from zray.core.tasks import FORCED, Task
 from zray.exceptions import InvariantError
 
 IDLE_TIMER = "leases.idle"
+_RUN_TIMES_MAX = 10_000  # functions whose run times are remembered
 Locality = tuple[tuple[bytes, int], ...]  # how many bytes lie on which nodes, the most first
 _GO_TO_ARGUMENTS = ("default", "labels")  # strategies that say nothing against it
 
@@ -146,7 +147,7 @@ class NormalTaskSubmitter:
         self._requests: dict[int, LeaseQueue] = {}
         self._dirty: list[LeaseQueue] = []
         self._timer_set = False
-        self.queues: dict[tuple[Any, ...], LeaseQueue] = {}  # by resources, strategy and the node of large arguments
+        self.queues: dict[tuple[Any, ...], LeaseQueue] = {}  # by resources, strategy, perhaps depth, and a node
         self.leases: dict[int, Lease] = {}
         self.run_us: dict[bytes, float] = {}  # measured run time by function
 
@@ -196,6 +197,8 @@ class NormalTaskSubmitter:
                 known = run_us.get(function_id)
                 if known is None:
                     run_us[function_id] = float(item[2])
+                    if len(run_us) > _RUN_TIMES_MAX:
+                        del run_us[next(iter(run_us))]
                 else:
                     run_us[function_id] = known + (item[2] - known) * 0.3
         lease.stalled = False
@@ -324,11 +327,11 @@ class NormalTaskSubmitter:
             self._touch(queue)
 
     def on_idle_timer(self, now: float) -> None:
-        """Give back what has been idle for long enough."""
+        """Give back what has been idle for long enough, and forget the queues that have nothing left."""
         self._timer_set = False
         limit = now - self._config.lease_idle_ms / 1000
         idle_left = False
-        for queue in self.queues.values():
+        for key, queue in list(self.queues.items()):
             if queue.tasks:  # they are pushed in a moment, and may leave leases idle for which nobody else sets a timer
                 idle_left = idle_left or any(lease.idle_since is not None for lease in queue.leases.values())
                 continue
@@ -341,6 +344,8 @@ class NormalTaskSubmitter:
                 del self._requests[request_id]
                 self._out.append((SEND, agent, CancelLease(request_id)))
             queue.requests.clear()
+            if not queue.leases and not queue.infeasible and not queue.dirty:
+                del self.queues[key]  # a lease that was granted meanwhile goes back, as no request of ours is known for it
         if idle_left:
             self._set_timer(now)
 
@@ -441,7 +446,7 @@ class NormalTaskSubmitter:
             elif lease.idle_since is None:
                 lease.idle_since = now
                 self._set_timer(now)
-        if queue.requests and not queue.tasks:
+        if not queue.tasks and (queue.requests or not queue.leases):
             self._set_timer(now)
 
     def _return(self, lease: Lease) -> None:

@@ -29,7 +29,6 @@ from typing import Any
 
 from zray.base.config import Config
 from zray.base.resources import UNIT
-from zray.base.wire import CONTROL
 from zray.base.wire_nodes import ClusterLoads, ClusterView, NodeRefused, ProbeNode
 from zray.core.effects import AFTER_PERSIST, PERSIST, SEND, TIMER, WARN, Effect
 from zray.core.lifecycle import Lifecycle
@@ -103,15 +102,16 @@ class Node:
 
     def row(self) -> tuple[Any, ...]:
         """What the other agents must know of it."""
+        alive = self.state is not NodeState.DEAD
         return (
             self.id,
             self.agent,
             self.endpoint,
             self.hostname,
-            self.total,
-            self.available,
-            self.labels,
-            self.state is not NodeState.DEAD,
+            self.total if alive else {},
+            self.available if alive else {},
+            self.labels if alive else {},
+            alive,
         )
 
     def description(self) -> dict[str, Any]:
@@ -140,13 +140,14 @@ class NodeManager:
         home: the agent that lives in the control's own process, and can not be silent.
     """
 
-    __slots__ = ("_changed", "_config", "_loaded", "_out", "_ticked_at", "_ticking", "_view_set", "home", "nodes")
+    __slots__ = ("_changed", "_config", "_dead", "_loaded", "_out", "_ticked_at", "_ticking", "_view_set", "home", "nodes")
 
     def __init__(self, config: Config, out: list[Effect], home: bytes = b"") -> None:
         self._config = config
         self._out = out
         self.home = home
         self.nodes: dict[bytes, Node] = {}
+        self._dead: dict[bytes, None] = {}  # nodes, the oldest first
         self._changed: dict[bytes, None] = {}  # nodes that came or ended
         self._loaded: dict[bytes, None] = {}  # nodes where something else is free, the oldest news first
         self._view_set = False
@@ -208,7 +209,9 @@ class NodeManager:
         node.registered = False
         node.endpoint, node.hostname, node.pid = row["endpoint"], row["hostname"], row["pid"]
         _, node.total, node.labels, node.store_name, node.store_bytes = details
-        node.state = NodeState.DEAD if row["state"] == "DEAD" else NodeState.ALIVE
+        if row["state"] == "DEAD":
+            node.state = NodeState.DEAD
+            self._dead[node.id] = None
 
     def expect(self, now: float) -> None:
         """From now on those that were restored are silent."""
@@ -241,6 +244,7 @@ class NodeManager:
     def end(self, now: float, node: Node, reason: str) -> None:
         """A node is dead."""
         node.state = NODE_LIFECYCLE.next(node.state, "ended")
+        self._dead[node.id] = None
         self._out.append((PERSIST, "save_node", _saved(node)))
         self._out.append((WARN, f"node {node.id.hex()[:8]} on {node.hostname} is dead: {reason}"))
         self._note(now, node, self._changed)
@@ -282,7 +286,7 @@ class NodeManager:
             elif silent_s >= config.node_suspect_s:
                 if node.state is NodeState.ALIVE:
                     node.state = NODE_LIFECYCLE.next(node.state, "silent")
-                self._out.append((SEND, node.agent, ProbeNode(CONTROL)))
+                self._out.append((SEND, node.agent, ProbeNode()))
         self._ticking = bool(others)
         if others:
             self._out.append((TIMER, now + interval_s, (HEALTH_TIMER,)))
@@ -307,6 +311,11 @@ class NodeManager:
             self._out.append((SEND, node.agent, loads))
         if self._loaded:
             self._plan(now)
+        while len(self._dead) > self._config.dead_nodes_max:  # everybody who lives has heard of their ends
+            oldest = next(iter(self._dead))
+            del self._dead[oldest], self.nodes[oldest]
+            self._loaded.pop(oldest, None)
+            self._out.append((PERSIST, "forget_node", (oldest,)))
 
     def _refuse(self, peer: bytes) -> None:
         reason = "the cluster had not heard of this node for too long and gave it up"
@@ -345,11 +354,13 @@ class NodeManager:
         agents = [node.agent for node in self.alive()]
         if len(agents) != len(set(agents)):
             raise InvariantError("two living nodes have the same agent")
+        if self._dead.keys() != {node.id for node in self.nodes.values() if node.state is NodeState.DEAD}:
+            raise InvariantError("the dead nodes are not those that are listed")
         if (self._changed or self._loaded) and not self._view_set:
             raise InvariantError("nodes changed and nobody will be told")
 
     def statistics(self) -> dict[str, int]:
-        return {"nodes": len(self.alive()), "dead_nodes": len(self.nodes) - len(self.alive())}
+        return {"nodes": len(self.nodes) - len(self._dead), "dead_nodes": len(self._dead)}
 
 
 def _saved(node: Node) -> tuple[Any, ...]:

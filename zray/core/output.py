@@ -178,12 +178,18 @@ class OutputDesk:
             if stream is not None:
                 bars = [(stream.pid, stream.name, BAR, b"")] if stream.has_bars else []
                 self._take(now, worker_id, stream.end() + bars)
+        worker = self._workers.get(worker_id)
+        if worker is not None and worker.job_id is not None:
+            self._forget_reader(worker.job_id)
 
     def job_finished(self, now: float, job_id: bytes) -> None:
         """Nobody reads what is still written for this job."""
-        reader = self._readers.setdefault(job_id, _Reader())
+        reader = self._readers.get(job_id)
+        if reader is None:
+            return
         reader.wants = False
         reader.forget()
+        self._forget_reader(job_id)
         if reader.driver and agent_of(reader.driver) != self._me:
             self._out.append((TIMER, now + _GOODBYE_S, (HANG_UP_TIMER, reader.driver)))
 
@@ -217,8 +223,8 @@ class OutputDesk:
                 stream = self._streams.get((worker_id, kind))
                 if stream is not None:
                     self._take(now, worker_id, stream.end())
-        reader = self._readers[job_id]
-        if reader.wants:
+        reader = self._readers.get(job_id)
+        if reader is not None and reader.wants:
             self._post(reader, sum(reader.bytes) + 1)
         self._out.append((SEND, peer, Reply(request_id, True, None)))
 
@@ -226,12 +232,22 @@ class OutputDesk:
         if key[0] == HANG_UP_TIMER:
             self._out.append((HANG_UP, key[1]))
             return
-        reader = self._readers[key[1]]
+        reader = self._readers.get(key[1])
+        if reader is None:
+            return
         reader.timed = False
         if reader.wants and (reader.lines or reader.errors or reader.dropped):
             self._send(now, key[1], reader)
 
     # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _forget_reader(self, job_id: bytes) -> None:
+        """That nobody reads a job need not be known when none of those that have written for it is left."""
+        reader = self._readers.get(job_id)
+        if reader is not None and not reader.wants:
+            writers = [self._workers.get(worker_id) for worker_id, _ in self._streams]
+            if not any(writer is not None and writer.job_id == job_id for writer in writers):
+                del self._readers[job_id]
 
     def _take(self, now: float, worker_id: bytes, rows: list[Row]) -> None:
         worker = self._workers.get(worker_id)

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zray.base.config import Config
-from zray.base.ids import agent_id, agent_of, return_id
+from zray.base.ids import END_INDEX, agent_id, agent_of, return_id
 from zray.base.wire import (
     ERROR,
     INLINE,
@@ -225,7 +225,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
                 for borrower in references.met:
                     self.meet(borrower)
                 references.met.clear()
-            if not references.freed and not references.dropped and not self.rebuilds:
+            if not references.freed and not references.dropped and not self.rebuilds and not self.unread:
                 return
 
     # -- messages -------------------------------------------------------------------------------------------------
@@ -285,9 +285,7 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
         self.meet(worker_id)
         self.leases.on_granted(now, peer, request_id, lease_id, worker_id, endpoint, gpu_ids)
 
-    def on_lease_redirected(
-        self, now: float, peer: bytes, request_id: int, agent: bytes, endpoint: str, reason: str
-    ) -> None:
+    def on_lease_redirected(self, now: float, peer: bytes, request_id: int, agent: bytes, endpoint: str) -> None:
         if self.leases.on_redirected(request_id, agent, endpoint) and agent != self._agent:  # it may be sent home
             self._agents[agent] = None
             self.meet(agent)
@@ -555,6 +553,8 @@ class Owner(Sweeper, ActorOwner, GeneratorOwner):
         for object_id in freed:
             if object_id in self.calls.handles:
                 self._out_of_scope(object_id)
+            if self.streams and object_id[16:] == END_INDEX and object_id[:16] in self.streams:
+                self._end_freed(object_id[:16])
             entry = memory.pop(object_id, None)
             if entry is not None and entry[0] == STORED:
                 stored.setdefault(entry[2], []).append(object_id)

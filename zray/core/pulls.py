@@ -6,8 +6,8 @@ There is one *pull* for each object, however many read it. It waits to be admitt
 then the body brings the bytes into that room. Room comes first: who holds nothing at another node while it waits can not make two
 nodes wait for each other.
 
-*Admission.* What is on its way is bounded in bytes and in number. Those who wait in ``get`` come before those in
-``wait``, and these before the arguments of tasks that have not started; the less urgent do not count against the more
+*Admission.* What is on its way is bounded in bytes and in number. What somebody waits for in ``get`` comes before the arguments
+of tasks that have not started, and before what ``wait`` has brought ahead; the less urgent do not count against the more
 urgent, so that a hundred arguments do not delay one ``get``. One object is always admitted, however large it is.
 
 *Sources.* The agent that has the primary is asked first. It says who serves: itself, or another that has a copy. A source
@@ -288,6 +288,8 @@ class PullManager:
     def on_node_died(self, now: float, agent: bytes, reason: str) -> None:
         """A node is gone: what was to come from there comes from another that has a copy, or not at all."""
         self._dead[agent] = reason
+        if len(self._dead) > self._config.dead_nodes_max:
+            del self._dead[next(iter(self._dead))]  # who is asked for something there does not answer
         for pull in list(self.pulls.values()):
             if agent == pull.primary:
                 pull.forsaken = True

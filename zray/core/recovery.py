@@ -167,7 +167,7 @@ class ObjectRecovery:
 
     # -- how it becomes known -------------------------------------------------------------------------------------
 
-    def recover(self, now: float, object_id: bytes, node_id: bytes, reason: str) -> None:
+    def recover(self, object_id: bytes, node_id: bytes, reason: str) -> None:
         """Somebody here could not read an object on that node."""
         entry = self.memory.get(object_id)
         if entry is None or entry[0] != STORED or entry[2] != node_id:
@@ -201,14 +201,16 @@ class ObjectRecovery:
         self._remote_gets.setdefault(object_id, []).append(peer)
 
     def lose_node(self, agent: bytes, reason: str) -> None:
-        """A node is gone, with all that lay there."""
+        """A process is gone; if it was an agent, so is its node, with all that lay there."""
+        if agent_of(agent) != agent:
+            return
         owners = self.references.owners
         lost = [
             object_id
-            for object_id, entry in self.memory.items()
+            for object_id, entry in self.memory.copy().items()  # other threads put meanwhile
             if entry[0] == STORED and agent_id(entry[2]) == agent and object_id not in owners
         ]
-        if lost and agent_of(agent) == agent:
+        if lost:
             self._lose(lost, reason)
 
     # -- how it comes back ----------------------------------------------------------------------------------------

@@ -189,9 +189,9 @@ class ReferenceCounter:
             if owner[0] != process:
                 self.received(object_id)
                 self.deltas.setdefault(owner, []).append((object_id, self._me, 1))
-        self._borrowing.pop(process, None)
-        for object_id in [o for o, by in self.borrowers.items() if process in by]:
-            by = self.borrowers[object_id]
+        lent = self.borrowers if self._borrowing.pop(process, self) is None else {}
+        for object_id in [o for o, by in lent.items() if process in by]:
+            by = lent[object_id]
             del by[process]
             self._end_if_unneeded(object_id, by)
         return [o for o, owner in self.owners.items() if owner[0] == process]

@@ -140,9 +140,7 @@ class Restart:
     def _compare_actors(self, now: float, node: Node, running: dict[str, Any]) -> None:
         there = {(actor_id, incarnation): place for actor_id, incarnation, *place in running["actors"]}
         ends = {(actor_id, incarnation): end for actor_id, incarnation, *end in running["ends"]}
-        for actor in list(self._actors.actors.values()):
-            if actor.agent != node.agent:
-                continue
+        for actor in self._actors.placed_at(node.agent):
             which = (actor.id, actor.incarnation)
             place = there.pop(which, None)
             if place is not None:

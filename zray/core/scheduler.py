@@ -15,8 +15,11 @@ done. This is what shares a node fairly between owners that could keep it busy f
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from heapq import heapify, heappop, heappush
+from itertools import islice
 from typing import Any
 
 from zray.base.resources import UNIT, NodeResources, ResourceSet, from_units
@@ -25,17 +28,28 @@ from zray.core.bundles import Bundle, BundleState, NodeBundles
 from zray.core.gpus import GpuSlots
 from zray.exceptions import InvariantError
 
+Shape = tuple[ResourceSet, tuple[Any, ...]]  # of a request: its demand, and the placement group and bundle that it takes from
+
 
 class Request:
     """An owner wants a lease; with ``actor``, the control wants one for an actor."""
 
-    __slots__ = ("actor", "demand", "depth", "id", "job_id", "owner", "retriable", "sequence", "strategy")
+    __slots__ = ("actor", "demand", "depth", "id", "job_id", "owner", "retriable", "sequence", "shape", "strategy")
 
     def __init__(
-        self, owner: bytes, id: int, job_id: bytes, demand: ResourceSet, depth: int, sequence: int, retriable: bool
+        self,
+        owner: bytes,
+        id: int,
+        job_id: bytes,
+        demand: ResourceSet,
+        depth: int,
+        sequence: int,
+        retriable: bool,
+        strategy: tuple[Any, ...],
     ) -> None:
         self.actor: PlaceActor | None = None
-        self.strategy: tuple[Any, ...] = ("default",)
+        self.strategy = strategy
+        self.shape: Shape = (demand, strategy[1:3] if strategy[0] == "bundle" else ())
         self.owner = owner
         self.id = id
         self.job_id = job_id
@@ -60,36 +74,46 @@ class GrantedLease:
         self.reclaiming = False
 
 
+Line = list[tuple[int, int, Request]]  # depth (negative) and sequence of each request, in order
+
+
 class _Turns:
-    """The order in which requests are looked at: each time one of the job with the fewest leases, the deepest and oldest."""
+    """The order in which requests are looked at: each time one of the job with the fewest leases, the deepest and oldest.
 
-    __slots__ = ("_held", "_waiting")
+    Of those of one shape only the first is looked at: if that does not fit, no other does.
+    """
 
-    def __init__(self, queue: Iterable[Request], leases: Iterable[GrantedLease]) -> None:
-        self._waiting: dict[bytes, deque[Request]] = {}
-        for request in sorted(queue, key=lambda r: (-r.depth, r.sequence)):
-            self._waiting.setdefault(request.job_id, deque()).append(request)
+    __slots__ = ("_heads", "_held", "_lines")
+
+    def __init__(self, lines: Mapping[bytes, Mapping[Shape, Line]], leases: Iterable[GrantedLease]) -> None:
+        self._lines = lines
+        self._heads = {job: [line[0] for line in shapes.values()] for job, shapes in lines.items()}
+        for heads in self._heads.values():
+            heapify(heads)
         self._held: Counter[bytes] = Counter()
-        if len(self._waiting) > 1:
+        if len(lines) > 1:
             using = (lease.request for lease in leases if not lease.blocked and lease.request.actor is None)
             self._held.update(request.job_id for request in using)
 
     def next(self) -> Request | None:
         """The next request, if there is one."""
-        waiting = self._waiting
+        waiting = self._heads
         if not waiting:
             return None
         job = next(iter(waiting))
         if len(waiting) > 1:
-            job = min(waiting, key=lambda each: (self._held[each], waiting[each][0].sequence))
-        request = waiting[job].popleft()
+            job = min(waiting, key=lambda each: (self._held[each], waiting[each][0][1]))
+        request = heappop(waiting[job])[2]
         if not waiting[job]:
             del waiting[job]
         return request
 
     def served(self, request: Request) -> None:
-        """It has its resources."""
+        """It has its resources, and waits no more: the next of its shape may come."""
         self._held[request.job_id] += 1
+        line = self._lines.get(request.job_id, {}).get(request.shape)
+        if line:
+            heappush(self._heads.setdefault(request.job_id, []), line[0])
 
 
 class LeaseScheduler:
@@ -100,13 +124,14 @@ class LeaseScheduler:
         first_lease: the number before that of the first lease, which no other node uses.
     """
 
-    __slots__ = ("_next_lease", "_sequence", "bundles", "by_worker", "gpus", "leases", "queue", "resources")
+    __slots__ = ("_lines", "_next_lease", "_sequence", "bundles", "by_worker", "gpus", "leases", "queue", "resources")
 
     def __init__(self, total: ResourceSet, first_lease: int = 0) -> None:
         self.resources = NodeResources(total)
         self.gpus = GpuSlots(total["GPU"] // UNIT)
         self.bundles: NodeBundles | None = None
         self.queue: dict[tuple[bytes, int], Request] = {}
+        self._lines: dict[bytes, dict[Shape, Line]] = {}  # the same requests by job and shape, in the order of their turns
         self.leases: dict[int, GrantedLease] = {}
         self.by_worker: dict[bytes, GrantedLease] = {}
         self._next_lease = first_lease + 1
@@ -141,8 +166,7 @@ class LeaseScheduler:
         """Queue a request. Returns why it can never be granted here, or nothing."""
         refusal = "" if strategy[0] == "bundle" else self._refusal(demand)  # what a bundle holds is known to the policy
         if not refusal:
-            request = self._queue(owner, request_id, job_id, demand, depth, retriable=retriable)
-            request.strategy = strategy
+            self._queue(owner, request_id, job_id, demand, depth, retriable, strategy)
         return refusal
 
     def place(self, owner: bytes, request_id: int, actor: PlaceActor) -> str:
@@ -155,8 +179,7 @@ class LeaseScheduler:
             refusal = self._refusal(ResourceSet(actor.placement)) or self._refusal(ResourceSet(actor.resources))
         if not refusal:
             demand = ResourceSet(actor.resources)
-            request = self._queue(owner, request_id, actor.job_id, demand, 0, retriable=actor.retriable)
-            request.strategy = actor.strategy
+            request = self._queue(owner, request_id, actor.job_id, demand, 0, actor.retriable, actor.strategy)
             request.actor = actor
         return refusal
 
@@ -170,33 +193,47 @@ class LeaseScheduler:
         return f"it asks for {short}"
 
     def _queue(
-        self, owner: bytes, request_id: int, job_id: bytes, demand: ResourceSet, depth: int, *, retriable: bool
+        self,
+        owner: bytes,
+        request_id: int,
+        job_id: bytes,
+        demand: ResourceSet,
+        depth: int,
+        retriable: bool,
+        strategy: tuple[Any, ...],
     ) -> Request:
+        self.cancel(owner, request_id)
         self._sequence += 1
-        request = Request(owner, request_id, job_id, demand, depth, self._sequence, retriable)
+        request = Request(owner, request_id, job_id, demand, depth, self._sequence, retriable, strategy)
         self.queue[owner, request_id] = request
+        insort(self._lines.setdefault(job_id, {}).setdefault(request.shape, []), (-depth, self._sequence, request))
         return request
 
     def cancel(self, owner: bytes, request_id: int) -> None:
         """A request is not wanted any more."""
-        self.queue.pop((owner, request_id), None)
+        request = self.queue.pop((owner, request_id), None)
+        if request is not None:
+            shapes = self._lines[request.job_id]
+            line = shapes[request.shape]
+            del line[bisect_left(line, (-request.depth, request.sequence))]
+            if not line:
+                del shapes[request.shape]
+                if not shapes:
+                    del self._lines[request.job_id]
 
     def grant(self) -> list[GrantedLease]:
         """Give resources to all requests that fit, in order."""
         if not self.queue:
             return []
         granted = []
-        failed: dict[tuple[ResourceSet, tuple[Any, ...]], None] = {}
-        turns = _Turns(self.queue.values(), self.leases.values())
+        failed: set[Shape] = set()
+        turns = _Turns(self._lines, self.leases.values())
         while (request := turns.next()) is not None:
-            pool = request.strategy[1:3] if request.strategy[0] == "bundle" else ()
-            if (request.demand, pool) in failed:
-                continue
-            taken = self._take(request.demand, pool)
+            taken = self._take(*request.shape) if request.shape not in failed else None
             if taken is None:
-                failed[request.demand, pool] = None
+                failed.add(request.shape)
                 continue
-            del self.queue[request.owner, request.id]
+            self.cancel(request.owner, request.id)
             turns.served(request)
             bundle, gpu_ids = taken
             lease = GrantedLease(self._next_lease, request, gpu_ids, bundle)
@@ -273,17 +310,23 @@ class LeaseScheduler:
             for lease in self.leases.values()
             if lease.worker is not None and not lease.reclaiming and not lease.blocked and lease.request.actor is None
         ]
+        if not candidates:
+            return []
         held = Counter(lease.request.job_id for lease in self.leases.values())
         candidates.sort(key=lambda lease: -held[lease.request.job_id])  # first of those that have most
         pending = sum(1 for lease in self.leases.values() if lease.reclaiming and not lease.blocked)
-        for request in list(self.queue.values())[pending:]:
-            for lease in candidates:
+        hopeless: set[tuple[bytes, Shape]] = set()  # whose requests none of these leases would help
+        for request in islice(self.queue.values(), pending, None):
+            kind = (request.owner, request.shape)
+            for lease in candidates if kind not in hopeless else ():
                 other = lease.request.owner != request.owner or lease.request.demand != request.demand
                 if other and _group(lease.request) == _group(request):
                     lease.reclaiming = True
                     candidates.remove(lease)
                     wanted.append(lease)
                     break
+            else:
+                hopeless.add(kind)
             if not candidates:
                 break
         return wanted
@@ -301,7 +344,7 @@ class LeaseScheduler:
     def drop_owner(self, owner: bytes) -> list[GrantedLease]:
         """An owner is gone: forget its requests. Returns the leases it held."""
         for key in [k for k in self.queue if k[0] == owner]:
-            del self.queue[key]
+            self.cancel(*key)
         return [lease for lease in self.leases.values() if lease.request.owner == owner]
 
     def check(self) -> None:
@@ -320,6 +363,10 @@ class LeaseScheduler:
             if self.resources.available.get(name, 0) + lent.get(name, 0) != total:
                 raise InvariantError(f"{name} does not add up: {lent.get(name, 0)} lent of {total}")
         self.gpus.check()
+        lines = {id(r): (-r.depth, r.sequence, r) for r in self.queue.values()}
+        listed = [entry for shapes in self._lines.values() for line in shapes.values() for entry in line]
+        if lines != {id(entry[2]): entry for entry in listed} or len(listed) != len(self.queue):
+            raise InvariantError("the requests that wait are not those that are listed by shape")
         for worker, lease in self.by_worker.items():
             if lease.worker != worker or self.leases.get(lease.id) is not lease:
                 raise InvariantError(f"lease {lease.id} and its worker disagree")

@@ -212,21 +212,20 @@ class ObjectStore(DiskTraffic):
     def drop_client(self, peer: bytes) -> None:
         """A process is gone: its pins, what it was writing, and what it owned."""
         for stored in self.objects.values():
-            stored.readers = [reader for reader in stored.readers if reader[0] != peer]
-            stored.makers = [demand for demand in stored.makers if demand.peer != peer]
+            if stored.readers or stored.makers:
+                stored.readers = [reader for reader in stored.readers if reader[0] != peer]
+                stored.makers = [demand for demand in stored.makers if demand.peer != peer]
         self._demands = [
             d for d in self._demands if (d.peer != peer if d.request_id >= 0 else self.objects[d.object_id].readers)
         ]
-        for object_id, stored in list(self.objects.items()):
-            pinned = stored.pins.pop(peer, None)
-            if not stored.sealed:
-                if stored.creator == peer:
-                    self._remove(object_id, stored)
-                continue
-            if peer == stored.owner:
-                stored.freed = True
-            if stored.freed or pinned:
+        held = [(i, o) for i, o in self.objects.items() if peer in o.pins or peer in (o.owner, o.creator)]
+        for object_id, stored in held:
+            stored.pins.pop(peer, None)
+            if stored.sealed:
+                stored.freed = stored.freed or peer == stored.owner
                 self._settle(object_id, stored)
+            elif stored.creator == peer:
+                self._remove(object_id, stored)
         self._advance()
 
     # -- room -----------------------------------------------------------------------------------------------------
@@ -287,9 +286,9 @@ class ObjectStore(DiskTraffic):
     def _allocate(self, size: int) -> tuple[int, bool] | None:
         place = self.arena.allocate(size)
         while place is None and self._droppable:
-            object_id = next(iter(self._droppable))
+            object_id, offset = next((o, self.objects[o].offset) for o in self._droppable)
             self._drop(object_id, self.objects[object_id])
-            place = self.arena.allocate(size)
+            place = self.arena.allocate(size) if self.arena.reaches(offset, size) else None
         return place
 
     def _grant(self, demand: Demand) -> bool:

@@ -228,10 +228,6 @@ class TaskManager:
                     self.waiting.pop(object_id, None)
             task.missing = 0
 
-    def finish(self, task_id: bytes) -> Task | None:
-        """The task has its results; None if it had them already."""
-        return self.pending.pop(task_id, None)
-
     def may_retry(self, task: Task, cause: str) -> bool:
         """Charge an attempt that had no result to the budget of its cause: whether the task may run again."""
         count = task.failed(cause)

@@ -32,15 +32,14 @@ from zray.core.copy_search import CopySearch
 from zray.core.effects import SEND, TIMER, Effect
 from zray.core.pulls import REST_TIMER, PullManager
 from zray.core.pushes import PushManager
-from zray.core.store import ARGUMENT, CREATE, GET, PULLS, ObjectStore
+from zray.core.store import ARGUMENT, GET, PULLS, ObjectStore
 from zray.core.views import NodeView
 
 RENEW_TIMER = "transfer.renew"
-WAIT = CREATE  # the priority of those who wait in ``wait``, between GET and ARGUMENT
 _COMPLETE_EVERY = 6  # renewals: who has copies says so more rarely
 _FREES_MAX = 100  # renewals without an answer: then that agent is no part of the cluster any more
 
-__all__ = ["ARGUMENT", "GET", "WAIT", "ObjectTransfer"]
+__all__ = ["ARGUMENT", "GET", "ObjectTransfer"]
 
 
 class ObjectTransfer:
@@ -109,7 +108,7 @@ class ObjectTransfer:
             size: its bytes, as its owner knows them.
             primary: the agent of the node that has the primary copy; b"" is this one.
             owner: who owns it.
-            priority: ``GET``, ``WAIT`` or ``ARGUMENT``.
+            priority: ``GET`` or ``ARGUMENT``.
         """
         coming = object_id in self.pulls.pulls
         stored = self._store.objects.get(object_id)
@@ -143,6 +142,8 @@ class ObjectTransfer:
     def on_node_died(self, now: float, agent: bytes, reason: str) -> None:
         """A node is gone, with all primaries there. Copies of them are kept for a while: their owners may want them instead."""
         self._died_at[agent] = now
+        if len(self._died_at) > self._config.dead_nodes_max:
+            del self._died_at[next(iter(self._died_at))]  # copies of its objects were freed long ago
         self._forget_frees(agent)
         self.pulls.on_node_died(now, agent, reason)
         self.pushes.on_node_died(now, agent)

@@ -73,6 +73,7 @@ class Waiters:
         if waiter.remaining <= 0 or (waiter.fail_fast and self.failures != failures) or self._abandoned:
             self._resolve(waiter)
         else:
+            self._listeners = [w for w in self._listeners if not w.done]  # those that gave up go now
             self._listeners.append(waiter)
 
     def arrived(self, object_id: bytes, entry: Entry) -> None:

@@ -62,9 +62,24 @@ WORKER_LIFECYCLE = Lifecycle(
 class Worker:
     """One worker process."""
 
-    __slots__ = ("dedicated", "endpoint", "id", "idle_since", "job_id", "lasting", "late", "needed", "overdue", "pid", "state")
+    __slots__ = (
+        "_unleased",
+        "dedicated",
+        "endpoint",
+        "id",
+        "idle_since",
+        "job_id",
+        "lasting",
+        "late",
+        "needed",
+        "overdue",
+        "pid",
+        "state",
+    )
 
-    def __init__(self, id: bytes) -> None:
+    def __init__(self, id: bytes, unleased: dict[bytes, Worker] | None = None) -> None:
+        self._unleased = unleased if unleased is not None else {}
+        self._unleased[id] = self
         self.id = id
         self.state = WorkerState.STARTING
         self.job_id: bytes | None = None
@@ -79,6 +94,10 @@ class Worker:
 
     def move(self, event: str) -> None:
         self.state = WORKER_LIFECYCLE.next(self.state, event)
+        if self.state is WorkerState.LEASED:
+            del self._unleased[self.id]
+        else:
+            self._unleased[self.id] = self
 
 
 class WorkerPool:
@@ -95,12 +114,14 @@ class WorkerPool:
     __slots__ = (
         "_born_for",
         "_config",
+        "_dedicated",
         "_finished",
         "_holds_leases",
         "_next",
         "_node_id",
         "_out",
         "_prestart",
+        "_unleased",
         "actors_waiting",
         "starts",
         "waiting",
@@ -124,13 +145,16 @@ class WorkerPool:
         self.starts = WorkerStarts(config, out)
         self._finished: dict[bytes, None] = {}  # jobs
         self.workers: dict[bytes, Worker] = {}
+        self._unleased: dict[bytes, Worker] = {}  # few of them all, so that these can be looked at often
+        self._dedicated = 0  # workers of actors
         self.waiting: dict[int, tuple[bytes, bytes]] = {}  # leases that wait for a worker: id -> job and owner
         self.actors_waiting: dict[int, bytes] = {}  # ... of actors, for which no worker was started yet: id -> job
         self._born_for: dict[bytes, int] = {}  # workers that start, and the actor's lease that gets them
 
     def prestart(self) -> None:
         """Start workers until as many live as the node keeps."""
-        alive = sum(1 for w in self.workers.values() if w.state is not WorkerState.ENDING and not w.dedicated)
+        ending = sum(1 for w in self._unleased.values() if w.state is WorkerState.ENDING and not w.dedicated)
+        alive = self._shared() - ending
         room = self._config.workers_max - self._shared()
         for _ in range(min(self._prestart - alive, room)):
             if not self._may_start():
@@ -139,7 +163,7 @@ class WorkerPool:
 
     def lease(self, lease_id: int, job_id: bytes, owner: bytes = b"") -> Worker | None:
         """A worker for a lease, or None: then the lease waits and ``on_ready`` will name it."""
-        worker = self._idle(job_id, owner)
+        worker = self._choose(job_id, owner)
         if worker is not None:
             worker.move("leased")
             worker.job_id = job_id
@@ -150,16 +174,20 @@ class WorkerPool:
 
     def dedicate(self, lease_id: int, job_id: bytes) -> Worker | None:
         """A worker for an actor, or None: then its lease waits and ``on_ready`` will name it."""
-        for worker in self.workers.values():
-            if worker.state is WorkerState.IDLE and worker.job_id is None:
+        for worker in self._idle():
+            if worker.job_id is None:
                 worker.move("leased")
                 worker.job_id = job_id
-                worker.dedicated = True
+                self._dedicate(worker)
                 self.prestart()  # so that the next actor finds one too
                 return worker
         self.actors_waiting[lease_id] = job_id
         self._start_for_actors()
         return None
+
+    def resting(self) -> bool:
+        """Whether there are workers that may be asked to leave, or were."""
+        return any(w.state is WorkerState.IDLE or w.state is WorkerState.LEAVING for w in self._unleased.values())
 
     def full(self) -> bool:
         """Whether no further worker may be started for tasks."""
@@ -167,8 +195,7 @@ class WorkerPool:
 
     def full_of_actors(self, queued: int) -> bool:
         """Whether no further actor may be placed here, when so many wait for resources."""
-        held = sum(1 for w in self.workers.values() if w.dedicated)
-        return held + len(self.actors_waiting) + queued >= self._config.actors_max
+        return self._dedicated + len(self.actors_waiting) + queued >= self._config.actors_max
 
     def cancel(self, lease_id: int) -> None:
         """A lease that waited for a worker is not wanted any more."""
@@ -257,6 +284,8 @@ class WorkerPool:
             lease_id = self._born_for.pop(worker_id, None)
             if lease_id is not None and worker.job_id is not None:  # it never came to be: another must
                 self.actors_waiting[lease_id] = worker.job_id
+            self._unleased.pop(worker_id, None)
+            self._dedicated -= worker.dedicated
             self._start_for_actors()
             self._start_missing()
         return worker
@@ -269,6 +298,8 @@ class WorkerPool:
     def kill_job(self, job_id: bytes) -> None:
         """A job is over: its workers go, and new ones take their places. Detached actors stay."""
         self._finished[job_id] = None
+        if len(self._finished) > self._config.dead_jobs_max:
+            del self._finished[next(iter(self._finished))]  # a worker of an actor that outlived it leaves a little later
         for worker in list(self.workers.values()):
             if worker.job_id == job_id and not worker.lasting and worker.id not in self._born_for:
                 self.kill(worker)  # an actor that is not born yet is cancelled by the control, if it is to go
@@ -304,10 +335,19 @@ class WorkerPool:
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _idle(self, job_id: bytes, owner: bytes) -> Worker | None:
+    def _dedicate(self, worker: Worker) -> None:
+        worker.dedicated = True
+        self._dedicated += 1
+
+    def _idle(self) -> list[Worker]:
+        """Those that could have a lease, the oldest first, so that the others rest if there are too many."""
+        idle = [w for w in self._unleased.values() if w.state is WorkerState.IDLE and not w.dedicated]
+        return sorted(idle, key=lambda worker: worker.id) if len(idle) > 1 else idle
+
+    def _choose(self, job_id: bytes, owner: bytes) -> Worker | None:
         fresh = None
-        for worker in self.workers.values():
-            if worker.state is WorkerState.IDLE and worker.id != owner and not worker.dedicated:
+        for worker in self._idle():
+            if worker.id != owner:
                 if worker.job_id == job_id:
                     return worker
                 if worker.job_id is None and fresh is None:
@@ -332,15 +372,15 @@ class WorkerPool:
                 return
             worker = self._start()
             worker.job_id = self.actors_waiting.pop(lease_id)
-            worker.dedicated = True
+            self._dedicate(worker)
             self._born_for[worker.id] = lease_id
 
     def _shared(self) -> int:
         """Workers that are not an actor's."""
-        return sum(1 for w in self.workers.values() if not w.dedicated)
+        return len(self.workers) - self._dedicated
 
     def _start_missing(self) -> None:
-        states = [w.state for w in self.workers.values() if not w.dedicated]
+        states = [w.state for w in self._unleased.values() if not w.dedicated]
         starting = states.count(WorkerState.STARTING)
         ending = states.count(WorkerState.ENDING) + states.count(WorkerState.LEAVING)
         for missing in range(len(self.waiting) - starting, 0, -1):
@@ -354,9 +394,8 @@ class WorkerPool:
 
     def _evict(self) -> None:
         """Make room: ask one idle worker, of another job, to leave."""
-        for worker in self.workers.values():
-            idle = worker.state is WorkerState.IDLE and not worker.dedicated
-            if idle and not worker.needed and not self._holds_leases(worker.id):
+        for worker in self._idle():
+            if not worker.needed and not self._holds_leases(worker.id):
                 self._ask(worker, "another job needs its place")
                 return
 
@@ -373,7 +412,7 @@ class WorkerPool:
     def _start(self) -> Worker:
         worker_id = process_id(self._node_id, self._next.to_bytes(4, "big"))
         self._next += 1
-        worker = self.workers[worker_id] = Worker(worker_id)
+        worker = self.workers[worker_id] = Worker(worker_id, self._unleased)
         self._out.append((START_WORKER, worker_id))
         return worker
 
@@ -383,6 +422,10 @@ class WorkerPool:
         """Assert the invariants."""
         if self._shared() > self._config.workers_max:
             raise InvariantError(f"{self._shared()} workers, more than the limit")
+        if self._unleased != {w.id: w for w in self.workers.values() if w.state is not WorkerState.LEASED}:
+            raise InvariantError("workers are leased and not listed so, or the other way round")
+        if self._dedicated != sum(w.dedicated for w in self.workers.values()):
+            raise InvariantError(f"{self._dedicated} workers are counted as those of actors")
         for worker in self.workers.values():
             if worker.state is WorkerState.LEASED and worker.job_id is None:
                 raise InvariantError(f"worker {worker.id.hex()} is leased to no job")

@@ -117,10 +117,13 @@ MIGRATIONS: list[tuple[str, str]] = [
 STATEMENTS = {
     "save_job": "INSERT INTO jobs (job_id, driver, pid, entrypoint, namespace, details, state) VALUES (?, ?, ?, ?, ?, ?, ?)",
     "finish_job": "UPDATE jobs SET state = ?, ended_at = datetime('now') WHERE job_id = ?",
+    "forget_job": "DELETE FROM jobs WHERE job_id = ?",
     "save_node": "INSERT INTO nodes (node_id, endpoint, hostname, pid, resources, details, state) VALUES (?, ?, ?, ?, ?, ?, ?) "
     "ON CONFLICT (node_id) DO UPDATE SET endpoint = excluded.endpoint, hostname = excluded.hostname, pid = excluded.pid, "
     "resources = excluded.resources, details = excluded.details, state = excluded.state",
+    "forget_node": "DELETE FROM nodes WHERE node_id = ?",
     "save_function": "INSERT OR IGNORE INTO functions (function_id, job_id, name, body) VALUES (?, ?, ?, ?)",
+    "forget_functions": "DELETE FROM functions WHERE job_id = ?",
     "save_actor": "INSERT INTO actors (actor_id, job_id, owner, class_name, name, namespace, detached, max_restarts, state, "
     "details) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     "save_creation": "UPDATE actors SET creation = ? WHERE actor_id = ?",

@@ -77,6 +77,7 @@ class Loop:
         self.settle: Callable[[float], None] = lambda now: None
         self.pending: Callable[[], bool] = lambda: False
         self.interrupted = False
+        self.interrupts = 0  # how many came
         self.stopped = False
         self._sleeping = False
         self._posted = False
@@ -194,6 +195,10 @@ class Loop:
                 self._raise_interrupt()
         return True
 
+    def is_turned_here(self) -> bool:
+        """Whether this thread is turning the loop: what asks is a signal handler then, or a finalizer, and can not wait."""
+        return self._driver == threading.get_ident()
+
     def run_in_thread(self, name: str, on_error: Callable[[BaseException], None]) -> None:
         """Start the loop thread; ``on_error`` is called if the loop itself fails, which ends it."""
         self._on_error = on_error
@@ -228,7 +233,8 @@ class Loop:
         if hasattr(self._poller, "close"):
             self._poller.close()
         os.close(self._wake_read)
-        os.close(self._wake_write)
+        wake_write, self._wake_write = self._wake_write, -1  # who comes later must not write to what has its number then
+        os.close(wake_write)
 
     # -- for the driver -------------------------------------------------------------------------------------------
 
@@ -350,6 +356,7 @@ class Loop:
         self._baton.release()
         for follower in list(self._followers):
             if not follower.done:
+                self._uses += 1  # it will use the loop: or the loop thread might be there before it, again and again
                 _release(follower.signal)
                 return
         if self._deep:
@@ -361,14 +368,32 @@ class Loop:
             self.interrupted = False
             raise KeyboardInterrupt
 
+    def catch_interrupts(self) -> bool:
+        """Have Ctrl-C come here, if the program has no handler of its own and this is the main thread; returns whether."""
+        handler = signal.getsignal(signal.SIGINT)
+        free = handler is signal.default_int_handler or _is_of_a_loop(handler)
+        if not free or threading.current_thread() is not threading.main_thread():
+            return False
+        signal.signal(signal.SIGINT, self.on_interrupt)
+        return True
+
+    def release_interrupts(self) -> None:
+        """Give Ctrl-C back. That needs the main thread: without it the handler stays, and is as good as none after the end."""
+        self.nudges = False  # a last one may be under way: its handler stays
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == self.on_interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def on_interrupt(self, signum: int, frame: Any) -> None:
         """Signal handler for SIGINT: interrupt at once, but never in the middle of a turn or of anything else of ours."""
+        if self.stopped:
+            signal.default_int_handler(signum, frame)
+        self.interrupts += 1
         self.interrupted = True
         self.on_nudge(signum, frame)
 
     def on_nudge(self, signum: int, frame: Any) -> None:
         """Signal handler: interrupt what was not interrupted before, if that can be done now."""
-        if not self.interrupted:
+        if not self.interrupted or self.stopped:
             return
         if self._driver != self._main and (frame is None or not self.is_ours(frame)):
             self.interrupted = False
@@ -423,3 +448,17 @@ def _release(lock: Any) -> None:
         lock.release()
     except RuntimeError:
         pass  # already released: one wake-up is enough
+
+
+def _is_of_a_loop(handler: Any) -> bool:
+    return isinstance(getattr(handler, "__self__", None), Loop)
+
+
+def _after_fork_in_child() -> None:
+    """A fork of the user's has no loop: Ctrl-C is as it is without one."""
+    if _is_of_a_loop(signal.getsignal(signal.SIGINT)):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -27,21 +27,44 @@ _DIRECTORIES = "directories"
 _NODE = "node.json"
 _HEAD = "head.json"
 _LEFT_S_MAX = 7 * 24 * 3600.0  # so long what a head has left is kept
+_PARENT_BYTES_MAX = 60  # what follows of a socket's path takes up to 45, and it may have 107
 _YOUNG_S = 60.0  # a session that has no lock yet may be just being made
+
+
+def parent_directory(parent: str = "") -> str:
+    """Where the directory of this user's sessions lies.
+
+    Args:
+        parent: what was asked for; by default where ``ZRAY_TMPDIR`` says, or in the directory for temporary files. If that has
+            a long path, it is /tmp.
+
+    Raises:
+        ValueError: the path that was asked for is too long for sockets.
+    """
+    asked = parent or os.environ.get("ZRAY_TMPDIR", "")
+    path = os.path.abspath(asked or tempfile.gettempdir())
+    size = len(os.fsencode(path))
+    if size <= _PARENT_BYTES_MAX:
+        return path
+    if asked:
+        raise ValueError(
+            f"the directory for sessions {path!r} has {size} bytes in its path, and sockets in it need one with "
+            f"{_PARENT_BYTES_MAX} at most: choose a shorter one (_temp_dir, --session-dir or ZRAY_TMPDIR)"
+        )
+    return "/tmp"
 
 
 def base_directory(parent: str = "") -> str:
     """The directory of this user's sessions, made if need be.
 
     Args:
-        parent: where it lies; by default where ``ZRAY_TMPDIR`` says, or in the directory for temporary files.
+        parent: where it lies; see ``parent_directory``.
 
     Raises:
         PermissionError: it exists and belongs to somebody else, or others may enter it.
+        ValueError: the path of ``parent`` is too long.
     """
-    parent = os.path.abspath(parent or os.environ.get("ZRAY_TMPDIR") or tempfile.gettempdir())
-    if len(parent) > 60:
-        parent = "/tmp"  # a socket's path would become too long
+    parent = parent_directory(parent)
     os.makedirs(parent, exist_ok=True)
     path = os.path.join(parent, f"zray-{os.getuid()}")
     with contextlib.suppress(FileExistsError):
@@ -67,8 +90,10 @@ class Session:
         if not path:
             path = tempfile.mkdtemp(prefix="s-", dir=base_directory(parent))
             os.mkdir(os.path.join(path, "logs"), 0o700)
-            lock_fd = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = os.path.join(path, _LOCK)
+            lock_fd = os.open(lock + ".new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(lock_fd, fcntl.LOCK_EX)
+            os.rename(lock + ".new", lock)  # nobody ever finds it free
         self.path = path
         self.lock_fd = lock_fd
         self.name = os.path.basename(path)
@@ -134,9 +159,11 @@ def _private(path: str, flags: int) -> int:
 
 
 def _write(path: str, contents: dict[str, Any]) -> None:
-    """The file is there completely or not at all."""
+    """The file is there completely or not at all, after a power cut too."""
     with open(path + ".new", "w", encoding="utf-8", opener=_private) as file:
         json.dump(contents, file)
+        file.flush()
+        os.fsync(file.fileno())
     os.rename(path + ".new", path)
 
 
@@ -165,7 +192,7 @@ def take_up(port: int, parent: str = "") -> Session | None:
         port: that the operator has chosen; 0: none, and nothing is taken up.
         parent: see ``base_directory``.
     """
-    mine = [head for head in _described(parent, _HEAD) if port and head["port"] == port]
+    mine = [head for head in _described(parent, _HEAD) if port and head.get("port") == port]
     left = [head["session"] for head in mine if not _lives(head["pid"])]
     for path in left[1:]:
         _remove(path)
@@ -192,7 +219,7 @@ def _described(parent: str, name: str, *, living: bool | None = None) -> list[di
     with os.scandir(base_directory(parent)) as entries:
         paths = [e.path for e in entries if e.name.startswith("s-") and e.is_dir(follow_symlinks=False)]
     for path in paths:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, ValueError):  # or it is no description
             with open(os.path.join(path, name), encoding="utf-8") as file:
                 description = json.load(file)
                 made = os.fstat(file.fileno()).st_mtime
@@ -211,7 +238,7 @@ def _described(parent: str, name: str, *, living: bool | None = None) -> list[di
 
 def _waits_for_a_head(path: str) -> bool:
     """Whether a head may come that takes up what lies here."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):  # or nobody knows for which one
         with open(os.path.join(path, _HEAD), encoding="utf-8") as file:
             port = json.load(file)["port"]
         return port != 0 and time.time() - os.stat(path).st_mtime < _LEFT_S_MAX

@@ -103,6 +103,7 @@ class Zygote:
         at_end: what the zygote does last, when its node is gone.
         on_event: called with ``("started", worker_id, pid)``, ``("exited", worker_id, status)``, ``("failed", worker_id,
             reason)``, ``("gone", worker_id)`` when that was to be ended and had ended, and ``("lost",)`` when the zygote ended.
+        unneeded: descriptors that neither the zygote nor its workers need.
     """
 
     def __init__(
@@ -110,12 +111,14 @@ class Zygote:
         run_worker: Callable[[bytes], None],
         at_end: Callable[[], None],
         on_event: Callable[[tuple[Any, ...]], None],
+        unneeded: Iterable[int] = (),
     ) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._on_event = on_event
         self.pid = os.fork()
         if self.pid == 0:
             ours.close()
+            _close_all(unneeded)
             guarded(_Nursery(theirs, run_worker, at_end).run)
         theirs.close()
         self._socket = ours

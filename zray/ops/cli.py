@@ -12,6 +12,7 @@ from typing import Any
 
 from zray.base.config import Config
 from zray.base.resources import to_units
+from zray.io.session import parent_directory
 from zray.ops import daemon, network
 
 _STORE_BYTES_MIN = 1 << 20
@@ -151,7 +152,7 @@ def _settings(chosen: argparse.Namespace) -> dict[str, Any]:
         "labels": labels,
         "store_bytes": chosen.object_store_memory,
         "key_file": chosen.key_file or os.environ.get("ZRAY_KEY_FILE", ""),
-        "temp_dir": chosen.session_dir,
+        "temp_dir": parent_directory(chosen.session_dir),
         "ends_with": chosen.ends_with,
         "logging_level": level,
         "insecure": chosen.insecure,

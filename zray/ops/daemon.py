@@ -12,14 +12,13 @@ import os
 import select
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
 from zray.io.cluster_key import ClusterKey, find
 from zray.io.endpoint import places
-from zray.io.session import Session, clear, forget_heads, living_heads, living_nodes, sweep, take_up
+from zray.io.session import Session, base_directory, clear, forget_heads, living_heads, living_nodes, sweep, take_up
 from zray.io.spawn import has_ended, set_title
 from zray.ops.supervisor import Child, Supervisor
 from zray.runtime import agent_process, control, head
@@ -254,10 +253,10 @@ def detach(role: str, serve: Serve, settings: dict[str, Any]) -> int:
         return 1
     os.close(read)
     os.setsid()
-    log_path = os.path.join(tempfile.gettempdir(), f"{role}-{os.getuid()}-{os.getpid()}.log")
     code = 1
     with os.fdopen(write, "w", encoding="utf-8", closefd=True) as pipe:
         try:
+            log_path = os.path.join(base_directory(settings["temp_dir"]), f"{role}-{os.getpid()}.log")
             _leave_terminal(log_path)
             pipe.write(f"{role} runs in the background as pid {os.getpid()} and logs to {log_path}\n")
             code = serve_detached(serve, settings, pipe)
@@ -327,7 +326,9 @@ def stop(role: str, temp_dir: str) -> int:
         return 0
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-        ended, _, _ = select.select([pidfd], [], [], _STOP_S)
+        poller = select.poll()  # not select(), which takes no descriptor of 1024 or more
+        poller.register(pidfd, select.POLLIN)
+        ended = poller.poll(_STOP_S * 1000)
     finally:
         os.close(pidfd)
     if not ended:

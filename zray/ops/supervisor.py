@@ -104,7 +104,11 @@ class Child:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which ends its children in their order
 
+        reported = False
+
         def report(text: str) -> None:
+            nonlocal reported
+            reported = True
             os.write(write, f"up {text}".encode())
             os.close(write)
 
@@ -112,7 +116,8 @@ class Child:
             code = self._run(report)
         except (OSError, RuntimeError, ValueError) as error:
             log.error("the %s can not run: %s", self.name, error)
-            os.write(write, str(error).encode())
+            if not reported:  # else the descriptor is somebody else's by now
+                os.write(write, str(error).encode())
             code = 1
         raise SystemExit(code)
 

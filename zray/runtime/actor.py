@@ -73,34 +73,23 @@ class MainGroup:
         """That is for the worker to do."""
 
 
-class ThreadGroup:
-    """Threads, started as they are needed up to the limit."""
+_Call = tuple[int, bytes, Any]
 
-    def __init__(self, worker: Executor, actor: Actor, name: str, limit: int) -> None:
+
+class NumberedGroup:
+    """Calls that others overtake: each has a number, by which the actor knows which are over."""
+
+    def __init__(self, worker: Executor, actor: Actor) -> None:
         self._worker = worker
         self._actor = actor
-        self._name = name
-        self._limit = limit
-        self._calls: queue.SimpleQueue[tuple[int, bytes, Any] | None] = queue.SimpleQueue()
-        self._waiting: dict[bytes, tuple[int, bytes, Any]] = {}  # of those, by task; who takes a call out of here has it
-        self._running: dict[bytes, None] = {}
-        self._threads = 0
-        self._idle = threading.Semaphore(0)
+        self._waiting: dict[bytes, _Call] = {}  # by task; who takes a call out of here has it
+        self._running: dict[bytes, Any] = {}
 
     def submit(self, peer: bytes, spec: Any) -> None:
         number = self._actor.received()
-        if not number:
-            return
-        call = self._waiting[spec[0]] = (number, peer, spec)
-        self._calls.put(call)
-        if not self._idle.acquire(blocking=False) and self._threads < self._limit:
-            self._threads += 1
-            name = f"zray-{self._name}-{self._threads}"
-            threading.Thread(target=self._worker.run_thread, args=(self._work,), name=name, daemon=True).start()
-
-    def stop(self) -> None:
-        for _ in range(self._threads):
-            self._calls.put(None)
+        if number:
+            call = self._waiting[spec[0]] = (number, peer, spec)
+            self._take(call)
 
     def cancel(self, task_id: bytes) -> bool | None:
         call = self._waiting.pop(task_id, None)
@@ -110,7 +99,41 @@ class ThreadGroup:
         if task_id not in self._running:
             return None
         self._actor.flag(task_id)
+        self._interrupt(task_id)
         return True
+
+    def stop(self) -> None:
+        """Who runs the calls belongs to the worker, or to the actor."""
+
+    def _take(self, call: _Call) -> None:
+        """A call has come."""
+        raise NotImplementedError
+
+    def _interrupt(self, task_id: bytes) -> None:
+        """Threads that run a call are left alone: it is told if it asks."""
+
+
+class ThreadGroup(NumberedGroup):
+    """Threads, started as they are needed up to the limit."""
+
+    def __init__(self, worker: Executor, actor: Actor, name: str, limit: int) -> None:
+        super().__init__(worker, actor)
+        self._name = name
+        self._limit = limit
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._threads = 0
+        self._idle = threading.Semaphore(0)
+
+    def stop(self) -> None:
+        for _ in range(self._threads):
+            self._calls.put(None)
+
+    def _take(self, call: _Call) -> None:
+        self._calls.put(call)
+        if not self._idle.acquire(blocking=False) and self._threads < self._limit:
+            self._threads += 1
+            name = f"zray-{self._name}-{self._threads}"
+            threading.Thread(target=self._worker.run_thread, args=(self._work,), name=name, daemon=True).start()
 
     def _work(self) -> None:
         while True:
@@ -129,22 +152,14 @@ class ThreadGroup:
             self._idle.release()
 
 
-class MainThreadGroup(ThreadGroup):
+class MainThreadGroup(NumberedGroup):
     """The worker's main thread, of an actor that has other threads besides: signals and some libraries insist on it."""
 
-    def __init__(self, worker: Executor, actor: Actor) -> None:
-        super().__init__(worker, actor, "", 1)
+    def _take(self, call: _Call) -> None:
+        _, peer, spec = call
+        self._worker.enqueue_run(peer, (spec[0], self._run, call))
 
-    def submit(self, peer: bytes, spec: Any) -> None:
-        number = self._actor.received()
-        if number:
-            call = self._waiting[spec[0]] = (number, peer, spec)
-            self._worker.enqueue_run(peer, (spec[0], self._run, call))
-
-    def stop(self) -> None:
-        """That is for the worker to do."""
-
-    def _run(self, call: tuple[int, bytes, Any]) -> None:
+    def _run(self, call: _Call) -> None:
         task_id = call[2][0]
         self._running[task_id] = None
         if self._waiting.pop(task_id, None) is not None:
@@ -152,43 +167,25 @@ class MainThreadGroup(ThreadGroup):
         self._running.pop(task_id, None)
 
 
-class AsyncGroup:
+class AsyncGroup(NumberedGroup):
     """Coroutines in the actor's event loop, so many at once."""
 
     def __init__(self, worker: Executor, actor: Actor, loop: asyncio.AbstractEventLoop, limit: int) -> None:
-        self._worker = worker
-        self._actor = actor
+        super().__init__(worker, actor)
         self._loop = loop
         self._limit = limit
-        self._calls: deque[tuple[int, bytes, Any]] = deque()
-        self._waiting: dict[bytes, tuple[int, bytes, Any]] = {}  # of those, by task; who takes a call out of here has it
-        self._running: dict[bytes, asyncio.Task[None] | None] = {}
+        self._calls: deque[_Call] = deque()
         self._context = Context()  # not that of whichever thread turns the loop
         self._called = False
 
-    def submit(self, peer: bytes, spec: Any) -> None:
-        number = self._actor.received()
-        if not number:
-            return
-        call = self._waiting[spec[0]] = (number, peer, spec)
+    def _take(self, call: _Call) -> None:
         self._calls.append(call)
         if not self._called:
             self._called = True
             self._loop.call_soon_threadsafe(self._start, context=self._context)
 
-    def stop(self) -> None:
-        """The event loop is the actor's."""
-
-    def cancel(self, task_id: bytes) -> bool | None:
-        call = self._waiting.pop(task_id, None)
-        if call is not None:
-            self._actor.cancelled(*call)
-            return False
-        if task_id not in self._running:
-            return None
-        self._actor.flag(task_id)
+    def _interrupt(self, task_id: bytes) -> None:
         self._loop.call_soon_threadsafe(self._stop, task_id)
-        return True
 
     def _stop(self, task_id: bytes) -> None:
         """In the event loop: cancel what runs."""
@@ -210,7 +207,7 @@ class AsyncGroup:
             task = running[task_id] = self._loop.create_task(self._actor.run_async(*call))
             task.add_done_callback(functools.partial(self._ended, call))
 
-    def _ended(self, call: tuple[int, bytes, Any], task: asyncio.Task[None]) -> None:
+    def _ended(self, call: _Call, task: asyncio.Task[None]) -> None:
         self._running.pop(call[2][0], None)
         if task.cancelled():  # by another call, before it had begun
             self._actor.cancelled(*call)

@@ -159,7 +159,7 @@ def _guarded(function: Callable[[], dict[str, Any]], write: int) -> None:
 
 def _ask(control: str, cluster: bytes, key: ClusterKey | None) -> dict[str, Any]:
     me = agent_id(NodeID.from_random())
-    asker = Client(me, "agent", "", cluster, wire.decode, 0.005, 1 << 24, tcp=None, key=key)
+    asker = Client(me, "agent", "", cluster, wire.decode_plain, 0.005, 1 << 24, tcp=None, key=key)
     refused: list[str] = []
     asker.add_handlers(asker, "any")
 

@@ -373,7 +373,7 @@ class CoreWorker(Client):
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         for _ in range(_RECOVERIES_MAX):
             taken = Waiter(1)
-            self.loop.post((self.owner.recover, time.monotonic(), error.object_id, error.node_id, str(error.cause)))
+            self.loop.post((self.owner.recover, error.object_id, error.node_id, str(error.cause)))
             self.loop.post((finish, taken))
             self.loop.wait(taken)
             self._await_in_time(refs, None if deadline is None else max(0.0, deadline - time.monotonic()))

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -51,7 +50,6 @@ class Driver(CoreWorker):
         self.output = DriverOutput(config)
         self.add_handlers(self.output, "owner")
         self.nodes: list[dict[str, Any]] = []
-        self._previous_handler: Any = None
         self._log_to_driver = True
         self._leaving = False  # shutdown() was called
 
@@ -79,7 +77,9 @@ class Driver(CoreWorker):
         self.loop.post((finish, joined))
         if not self.loop.wait(joined):
             raise self.broken or RaySystemError("the event loop ended while the driver joined its job")
-        self._catch_interrupts()
+        if self.loop.catch_interrupts():
+            signal.signal(NUDGE, self.loop.on_nudge)
+            self.loop.nudges = True
 
     def _join(self, job_id: bytes, node: dict[str, Any], control_endpoint: str) -> None:
         self.join(job_id, node)
@@ -121,21 +121,36 @@ class Driver(CoreWorker):
         return self.head.session.endpoint("h") if self.head is not None else self.node_endpoint
 
     def shutdown(self) -> None:
-        """Finish the job; with an embedded head, end the cluster and wait until nothing of it is left."""
+        """Finish the job; with an embedded head, end the cluster and wait until nothing of it is left.
+
+        An interrupt ends one of the waits, and nothing more.
+        """
         self._leaving = True
-        if self.broken is None and self._log_to_driver:
-            self._flush_output()
-        if self.broken is None:
-            request = self.ask(CONTROL, wire.FinishJob, self.job_id)
-            with contextlib.suppress(RaySystemError):
-                self.loop.wait(request, self.config.worker_exit_grace_s + 2.0)
-        self._release_interrupts()
-        self.close()
+        try:
+            if self.broken is None and self._log_to_driver:
+                self._flush_output()
+        finally:
+            try:
+                if self.broken is None:
+                    self._finish_job()
+            finally:
+                self.loop.release_interrupts()
+                try:
+                    self.close()
+                finally:
+                    if self.head is not None:
+                        self.head.stop(5.0)
+
+    def _finish_job(self) -> None:
+        request = self.ask(CONTROL, wire.FinishJob, self.job_id)
+        with contextlib.suppress(RaySystemError):
+            self.loop.wait(request, self.config.worker_exit_grace_s + 2.0)
+
+    def close(self, linger_ms: int = 0) -> None:
+        super().close(linger_ms)
         if self._watch is not None:
             self._watch.close()
         self.output.close()
-        if self.head is not None:
-            self.head.stop(5.0)
 
     def show_bar(self, state: str) -> None:
         """A progress bar of this process has moved."""
@@ -155,22 +170,6 @@ class Driver(CoreWorker):
         self.fail(RaySystemError(f"zray's event loop failed: {type(error).__name__}: {error}"))
         sys.excepthook(type(error), error, error.__traceback__)
         self.loop.stop()
-
-    def _catch_interrupts(self) -> None:
-        """Route Ctrl-C through the loop, unless the program has a handler of its own."""
-        if threading.current_thread() is threading.main_thread():
-            handler = signal.getsignal(signal.SIGINT)
-            if handler is signal.default_int_handler:
-                self._previous_handler = handler
-                signal.signal(NUDGE, self.loop.on_nudge)
-                self.loop.nudges = True
-                signal.signal(signal.SIGINT, self.loop.on_interrupt)
-
-    def _release_interrupts(self) -> None:
-        if self._previous_handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._previous_handler)
-            self._previous_handler = None
-            self.loop.nudges = False  # a last one may be under way: its handler stays
 
 
 def connect_running(node: dict[str, Any], namespace: str, env_vars: dict[str, str], *, log_to_driver: bool) -> Driver:
@@ -203,15 +202,12 @@ def connect_embedded(
     head: EmbeddedHead, config: Config, namespace: str, env_vars: dict[str, str], *, log_to_driver: bool
 ) -> Driver:
     """Wait for the head that was started for this process, and connect to it."""
-    driver: Driver | None = None
+    driver = Driver(config, head.session.endpoint("d"), head.cluster, head.node_id)  # while the head starts
     try:
-        driver = Driver(config, head.session.endpoint("d"), head.cluster, head.node_id)  # while the head starts
         head.wait_ready()
         driver.live_with(head)
         driver.connect(head.session.endpoint("h"), namespace, env_vars, log_to_driver=log_to_driver)
     except BaseException:
-        if driver is not None:
-            driver.close()
-        head.stop(0.0)
+        driver.close()
         raise
     return driver

@@ -5,6 +5,7 @@ This module imports little on purpose: the head starts while the driver imports 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -91,14 +92,14 @@ class EmbeddedHead:
             RuntimeError: it could not start; the text says why.
         """
         try:
-            readable, _, _ = select.select([self._ready], [], [], self._config.start_timeout_s)
-            answer = os.read(self._ready, 65536).decode() if readable else "it did not start in time"
+            poller = select.poll()  # not select(), which takes no descriptor of 1024 or more
+            poller.register(self._ready, select.POLLIN)
+            in_time = poller.poll(self._config.start_timeout_s * 1000)
+            answer = os.read(self._ready, 65536).decode() if in_time else "it did not start in time"
         finally:
-            os.close(self._ready)
+            self._close_ready()
         if answer != "ready":
-            tail = self.log_tail()
-            self.stop(0.0)
-            raise RuntimeError(f"the head process could not start: {answer or 'it ended at once'}\n{tail}")
+            raise RuntimeError(f"the head process could not start: {answer or 'it ended at once'}\n{self.log_tail()}")
         self._log_fd = os.open(self.session.log_path("head"), os.O_RDONLY)  # its last words outlive its directory
 
     def log_tail(self) -> str:
@@ -113,13 +114,20 @@ class EmbeddedHead:
         return os.pread(self._log_fd, _LOG_TAIL_BYTES, max(0, size - _LOG_TAIL_BYTES)).decode(errors="replace")
 
     def stop(self, grace_s: float) -> None:
-        """Wait for the head to end by itself, then end it; nothing of it remains."""
+        """Wait for the head to end by itself, then end it; nothing of it remains. An interrupt ends the wait."""
         try:
-            self._process.wait(grace_s)
-        except subprocess.TimeoutExpired:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(grace_s)
+        finally:
             self._process.kill()  # its zygote and workers follow
             self._process.wait()
-        if self._log_fd >= 0:
-            os.close(self._log_fd)
-            self._log_fd = -1
-        self.session.remove()
+            self._close_ready()
+            if self._log_fd >= 0:
+                os.close(self._log_fd)
+                self._log_fd = -1
+            self.session.remove()
+
+    def _close_ready(self) -> None:
+        if self._ready >= 0:
+            os.close(self._ready)
+            self._ready = -1

@@ -487,7 +487,7 @@ class Executor:
         self.end_if_forked(exit_code(error))
         if self.actor is not None and error.code in (None, 0):
             name = "exit_actor" if isinstance(error, ActorExit) else "sys.exit"
-            self.tell(self.agent, ActorExiting(self.actor.id, self.actor.incarnation, f"it called {name}()"))
+            self.tell(self.agent, ActorExiting(self.actor.id, f"it called {name}()"))
 
     def note(self, name: str, started: float, ended: float) -> None:
         """For the timeline: a call that did not run in the main thread."""

@@ -12,6 +12,7 @@ A coroutine that waits no more takes its wish back, and nothing is left of it.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections import deque
@@ -29,6 +30,24 @@ if TYPE_CHECKING:
 
     from zray.object_ref import ObjectRef
     from zray.runtime.core_worker import CoreWorker
+
+
+def awaited_waiter() -> tuple[Waiter, asyncio.Future[None]]:
+    """For a coroutine: something that can be waited for in zray's loop, and what to await meanwhile."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    came: asyncio.Future[None] = loop.create_future()
+
+    def tell() -> None:
+        if not came.done():
+            came.set_result(None)
+
+    def wake() -> None:
+        with contextlib.suppress(RuntimeError):  # that event loop was closed meanwhile: nobody waits any more
+            loop.call_soon_threadsafe(tell)
+
+    return Waiter(1, wake), came
 
 
 class Wish:

@@ -10,7 +10,6 @@ waits as in ``get``, and a coroutine lets others run.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import time
 from collections import deque
@@ -25,6 +24,7 @@ from zray.core.entries import size_of
 from zray.core.waiters import Waiter
 from zray.object_ref import DynamicObjectRefGenerator
 from zray.runtime.client import resolve
+from zray.runtime.futures import awaited_waiter
 
 if TYPE_CHECKING:
     from zray.runtime.executor import Executor
@@ -198,20 +198,7 @@ class GeneratorRunner:
         self._body.block(waiter)
 
     async def _room(self) -> None:
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        came: asyncio.Future[None] = loop.create_future()
-
-        def tell() -> None:
-            if not came.done():
-                came.set_result(None)
-
-        def wake() -> None:
-            with contextlib.suppress(RuntimeError):  # the event loop was closed: the actor has ended
-                loop.call_soon_threadsafe(tell)
-
-        waiter = Waiter(1, wake)
+        waiter, came = awaited_waiter()
         self._body.loop.post((self._await, waiter, self.taken))
         await came
 

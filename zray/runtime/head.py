@@ -73,6 +73,8 @@ def main() -> None:
     """Run an embedded head. Its one argument is a JSON object; it writes "ready" or an error to the descriptor it names."""
     arguments = json.loads(sys.argv[1])
     ready_fd = arguments["ready_fd"]
+    for fd in (ready_fd, arguments["lock_fd"]):
+        os.set_inheritable(fd, False)  # by forks alone, not by what tasks start
     set_title("zray-head")
     try:
         session = Session(arguments["session"], arguments["lock_fd"])
@@ -102,7 +104,7 @@ def start(arguments: dict[str, Any], session: Session) -> Head:
     resources = ResourceSet.of({"memory": memory_bytes() * 7 // 10, **arguments["resources"]})
     store_bytes = arguments["store_bytes"] or default_store_bytes(config)
     description = node_description(session, node_id, session.endpoint("h"), store_bytes)
-    node = Node(session, cluster, config, description, resources, labels=arguments["labels"])
+    node = Node(session, cluster, config, description, resources, labels=arguments["labels"], unneeded=(arguments["ready_fd"],))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's; an embedded head ends with it
     redirect_output(session.log_path("head"))
     start_logging(arguments["logging_level"])

@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import sys
 import threading
 import time
@@ -135,9 +134,7 @@ class LocalRuntime(CoreWorker):
         self._nesting = _Nesting()
         self._stirred: dict[LocalWorker, None] = {}
         self._speaker = self.me
-        self._interrupts = 0
         self._screen = Screen()
-        self._previous_handler: Any = None
         self._previous_env: dict[str, str | None] = {}
         agent = agent_id(node_id)
         self._gcs = Gcs(b"local", config, embedded=True, home=agent, rng=random.Random())
@@ -203,9 +200,7 @@ class LocalRuntime(CoreWorker):
         self.loop.post((self.owner.enter_job, self.job_id))
         self.loop.post((finish, joined))
         self.loop.wait(joined)
-        main = threading.current_thread() is threading.main_thread()
-        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._previous_handler = signal.signal(signal.SIGINT, self._on_interrupt)
+        self.loop.catch_interrupts()
 
     def open_links(
         self,
@@ -382,45 +377,52 @@ class LocalRuntime(CoreWorker):
             if self.claims.get(task_id) is claim:
                 self.claims.pop(task_id, None)
         if claim.given is not None:
-            interrupts = self._interrupts
+            interrupts = self.loop.interrupts
             worker, item = claim.given
             nesting.level += 1
             try:
                 worker.run_given(item)
             finally:
                 nesting.level -= 1
-            if interrupts != self._interrupts:  # it was meant for the one who waits, whatever the task made of it
+            if interrupts != self.loop.interrupts:  # it was meant for the one who waits, whatever the task made of it
                 raise KeyboardInterrupt
         return done
-
-    def _on_interrupt(self, signum: int, frame: Any) -> None:
-        self._interrupts += 1
-        self.loop.on_interrupt(signum, frame)
 
     # -- the end --------------------------------------------------------------------------------------------------
 
     def shutdown(self) -> None:
-        """Finish the job; tasks and actors end, and their threads as soon as they can."""
-        if self.broken is None:
-            self.call(CONTROL, wire.FinishJob, self.job_id)
-            done = Waiter(1)
-            self.loop.post((self._end_all, done))
-            ended = list(self.workers.values())
-            self.loop.wait(done)
-            deadline = time.monotonic() + self.config.worker_exit_grace_s
-            for worker in ended:
-                worker.join(deadline)
-        if self._previous_handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._previous_handler)
-        self.close()
-        for name, value in self._previous_env.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        """Finish the job; tasks and actors end, and their threads as soon as they can. An interrupt ends one of the waits."""
+        try:
+            if self.broken is None:
+                self._finish_job()
+        finally:
+            try:
+                if self.broken is None:
+                    self._end_workers()
+            finally:
+                for name, value in self._previous_env.items():
+                    if value is None:
+                        os.environ.pop(name, None)
+                    else:
+                        os.environ[name] = value
+                self.loop.release_interrupts()
+                self.close()
 
-    def _end_all(self, done: Waiter) -> None:
-        for worker in list(self.workers.values()):
+    def _finish_job(self) -> None:
+        self.call(CONTROL, wire.FinishJob, self.job_id)
+
+    def _end_workers(self) -> None:
+        done = Waiter(1)
+        ended: list[LocalWorker] = []
+        self.loop.post((self._end_all, ended, done))
+        self.loop.wait(done)
+        deadline = time.monotonic() + self.config.worker_exit_grace_s
+        for worker in ended:
+            worker.join(deadline)
+
+    def _end_all(self, ended: list[LocalWorker], done: Waiter) -> None:
+        ended += self.workers.values()
+        for worker in ended:
             self.end_worker(worker, "was ended")
         self.workers.clear()
         finish(done)

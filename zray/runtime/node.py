@@ -75,6 +75,7 @@ class Node:
         host: where other machines reach this one, in a cluster of several.
         key: what proves that a process belongs to the cluster.
         labels: of the node.
+        unneeded: descriptors that neither the zygote nor its workers need.
     """
 
     def __init__(
@@ -88,12 +89,13 @@ class Node:
         host: str = "",
         key: ClusterKey | None = None,
         labels: dict[str, str] | None = None,
+        unneeded: tuple[int, ...] = (),
     ) -> None:
         self._session = session
         self.description = node
         self._labels = labels or {}
         settings = WorkerSettings(session.path, cluster, config, node, session.endpoint("w"), host, key)
-        self.zygote = Zygote(lambda worker_id: run_worker(settings, worker_id), session.remove, self._on_zygote)
+        self.zygote = Zygote(lambda worker_id: run_worker(settings, worker_id), session.remove, self._on_zygote, unneeded)
         self._pids: dict[bytes, int] = {}
         self._watches: dict[bytes, PidWatch] = {}
         self._resources = resources
