@@ -344,13 +344,15 @@ def documented() -> dict[str, Any]:
 
 
 DOCUMENTED = documented()
-# Exceptions. A name that begins with an underscore is not for users, ``self`` and ``cls`` are Python's. A function without
-# parameters says what it returns in its first sentence. What is "Not supported" has the parameters of Python's generators.
+# Exceptions: what begins with an underscore is not for users. What has no parameters says what it returns in its first
+# sentence, as properties do. What is "Not supported" has the parameters of Python's generators, and uses none.
 
 
-def parameters_of(function: Any) -> list[str]:
-    names = list(inspect.signature(function).parameters)
-    return [name for name in names if not name.startswith("_") and name not in ("self", "cls")]
+def names_in_args(text: str) -> set[str]:
+    """The names before the colons in the section Args."""
+    section = re.search(r"^Args:\n((?:    .*\n?)+)", text, re.MULTILINE)
+    lines = re.findall(r"^    ([\w, ]+):", section[1], re.MULTILINE) if section else []
+    return {name for line in lines for name in line.split(", ")}
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
@@ -360,21 +362,12 @@ def test_public_docstrings_say_what_goes_in_and_what_comes_out(name: str) -> Non
     assert text, "it has no docstring"
     if isinstance(member, property) or text.startswith("Not supported"):
         return
-    parameters = parameters_of(member)
-    section = re.search(r"^Args:\n((?:    .*\n?)+)", text, re.MULTILINE)
-    lines = re.findall(r"^    ([\w, ]+):", section[1], re.MULTILINE) if section else []
-    named = {word for line in lines for word in line.split(", ")} | set(re.findall(r"``(\w+)``", text))
-    assert set(parameters) <= named, f"its Args do not name {sorted(set(parameters) - named)}"
-    if parameters and inspect.signature(member).return_annotation not in ("None", "NoReturn"):
+    signature = inspect.signature(member)
+    expected = {p for p in signature.parameters if not p.startswith("_") and p not in ("self", "cls")}
+    missing = expected - names_in_args(text) - set(re.findall(r"``(\w+)``", text))
+    assert not missing, f"its Args do not name {sorted(missing)}"
+    assert names_in_args(text) <= set(signature.parameters), "its Args name what it does not take"
+    if expected and signature.return_annotation not in ("None", "NoReturn"):
         assert "\nReturns:\n" in text, "it does not say what it returns"
-    if member.__qualname__ == member.__name__:
+    if "." not in member.__qualname__:  # a function
         assert "\nExample:\n" in text, "it has no example"
-
-
-@pytest.mark.parametrize("name", DOCUMENTED)
-def test_public_docstrings_name_no_parameter_that_is_not_there(name: str) -> None:
-    member = DOCUMENTED[name]
-    section = re.search(r"^Args:\n((?:    .*\n?)+)", inspect.cleandoc(member.__doc__ or ""), re.MULTILINE)
-    lines = re.findall(r"^    ([\w, ]+):", section[1], re.MULTILINE) if section else []
-    named = {word for line in lines for word in line.split(", ")}
-    assert not named - set(inspect.signature(member).parameters if section else ())

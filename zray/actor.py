@@ -531,7 +531,7 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
         namespace: where it was created; by default that of this job.
 
     Returns:
-        A handle; unless the actor is detached it keeps it alive, as every handle does.
+        A handle; unless the actor is detached it keeps the actor alive, as other handles do.
 
     Raises:
         ValueError: there is no living actor of that name.

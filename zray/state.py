@@ -86,7 +86,7 @@ def list_workers() -> list[dict[str, Any]]:
     """The worker processes of this node.
 
     Returns:
-        For each: ``worker_id`` in hexadecimal, ``pid`` and ``state`` (see docs/states/worker.md).
+        For each: ``worker_id`` in hexadecimal, ``pid`` and ``state`` (STARTING, IDLE, LEASED, LEAVING, ENDING).
 
     Example:
         >>> [worker["pid"] for worker in list_workers() if worker["state"] == "IDLE"]  # doctest: +SKIP

@@ -160,7 +160,7 @@ class tqdm(Generic[T]):
 
         Args:
             desc: the text; None for nothing.
-            refresh: draw it as soon as the interval allows; if not, it is drawn with a later step.
+            refresh: draw it now, if ``mininterval`` is over since the last time; if not, it is drawn with a later step.
         """
         self.desc = desc or ""
         if refresh:
