@@ -45,7 +45,9 @@ class DriverBody(OwnerBody):
             yield ("sleep", self.world.some(0.05))
         fields = (self.id, self.address[1], 1, "script.py", "", {})
         ok, answer = yield ("ask", CONTROL, wire.RegisterJob, fields)
-        assert ok
+        if not ok:  # the node will hear that only later
+            assert "is dead: join again when it is back" in answer
+            return
         self.job_id = answer["job_id"]
         self.owner.enter_job(self.job_id)
         yield from program(self)
@@ -58,6 +60,9 @@ class DriverBody(OwnerBody):
 
     def leave(self) -> None:
         """Say goodbye in good order."""
+
+        if not self.job_id:
+            return
 
         def goodbye() -> Steps:
             ok, _ = yield ("ask", CONTROL, wire.FinishJob, (self.job_id,))
