@@ -11,6 +11,7 @@ import inspect
 import json
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -303,3 +304,70 @@ def test_effects_have_numbers_of_their_own() -> None:
 
     numbers = [value for name, value in vars(effects).items() if name.isupper()]
     assert sorted(set(numbers)) == sorted(numbers)
+
+
+# -- what public docstrings say ---------------------------------------------------------------------------------------
+
+PUBLIC_MODULES = ["zray", "zray.actor", "zray.cluster_utils", "zray.util"] + [
+    f"zray.util.{name}"
+    for name in ("joblib", "multiprocessing", "placement_group", "progress", "queue", "scheduling_strategies", "state")
+]
+
+
+def public_names(module: str) -> Iterator[tuple[str, Any]]:
+    """The functions and classes of zray's own that a module offers: those of ``__all__``, or those that it defines."""
+    values = importlib.import_module(module)
+    for name in getattr(values, "__all__", [name for name in vars(values) if not name.startswith("_")]):
+        value = getattr(values, name)
+        own = str(getattr(value, "__module__", "")).startswith("zray") and (
+            hasattr(values, "__all__") or value.__module__ == module
+        )
+        if own and (inspect.isfunction(value) or inspect.isclass(value)):
+            yield name, value
+
+
+def documented() -> dict[str, Any]:
+    """Every public function, and every public method and property of a public class, those it inherits in zray included."""
+    found: dict[str, Any] = {}
+    for module in PUBLIC_MODULES:
+        for name, value in public_names(module):
+            if inspect.isfunction(value):
+                found[f"{value.__module__}.{name}"] = value
+                continue
+            for cls in value.__mro__:
+                for method, member in vars(cls).items():
+                    function = getattr(member, "__func__", member)  # of a classmethod or a staticmethod
+                    known = inspect.isfunction(function) or isinstance(function, property)
+                    if known and cls.__module__.startswith("zray") and not method.startswith("_"):
+                        found[f"{cls.__module__}.{cls.__qualname__}.{method}"] = function
+    return found
+
+
+DOCUMENTED = documented()
+# Exceptions: what begins with an underscore is not for users. What has no parameters says what it returns in its first
+# sentence, as properties do. What is "Not supported" has the parameters of Python's generators, and uses none.
+
+
+def names_in_args(text: str) -> set[str]:
+    """The names before the colons in the section Args."""
+    section = re.search(r"^Args:\n((?:    .*\n?)+)", text, re.MULTILINE)
+    lines = re.findall(r"^    ([\w, ]+):", section[1], re.MULTILINE) if section else []
+    return {name for line in lines for name in line.split(", ")}
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_public_docstrings_say_what_goes_in_and_what_comes_out(name: str) -> None:
+    member = DOCUMENTED[name]
+    text = inspect.cleandoc(member.__doc__ or "")
+    assert text, "it has no docstring"
+    if isinstance(member, property) or text.startswith("Not supported"):
+        return
+    signature = inspect.signature(member)
+    expected = {p for p in signature.parameters if not p.startswith("_") and p not in ("self", "cls")}
+    missing = expected - names_in_args(text) - set(re.findall(r"``(\w+)``", text))
+    assert not missing, f"its Args do not name {sorted(missing)}"
+    assert names_in_args(text) <= set(signature.parameters), "its Args name what it does not take"
+    if expected and signature.return_annotation not in ("None", "NoReturn"):
+        assert "\nReturns:\n" in text, "it does not say what it returns"
+    if "." not in member.__qualname__:  # a function
+        assert "\nExample:\n" in text, "it has no example"

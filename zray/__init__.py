@@ -19,9 +19,9 @@ _PUBLIC = {
     "get": "zray.api",
     "wait": "zray.api",
     "cancel": "zray.api",
-    "nodes": "zray.api",
-    "cluster_resources": "zray.api",
-    "available_resources": "zray.api",
+    "nodes": "zray.state",
+    "cluster_resources": "zray.state",
+    "available_resources": "zray.state",
     "get_gpu_ids": "zray.api",
     "timeline": "zray.timeline",
     "remote": "zray.remote_function",
@@ -50,14 +50,11 @@ if TYPE_CHECKING:
     from zray.actor import get_actor as get_actor
     from zray.actor import kill as kill
     from zray.actor import method as method
-    from zray.api import available_resources as available_resources
     from zray.api import cancel as cancel
-    from zray.api import cluster_resources as cluster_resources
     from zray.api import get as get
     from zray.api import get_gpu_ids as get_gpu_ids
     from zray.api import init as init
     from zray.api import is_initialized as is_initialized
-    from zray.api import nodes as nodes
     from zray.api import put as put
     from zray.api import shutdown as shutdown
     from zray.api import wait as wait
@@ -72,6 +69,9 @@ if TYPE_CHECKING:
     from zray.object_ref_generator import ObjectRefGenerator as ObjectRefGenerator
     from zray.remote_function import remote as remote
     from zray.runtime_context import get_runtime_context as get_runtime_context
+    from zray.state import available_resources as available_resources
+    from zray.state import cluster_resources as cluster_resources
+    from zray.state import nodes as nodes
     from zray.timeline import timeline as timeline
 
 

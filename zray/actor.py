@@ -9,10 +9,10 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
 from zray import api, object_ref, options
-from zray.actor_description import SPECIAL, Description, constructor_of, described, is_async, members_of, methods_of
+from zray.actor_description import SPECIAL, BoundMethod, Description, constructor_of, described, is_async, members_of, methods_of
 from zray.arguments import arity, check_call, pack
 from zray.base import serialization
 from zray.base.ids import FIRST_RETURN, ActorID, return_id
@@ -23,7 +23,7 @@ from zray.core.tasks import CallBudget, Task, TaskTemplate
 from zray.exceptions import ActorAlreadyExistsError, ActorDiedError, PendingCallsLimitExceeded
 from zray.object_ref import ObjectRef
 from zray.object_ref_generator import call_generator, returns_of, window_of
-from zray.runtime.actor import Actor, ActorExit
+from zray.runtime.actor import ActorExit
 from zray.strategy import Group, Strategy, placed
 
 if TYPE_CHECKING:
@@ -44,9 +44,14 @@ def method(*args: Any, **chosen: Any) -> Any:
     """Set options of one method of an actor class.
 
     Args:
+        args: the method, if there are no options: it stays as it is.
         chosen: ``num_returns``, ``concurrency_group``, ``max_task_retries``, ``retry_exceptions``, ``name``.
 
+    Returns:
+        The method, or a decorator that returns it.
+
     Raises:
+        TypeError: it was used as neither ``@method`` nor ``@method(option=...)``.
         ValueError: an option is unknown or has a bad value.
 
     Example:
@@ -119,6 +124,12 @@ class ActorClass(Generic[T]):
     def options(self, **chosen: Any) -> ActorClass[T]:
         """The same class with other options.
 
+        Args:
+            chosen: those to change, as in ``remote``; the others stay.
+
+        Returns:
+            Another remote class.
+
         Raises:
             ValueError: an option is unknown or has a bad value.
         """
@@ -132,7 +143,7 @@ class ActorClass(Generic[T]):
         """Create an actor.
 
         Args:
-            args: the constructor's arguments; ObjectRefs among them are replaced by their values.
+            args, kwargs: the constructor's arguments; ObjectRefs among them are replaced by their values.
 
         Returns:
             A handle; calls wait until the actor is there.
@@ -324,7 +335,7 @@ class ActorHandle(Generic[T]):
         self._zray_ref = ref  # keeps the actor; without it the handle is a weak one
         self._zray_detached = detached
         description = self._zray_description = described(blob)
-        self._zray_templates: dict[str, _Bound] = {}
+        self._zray_templates: dict[str, BoundMethod] = {}
         self._zray_budget = CallBudget(description.max_pending_calls) if description.max_pending_calls > 0 else None
 
     def __getattr__(self, name: str) -> ActorMethod:
@@ -366,21 +377,12 @@ class ActorHandle(Generic[T]):
         return self
 
 
-class _Bound(NamedTuple):
-    """A method of a handle, ready to be called."""
-
-    template: TaskTemplate
-    low: int  # how few and how many positional arguments need no closer look
-    high: float
-    signature: inspect.Signature
-
-
 class ActorMethod:
     """A method of an actor; ``remote`` calls it."""
 
     __slots__ = ("_bound", "_handle", "_name")
 
-    def __init__(self, handle: ActorHandle[Any], name: str, bound: _Bound | None = None) -> None:
+    def __init__(self, handle: ActorHandle[Any], name: str, bound: BoundMethod | None = None) -> None:
         self._handle = handle
         self._name = name
         self._bound = bound
@@ -393,7 +395,13 @@ class ActorMethod:
         return f"ActorMethod({self._handle._zray_description.class_name}.{self._name})"
 
     def options(self, **chosen: Any) -> ActorMethod:
-        """The same method with other options, those of ``method``.
+        """The same method with other options.
+
+        Args:
+            chosen: those to change, as in ``method``; the others stay.
+
+        Returns:
+            Another method of the same handle.
 
         Raises:
             ValueError: an option is unknown or has a bad value.
@@ -405,7 +413,7 @@ class ActorMethod:
         """Call the method.
 
         Args:
-            args: its arguments; ObjectRefs among them are replaced by their values.
+            args, kwargs: its arguments; ObjectRefs among them are replaced by their values.
 
         Returns:
             A reference to the result; with ``num_returns`` other than 1 a list of references, or None for 0; an
@@ -454,7 +462,7 @@ class ActorMethod:
         return refs or None
 
 
-def _bound(handle: ActorHandle[Any], name: str, chosen: dict[str, Any] | None) -> _Bound:
+def _bound(handle: ActorHandle[Any], name: str, chosen: dict[str, Any] | None) -> BoundMethod:
     """Prepare a method with options for its calls; without options it is remembered."""
     description = handle._zray_description
     found = description.methods.get(name) or SPECIAL[name]
@@ -480,14 +488,8 @@ def _bound(handle: ActorHandle[Any], name: str, chosen: dict[str, Any] | None) -
     template.ordered = description.ordered
     template.budget = handle._zray_budget
     template.window = window_of(merged, handle._zray_worker.config)
-    kinds_of = tuple(inspect._ParameterKind)
-    signature = inspect.Signature(
-        [
-            inspect.Parameter(p, kinds_of[kind], default=None if has_default else inspect.Parameter.empty)
-            for p, kind, has_default in found.parameters
-        ]
-    )
-    bound = _Bound(template, *arity(signature), signature)
+    signature = found.signature()
+    bound = BoundMethod(template, *arity(signature), signature)
     if chosen is None:
         handle._zray_templates[name] = bound
     return bound
@@ -528,6 +530,9 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
         name: as given in ``options(name=...)``.
         namespace: where it was created; by default that of this job.
 
+    Returns:
+        A handle; unless the actor is detached it keeps the actor alive, as other handles do.
+
     Raises:
         ValueError: there is no living actor of that name.
 
@@ -555,6 +560,10 @@ def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
 
     Raises:
         TypeError: it was given something else than a handle.
+        ActorDiedError: the actor is of a cluster that this process has left.
+
+    Example:
+        >>> kill(counter)  # doctest: +SKIP
     """
     given: object = actor
     if not isinstance(given, ActorHandle):
@@ -571,15 +580,12 @@ def exit_actor() -> NoReturn:
 
     Raises:
         TypeError: it was called outside of an actor.
+
+    Example:
+        >>> exit_actor()  # doctest: +SKIP
     """
     worker = api.connected()
     executor = worker.executor() if worker is not None else None
     if executor is None or executor.actor is None:
         raise TypeError("exit_actor() ends the actor that calls it: this is not an actor")
     raise ActorExit
-
-
-def current_handle(worker: CoreWorker, actor: Actor) -> ActorHandle[Any]:
-    """A weak handle of the actor that asks for it: it does not keep itself alive."""
-    blob, detached = actor.extra["handle"]
-    return ActorHandle(worker, actor.id, actor.extra["handle_id"], actor.owner, blob, None, detached=detached)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from zray import options
 from zray.arguments import signature_of
 from zray.base import serialization
+from zray.core.tasks import TaskTemplate
 
 
 class Method(NamedTuple):
@@ -17,6 +18,14 @@ class Method(NamedTuple):
     parameters: tuple[tuple[str, int, bool], ...]  # name, kind, whether it has a default
     options: dict[str, Any]
     generates: bool
+
+    def signature(self) -> inspect.Signature:
+        """Its parameters, as far as calls are checked; what they default to is not known."""
+        kinds = tuple(inspect._ParameterKind)
+        empty = inspect.Parameter.empty
+        return inspect.Signature(
+            [inspect.Parameter(name, kinds[kind], default=None if has else empty) for name, kind, has in self.parameters]
+        )
 
 
 class Description(NamedTuple):
@@ -27,6 +36,15 @@ class Description(NamedTuple):
     ordered: bool
     max_task_retries: int
     max_pending_calls: int
+
+
+class BoundMethod(NamedTuple):
+    """A method of a handle, ready to be called."""
+
+    template: TaskTemplate
+    low: int  # how few and how many positional arguments need no closer look
+    high: float
+    signature: inspect.Signature
 
 
 @functools.lru_cache(maxsize=1024)

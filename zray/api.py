@@ -1,4 +1,4 @@
-"""The public functions: init, shutdown, put, get, wait, and what a cluster knows of itself.
+"""The public functions: init, shutdown, put, get, wait and cancel.
 
 The signatures and their meaning are those of Ray Core's documentation.
 """
@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from zray import object_ref
 from zray.base.config import Config
-from zray.base.resources import from_units, to_units
-from zray.base.wire import CONTROL, ListNodes
+from zray.base.resources import to_units
 from zray.object_ref import ObjectRef
 from zray.object_ref_generator import ObjectRefGenerator
 
@@ -148,6 +147,7 @@ def init(
         local_mode: run everything in this very process, for debugging; ``ZRAY_LOCAL_MODE=1`` does so for any program.
         namespace: isolates names from other jobs; by default one of its own.
         ignore_reinit_error: a second ``init`` is not an error.
+        include_dashboard, configure_logging: accepted, as Ray has them, and without effect.
         log_to_driver: whether what workers write is shown here; their files in the session directory have it in any case.
         logging_level: of the cluster's own log.
         _temp_dir: where the session directory is made, or that of a running node is looked for; its path may have 60 bytes.
@@ -162,9 +162,8 @@ def init(
         ValueError: an argument has a bad value.
 
     Example:
-        >>> import zray as ray
-        >>> with ray.init(num_cpus=2):  # doctest: +SKIP
-        ...     print(ray.get(ray.put(1)))
+        >>> with zray.init(num_cpus=2):  # doctest: +SKIP
+        ...     print(zray.get(zray.put(1)))
         1
     """
     with _change("init"):
@@ -353,6 +352,9 @@ def shutdown(_exiting_interpreter: bool = False) -> None:
 
     A signal handler may call it. If it has met this thread in the middle of a ``get`` or the like, it returns at once: another
     thread does the rest, and the ``get`` fails with RaySystemError.
+
+    Example:
+        >>> shutdown()  # doctest: +SKIP
     """
     worker: Any = object_ref.connected
     if worker is not None and worker.loop.is_turned_here() and worker.executor() is None:
@@ -381,7 +383,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def is_initialized() -> bool:
-    """Whether this process is connected to a cluster."""
+    """Whether this process is connected to a cluster.
+
+    Example:
+        >>> is_initialized()  # doctest: +SKIP
+        True
+    """
     return object_ref.connected is not None
 
 
@@ -416,6 +423,9 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
     Args:
         object_refs: an ObjectRef or a list of them. An ObjectRefGenerator is returned as it is.
         timeout: seconds to wait at most; 0 only looks; None waits for ever.
+
+    Returns:
+        The value of a reference; for a list of them the list of their values, in the same order.
 
     Raises:
         GetTimeoutError: not all values were there in time. The objects are intact.
@@ -540,44 +550,12 @@ def _seconds(timeout: float | None) -> float | None:
     return float(timeout)
 
 
-def nodes() -> list[dict[str, Any]]:
-    """What the control knows of each node: id, address, resources, labels, whether it is alive."""
-    return [
-        {
-            "NodeID": node["node_id"].hex(),
-            "Alive": node["alive"],
-            "NodeManagerHostname": node["hostname"],
-            "NodeManagerAddress": node["endpoint"],
-            "Resources": _amounts(node["total"]),
-            "Labels": node["labels"],
-        }
-        for node in runtime().call(CONTROL, ListNodes)
-    ]
-
-
-def cluster_resources() -> dict[str, float]:
-    """What all nodes together have."""
-    return _sum("total")
-
-
-def available_resources() -> dict[str, float]:
-    """What is free on all nodes together, as of their last heartbeats."""
-    return _sum("available")
-
-
-def _sum(field: str) -> dict[str, float]:
-    total: dict[str, int] = {}
-    for node in runtime().call(CONTROL, ListNodes):
-        for name, units in node[field].items() if node["alive"] else ():
-            total[name] = total.get(name, 0) + units
-    return _amounts(total)
-
-
-def _amounts(units: dict[str, int]) -> dict[str, float]:
-    return {name: from_units(amount) for name, amount in units.items() if amount}
-
-
 def get_gpu_ids() -> list[int]:
-    """The GPUs assigned to the running task; none in a driver. ``CUDA_VISIBLE_DEVICES`` says the same."""
+    """The GPUs assigned to the running task; none in a driver. ``CUDA_VISIBLE_DEVICES`` says the same.
+
+    Example:
+        >>> get_gpu_ids()  # doctest: +SKIP
+        [0]
+    """
     executor = runtime().executor()
     return executor.gpu_ids() if executor is not None else []

@@ -59,7 +59,14 @@ class ClusterNode:
                 self.node_id, self.session_dir = description["node_id"], description["session"]
 
     def child(self, title: str) -> int:
-        """The process id of one of the processes of ``zray-head``: "zray-control" or "zray-node"; 0 while there is none."""
+        """One of the processes of ``zray-head``.
+
+        Args:
+            title: its name: "zray-control" or "zray-node".
+
+        Returns:
+            Its process id; 0 while there is none.
+        """
         with contextlib.suppress(FileNotFoundError):
             with open(f"/proc/{self.pid}/task/{self.pid}/children") as file:
                 children = file.read().split()
@@ -125,7 +132,17 @@ class Cluster:
         return self.head_node.address
 
     def connect(self, namespace: str | None = None) -> Any:
-        """Connect this process, through the head's machine; returns the context of ``zray.init``."""
+        """Connect this process, through the head's machine.
+
+        Args:
+            namespace: as of ``zray.init``.
+
+        Returns:
+            The context, as of ``zray.init``.
+
+        Raises:
+            RuntimeError: the cluster has no head, or this process is connected already.
+        """
         home = os.path.join(self._home, "h")
         return zray.init(self.address, namespace=namespace, _temp_dir=home)
 
@@ -147,6 +164,9 @@ class Cluster:
             object_store_memory: bytes of its object store.
             wait: until those who are connected see it, too; it has joined in any case.
             env_vars: environment variables for it, as limits (``ZRAY_...``).
+
+        Returns:
+            The node; it has joined.
 
         Raises:
             RuntimeError: it did not start; the text is its log.
@@ -202,7 +222,15 @@ class Cluster:
             raise RuntimeError(f"the node did not start: {file.read()}")
 
     def remove_node(self, node: ClusterNode, allow_graceful: bool = True) -> None:
-        """End a node: with SIGTERM, or as a power cut would (kill -9)."""
+        """End a node and wait for its end.
+
+        Args:
+            node: the node.
+            allow_graceful: with SIGTERM; if not, as a power cut would (kill -9).
+
+        Raises:
+            subprocess.TimeoutExpired: its process still runs after 60 seconds.
+        """
         with contextlib.suppress(ProcessLookupError):
             os.kill(node.pid, signal.SIGTERM if allow_graceful else signal.SIGKILL)
             os.kill(node.pid, signal.SIGCONT)
@@ -214,6 +242,9 @@ class Cluster:
 
     def wait_for_nodes(self, timeout: float = 30.0) -> None:
         """Wait until all nodes that run have joined, and those that were removed are known to be dead.
+
+        Args:
+            timeout: seconds to wait at most.
 
         Raises:
             TimeoutError: that did not happen in time.

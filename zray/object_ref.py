@@ -68,6 +68,7 @@ class ObjectRef(Generic[T]):
         return self._id.hex()
 
     def object_id(self) -> ObjectID:
+        """The id as an ObjectID."""
         return ObjectID(self._id)
 
     def task_id(self) -> TaskID:

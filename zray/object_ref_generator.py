@@ -149,12 +149,15 @@ class ObjectRefGenerator(Generic[T]):
 
     @property
     def owner(self) -> Address:
+        """The process that owns the items: this one."""
         return self._worker.address
 
     def binary(self) -> bytes:
+        """The id of the next item as 20 bytes; at the end that of ``completed()``."""
         return self._id
 
     def hex(self) -> str:
+        """The same as hexadecimal text."""
         return self._id.hex()
 
     def report(self) -> None:

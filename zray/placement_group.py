@@ -47,6 +47,7 @@ class PlacementGroup:
 
     @property
     def is_empty(self) -> bool:
+        """Whether this is the group that is none."""
         return self.id.is_nil()
 
     def ready(self) -> ObjectRef[PlacementGroup]:
@@ -66,11 +67,18 @@ class PlacementGroup:
     def wait(self, timeout_seconds: float | int = 30) -> bool:
         """Wait until all bundles have their places.
 
+        Args:
+            timeout_seconds: how long to wait at most; 0 or less only looks.
+
         Returns:
             Whether they have.
 
         Raises:
             ValueError: the group was removed.
+
+        Example:
+            >>> group.wait(timeout_seconds=10)  # doctest: +SKIP
+            True
         """
         return bool(_ask(WaitPlacementGroup, bytes(self.id), max(0.0, float(timeout_seconds))))
 
@@ -83,6 +91,7 @@ class PlacementGroup:
 
     @property
     def bundle_count(self) -> int:
+        """How many bundles there are."""
         return len(self.bundle_specs)
 
     def __eq__(self, other: object) -> bool:
@@ -122,6 +131,9 @@ def placement_group(
         name: to find it with ``get_placement_group``, within the namespace of the job.
         lifetime: "detached" to have it stay when the job ends.
         bundle_label_selector: for each bundle, which labels its node must have: ``[{"region": "eu"}, {}]``.
+
+    Returns:
+        The group; its bundles may not have their places yet.
 
     Raises:
         ValueError: an argument is not what it should be, or the name is taken.
@@ -171,8 +183,14 @@ def _bundles(given: Any) -> list[ResourceSet]:
 def remove_placement_group(placement_group: PlacementGroup) -> None:
     """Give the resources of a placement group back, and end what runs in it. Removing it twice is no error.
 
+    Args:
+        placement_group: the group.
+
     Raises:
         ValueError: it was given something else.
+
+    Example:
+        >>> remove_placement_group(group)  # doctest: +SKIP
     """
     given: object = placement_group
     if not isinstance(given, PlacementGroup):
@@ -183,8 +201,18 @@ def remove_placement_group(placement_group: PlacementGroup) -> None:
 def get_placement_group(placement_group_name: str) -> PlacementGroup:
     """The placement group of that name, in the namespace of this job.
 
+    Args:
+        placement_group_name: as given to ``placement_group(name=...)``.
+
+    Returns:
+        The group, with its bundles.
+
     Raises:
         ValueError: there is none.
+
+    Example:
+        >>> get_placement_group("trainers")  # doctest: +SKIP
+        PlacementGroup(000000015a0c3e8f1122334455667788)
     """
     if not isinstance(placement_group_name, str) or not placement_group_name:
         raise ValueError(f"the name of a placement group must be a string that is not empty, not {placement_group_name!r}")
@@ -195,6 +223,9 @@ def get_placement_group(placement_group_name: str) -> PlacementGroup:
 def placement_group_table(placement_group: PlacementGroup | None = None) -> dict[str, Any]:
     """What is known of one placement group, or of all by their ids.
 
+    Args:
+        placement_group: the group; None for all.
+
     Returns:
         For each: ``placement_group_id``, ``name``, ``ray_namespace``, ``strategy``, ``state`` (PENDING, CREATED, RESCHEDULING,
         REMOVED), ``bundles`` and ``bundles_to_node_id`` by index, ``job_id``, ``is_detached``, and ``reason``: why it waits, or
@@ -202,6 +233,10 @@ def placement_group_table(placement_group: PlacementGroup | None = None) -> dict
 
     Raises:
         ValueError: the group is not known, or was removed long ago.
+
+    Example:
+        >>> placement_group_table(group)["state"]  # doctest: +SKIP
+        'CREATED'
     """
     rows = {row["placement_group_id"]: _row(row) for row in _ask(ListPlacementGroups)}
     if placement_group is None:
@@ -230,7 +265,12 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def get_current_placement_group() -> PlacementGroup | None:
-    """The placement group in which the running task or actor is; None if it is in none, and in a driver."""
+    """The placement group in which the running task or actor is; None if it is in none, and in a driver.
+
+    Example:
+        >>> get_current_placement_group()  # doctest: +SKIP
+        PlacementGroup(000000015a0c3e8f1122334455667788)
+    """
     worker = api.connected()
     current = None if worker is None else worker.placement_group
     return None if current is None else PlacementGroup(PlacementGroupID(current[0]))

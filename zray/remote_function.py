@@ -69,6 +69,12 @@ class RemoteFunction(Generic[P, R]):
     def options(self, **task_options: Any) -> RemoteFunction[P, R]:
         """The same function with other options.
 
+        Args:
+            task_options: those to change, as in ``remote``; the others stay.
+
+        Returns:
+            Another remote function.
+
         Raises:
             ValueError: an option is unknown or has a bad value.
         """
@@ -82,7 +88,7 @@ class RemoteFunction(Generic[P, R]):
         """Submit a task.
 
         Args:
-            args: the function's arguments; ObjectRefs among them are replaced by their values in the worker.
+            args, kwargs: the function's arguments; ObjectRefs among them are replaced by their values in the worker.
 
         Returns:
             A reference to the result; with ``num_returns`` other than 1 a list of references, or None for 0; an
@@ -199,6 +205,7 @@ def remote(*args: Any, **chosen: Any) -> Any:
     """Make a function or class remote: ``@remote``, ``@remote(num_cpus=2)``, or ``remote(f)``.
 
     Args:
+        args: the function or class, if there are no options.
         chosen: for functions ``num_cpus``, ``num_gpus``, ``memory`` (bytes), ``resources``, ``num_returns``, ``max_calls``,
             ``max_retries``, ``retry_exceptions``, ``scheduling_strategy``, ``runtime_env``, ``name``; for classes also
             ``namespace``, ``lifetime``, ``get_if_exists``, ``max_restarts``, ``max_task_retries``, ``max_concurrency``,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from zray import api
-from zray.actor import ActorHandle, current_handle
+from zray import api, state
+from zray.actor import ActorHandle
 from zray.runtime.actor import Actor, current_call
 
 
@@ -77,7 +77,8 @@ class RuntimeContext:
         actor = self._actor()
         if actor is None:
             raise RuntimeError("current_actor is only known in the methods of an actor: this is a task or a driver")
-        return current_handle(self._worker, actor)
+        blob, detached = actor.extra["handle"]
+        return ActorHandle(self._worker, actor.id, actor.extra["handle_id"], actor.owner, blob, None, detached=detached)
 
     def get_placement_group_id(self) -> str | None:
         """The placement group in which the running task or actor is, as hexadecimal text; None if it is in none."""
@@ -102,7 +103,7 @@ class RuntimeContext:
     def get_node_labels(self) -> dict[str, str]:
         """The labels of the node this process lives on."""
         here = self.get_node_id()
-        return next((dict(node["Labels"]) for node in api.nodes() if node["NodeID"] == here), {})
+        return next((dict(node["Labels"]) for node in state.nodes() if node["NodeID"] == here), {})
 
     def get_runtime_env_string(self) -> str:
         """The runtime environment as JSON."""

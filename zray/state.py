@@ -1,4 +1,4 @@
-"""What a cluster knows of its objects, workers and actors, for people and programs that look into it."""
+"""What a cluster knows of its nodes, objects, workers and actors, for people and programs that look into it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,59 @@ from typing import Any
 
 from zray import api
 from zray.base.resources import from_units
-from zray.base.wire import CONTROL, ListObjects, ListWorkers
+from zray.base.wire import CONTROL, ListNodes, ListObjects, ListWorkers
 from zray.base.wire_actors import ListActors
 from zray.object_ref import ObjectRef
+
+
+def nodes() -> list[dict[str, Any]]:
+    """What the control knows of each node.
+
+    Returns:
+        For each: ``NodeID`` in hexadecimal, ``Alive``, ``NodeManagerHostname``, ``NodeManagerAddress``, ``Resources``: what the
+        node has, by name, and ``Labels``.
+
+    Example:
+        >>> [node["NodeManagerHostname"] for node in nodes() if node["Alive"]]  # doctest: +SKIP
+        ['worker-1', 'worker-2']
+    """
+    return [
+        {
+            "NodeID": node["node_id"].hex(),
+            "Alive": node["alive"],
+            "NodeManagerHostname": node["hostname"],
+            "NodeManagerAddress": node["endpoint"],
+            "Resources": _amounts(node["total"]),
+            "Labels": node["labels"],
+        }
+        for node in api.runtime().call(CONTROL, ListNodes)
+    ]
+
+
+def cluster_resources() -> dict[str, float]:
+    """What all living nodes together have.
+
+    Returns:
+        Amounts by the name of the resource.
+
+    Example:
+        >>> cluster_resources()  # doctest: +SKIP
+        {'CPU': 8.0, 'GPU': 1.0}
+    """
+    return _sum("total")
+
+
+def available_resources() -> dict[str, float]:
+    """What is free on all living nodes together, as of their last heartbeats.
+
+    Returns:
+        Amounts by the name of the resource; one of which nothing is free is not there.
+
+    Example:
+        >>> available_resources()  # doctest: +SKIP
+        {'CPU': 6.0}
+    """
+    return _sum("available")
 
 
 def list_objects() -> list[dict[str, Any]]:
@@ -33,7 +83,15 @@ def list_objects() -> list[dict[str, Any]]:
 
 
 def list_workers() -> list[dict[str, Any]]:
-    """The worker processes of this node: ``worker_id``, ``pid`` and ``state``."""
+    """The worker processes of this node.
+
+    Returns:
+        For each: ``worker_id`` in hexadecimal, ``pid`` and ``state`` (STARTING, IDLE, LEASED, LEAVING, ENDING).
+
+    Example:
+        >>> [worker["pid"] for worker in list_workers() if worker["state"] == "IDLE"]  # doctest: +SKIP
+        [4711]
+    """
     worker = api.runtime()
     return [
         {"worker_id": worker_id.hex(), "pid": pid, "state": state}
@@ -75,3 +133,15 @@ def list_actors() -> list[dict[str, Any]]:
             row[name] = row[name].hex()
         row["resources"] = {name: from_units(units) for name, units in row["resources"].items()}
     return rows
+
+
+def _sum(field: str) -> dict[str, float]:
+    total: dict[str, int] = {}
+    for node in api.runtime().call(CONTROL, ListNodes):
+        for name, units in node[field].items() if node["alive"] else ():
+            total[name] = total.get(name, 0) + units
+    return _amounts(total)
+
+
+def _amounts(units: dict[str, int]) -> dict[str, float]:
+    return {name: from_units(amount) for name, amount in units.items() if amount}

@@ -31,16 +31,30 @@ class BaseID(bytes):
 
     @classmethod
     def from_random(cls) -> BaseID:
+        """An id that nobody else has."""
         return cls(os.urandom(cls.SIZE))
 
     @classmethod
     def from_hex(cls, text: str) -> BaseID:
+        """Read an id.
+
+        Args:
+            text: its bytes as hexadecimal digits, as ``hex()`` gives them.
+
+        Returns:
+            The id.
+
+        Raises:
+            ValueError: the text is not hexadecimal, or has another length.
+        """
         return cls(bytes.fromhex(text))
 
     def is_nil(self) -> bool:
+        """Whether it is the id of nothing."""
         return not any(self)
 
     def binary(self) -> bytes:
+        """The id as plain bytes."""
         return bytes(self)
 
     def __repr__(self) -> str:
@@ -94,6 +108,7 @@ class ObjectID(BaseID):
     SIZE = 20
 
     def task_id(self) -> TaskID:
+        """The id of the task that makes the object."""
         return TaskID(self[:16])
 
 

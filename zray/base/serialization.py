@@ -248,5 +248,12 @@ def register_serializer(
 
 
 def deregister_serializer(cls: type) -> None:
-    """Forget what ``register_serializer`` set for ``cls``; nothing happens if it was not set."""
+    """Forget what ``register_serializer`` set for a class; nothing happens if it was not set.
+
+    Args:
+        cls: the class.
+
+    Example:
+        >>> deregister_serializer(Connection)  # doctest: +SKIP
+    """
     copyreg.dispatch_table.pop(cls, None)

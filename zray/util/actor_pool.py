@@ -95,6 +95,16 @@ class ActorPool(Generic[A]):
     def map_unordered(self, fn: Callable[[A, V], Any], values: Iterable[V]) -> Iterator[Any]:
         """As ``map``, but the results come as they are ready.
 
+        Args:
+            fn, values: as of ``map``.
+
+        Returns:
+            An iterator. If it raises the error of a task it ends there; the other results can be taken with
+            ``get_next_unordered``.
+
+        Raises:
+            RuntimeError: by the iterator, as with ``map``.
+
         Example:
             >>> sorted(pool.map_unordered(lambda actor, x: actor.double.remote(x), [1, 2]))  # doctest: +SKIP
             [2, 4]
@@ -162,7 +172,11 @@ class ActorPool(Generic[A]):
             ignore_if_timedout: give up the result that did not come in time, so that the next call is about the one after
                 it. Its actor is used again, though after the others.
 
+        Returns:
+            The value; a list of values if the function gave a list of ObjectRefs.
+
         Raises:
+            Exception: what the task raised.
             TimeoutError: the result did not come in time.
             StopIteration: there are no results to take.
             ValueError: all that is under way was submitted before something that ``get_next_unordered`` returned already.
@@ -188,7 +202,11 @@ class ActorPool(Generic[A]):
             timeout: seconds to wait at most; None waits for ever.
             ignore_if_timedout: if none came in time, give up the one that was submitted first.
 
+        Returns:
+            The value; a list of values if the function gave a list of ObjectRefs.
+
         Raises:
+            Exception: what the task raised.
             TimeoutError: no result came in time.
             StopIteration: there are no results to take.
 
@@ -214,6 +232,9 @@ class ActorPool(Generic[A]):
 
     def push(self, actor: A) -> None:
         """Add an actor to the pool.
+
+        Args:
+            actor: its handle.
 
         Raises:
             ValueError: it is in the pool already.

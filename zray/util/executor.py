@@ -85,6 +85,10 @@ class Executor(futures.Executor):
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> futures.Future[T]:
         """Have ``fn(*args, **kwargs)`` called.
 
+        Args:
+            fn: the function.
+            args, kwargs: its arguments.
+
         Returns:
             The future of what it returns. What it raises is raised by ``result()``, with the worker's traceback as its cause.
 

@@ -15,6 +15,8 @@ from typing import Any
 import zray as ray
 from zray.util.executor import Executor
 
+__all__ = ["register_ray", "register_zray"]
+
 _MAX_NBYTES = 1 << 20  # joblib's own default
 _OF_JOBLIB = {"context", "mmap_mode", "temp_folder", "verbose"}  # options that mean nothing here
 
@@ -36,7 +38,14 @@ def register_zray() -> None:
 
 
 def register_ray() -> None:
-    """As ``register_zray``, under the name "ray": for programs that were written for Ray."""
+    """As ``register_zray``, under the name "ray": for programs that were written for Ray.
+
+    Raises:
+        ImportError: joblib is not installed.
+
+    Example:
+        >>> register_ray()  # doctest: +SKIP
+    """
     _register("ray")
 
 

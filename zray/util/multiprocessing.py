@@ -11,10 +11,8 @@ import functools
 import itertools
 import logging
 import threading
-import time
 import types
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from multiprocessing import JoinableQueue, TimeoutError
@@ -24,6 +22,7 @@ import zray as ray
 from zray.util.crew import Crew
 from zray.util.dispatch import Batch, Dispatcher, Work
 from zray.util.functions import named_as, over_each
+from zray.util.pool_results import AsyncResult, Callback, Chunks, IMapIterator, settle, slices
 
 __all__ = ["AsyncResult", "JoinableQueue", "Pool", "TimeoutError"]
 
@@ -33,8 +32,6 @@ _TERMINATED = "the pool was terminated before this was done"
 _RUNNERS_KEPT = 32
 _CHUNKS_AHEAD = 256
 _ROOM_STEP = 64  # chunks that are over before more are read: a thread that is woken for each would cost more than the calls
-
-Callback = Callable[[Any], object] | None
 
 
 class Pool:
@@ -108,7 +105,18 @@ class Pool:
     # -- one call -----------------------------------------------------------------------------------------------------
 
     def apply(self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: Mapping[str, Any] | None = None) -> Any:
-        """Call ``func(*args, **kwds)`` and return what it returns.
+        """Call ``func(*args, **kwds)`` and wait for its end.
+
+        Args:
+            func: a function.
+            args, kwds: its arguments.
+
+        Returns:
+            What it returns.
+
+        Raises:
+            ValueError: the pool was closed or terminated.
+            Exception: what it raises.
 
         Example:
             >>> pool.apply(pow, (2, 10))  # doctest: +SKIP
@@ -132,6 +140,12 @@ class Pool:
             callback: called with the result when it is there.
             error_callback: called with the exception if it raises.
 
+        Returns:
+            An AsyncResult, at once; it is ready when its callback has been called.
+
+        Raises:
+            ValueError: the pool was closed or terminated.
+
         Example:
             >>> pool.apply_async(pow, (2, 10)).get(timeout=10)  # doctest: +SKIP
             1024
@@ -141,19 +155,26 @@ class Pool:
         future: futures.Future[Any] = work
         if callback is not None or error_callback is not None:
             future = futures.Future()  # not done before the callbacks are
-            work.add_done_callback(lambda _: _settle(future, work.exception(), work.result, callback, error_callback))
+            work.add_done_callback(lambda _: settle(future, work.exception(), work.result, callback, error_callback))
         self._dispatcher.add(work)
         return AsyncResult(self._dispatcher, future, work)
 
     # -- many calls ---------------------------------------------------------------------------------------------------
 
     def map(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int | None = None) -> list[Any]:
-        """Call ``func`` with each item, and return the results in order.
+        """Call ``func`` with each item, and wait for all results.
 
         Args:
             func: a function of one argument.
             iterable: the items.
             chunksize: how many items make one call; by default so many that each process gets about four.
+
+        Returns:
+            The results, in the order of the items.
+
+        Raises:
+            ValueError: the pool was closed or terminated, or ``chunksize`` is less than 1.
+            Exception: what a call raised, the first that did.
 
         Example:
             >>> pool.map(abs, [-1, 2])  # doctest: +SKIP
@@ -169,13 +190,40 @@ class Pool:
         callback: Callback = None,
         error_callback: Callback = None,
     ) -> AsyncResult:
-        """As ``map``, but returns an AsyncResult of the list."""
+        """As ``map``, but does not wait.
+
+        Args:
+            func, iterable, chunksize: as of ``map``. The items are read at once.
+            callback: called with the list of results when it is there.
+            error_callback: called with the exception if a call raises.
+
+        Returns:
+            An AsyncResult of the list.
+
+        Raises:
+            ValueError: the pool was closed or terminated, or ``chunksize`` is less than 1.
+
+        Example:
+            >>> pool.map_async(abs, [-1, 2]).get(timeout=10)  # doctest: +SKIP
+            [1, 2]
+        """
         return self._map_async(func, iterable, chunksize, callback, error_callback, False)
 
     def starmap(
         self, func: Callable[..., Any], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
     ) -> list[Any]:
         """As ``map``, with a tuple of arguments for each call.
+
+        Args:
+            func: a function.
+            iterable: the tuples.
+            chunksize: how many of them make one call; by default as of ``map``.
+
+        Returns:
+            The results, in the order of the tuples.
+
+        Raises:
+            ValueError, Exception: as ``map``.
 
         Example:
             >>> pool.starmap(pow, [(2, 10), (3, 2)])  # doctest: +SKIP
@@ -191,7 +239,18 @@ class Pool:
         callback: Callback = None,
         error_callback: Callback = None,
     ) -> AsyncResult:
-        """As ``starmap``, but returns an AsyncResult of the list."""
+        """As ``starmap``, but does not wait.
+
+        Args:
+            func, iterable, chunksize: as of ``starmap``.
+            callback, error_callback: as of ``map_async``.
+
+        Returns:
+            An AsyncResult of the list.
+
+        Raises:
+            ValueError: as ``map_async``.
+        """
         return self._map_async(func, iterable, chunksize, callback, error_callback, True)
 
     def imap(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1) -> IMapIterator:
@@ -212,7 +271,14 @@ class Pool:
         return self._imap(func, iterable, chunksize, ordered=True)
 
     def imap_unordered(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1) -> IMapIterator:
-        """As ``imap``, but the results come as they are ready."""
+        """As ``imap``, but the results come as they are ready.
+
+        Args:
+            func, iterable, chunksize: as of ``imap``.
+
+        Returns:
+            An iterator that has ``next(timeout)`` too.
+        """
         return self._imap(func, iterable, chunksize, ordered=False)
 
     # -- the end ------------------------------------------------------------------------------------------------------
@@ -276,7 +342,7 @@ class Pool:
         if chunksize is None:
             chunksize = max(1, -(-len(items) // (self._crew.size * 4)))
         _check_chunksize(chunksize)
-        chunks = _Chunks(self._dispatcher, len(items), callback, error_callback)
+        chunks = Chunks(self._dispatcher, len(items), callback, error_callback)
         if items:
             self._dispatcher.add(Batch(chunks.works(self._run_over(func, star), items, chunksize), chunks.cut))
         else:
@@ -289,7 +355,7 @@ class Pool:
         results = IMapIterator(self._dispatcher, ordered)
         run = self._run_over(func, False)
         if isinstance(iterable, (list, tuple, range)):
-            self._dispatcher.add(Batch(results._works(run, _slices(iterable, chunksize)), results._cut))
+            self._dispatcher.add(Batch(results._works(run, slices(iterable, chunksize)), results._cut))
             return results
         items = iter(iterable)
         feeder = threading.Thread(
@@ -330,207 +396,6 @@ class Pool:
             self._close_if_fed()
 
 
-class AsyncResult:
-    """The result of a call, or of many, that will be there."""
-
-    def __init__(self, dispatcher: Dispatcher, future: futures.Future[Any], work: Work | None) -> None:
-        self._dispatcher = dispatcher
-        self._future = future
-        self._work = work  # if it is one call
-
-    def ready(self) -> bool:
-        """Whether it is there, or an error in its place."""
-        return self._future.done()
-
-    def successful(self) -> bool:
-        """Whether it is there without an error.
-
-        Raises:
-            ValueError: neither is there yet.
-        """
-        if not self.ready():
-            raise ValueError(f"{self!r} not ready: wait() for it first")
-        return self._future.exception() is None
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Wait until it is there, or the time is over."""
-        if self._work is not None:
-            left = self._dispatcher.fetch(self._work, timeout)
-        else:
-            left = self._dispatcher.serve(self._future.done, timeout)
-        if not self._future.done():
-            futures.wait([self._future], left)
-
-    def get(self, timeout: float | None = None) -> Any:
-        """The result; waits for it.
-
-        Args:
-            timeout: seconds to wait at most; None waits for ever.
-
-        Raises:
-            multiprocessing.TimeoutError: it did not come in time.
-            Exception: what the call raised; of many calls, the first that did.
-        """
-        self.wait(timeout)
-        if not self._future.done():
-            raise TimeoutError(f"there was no result within {timeout} s: get() it again to go on waiting")
-        return self._future.result()
-
-
-class _Chunks:
-    """The calls of ``map``: chunk by chunk, and one result of all."""
-
-    def __init__(self, dispatcher: Dispatcher, count: int, callback: Callback, error_callback: Callback) -> None:
-        self.future: futures.Future[Any] = futures.Future()
-        self._dispatcher = dispatcher
-        self._callbacks = callback, error_callback
-        self._lock = threading.Lock()
-        self._values: list[Any] = [None] * count
-        self._left = count  # items without a result
-        self._error: BaseException | None = None
-
-    def works(self, run: Callable[..., Any], items: Sequence[Any], chunksize: int) -> Iterator[Work]:
-        for start, chunk in zip(itertools.count(0, chunksize), _slices(items, chunksize)):
-            work = Work(self._dispatcher, run, (chunk,), {})
-            work.add_done_callback(functools.partial(self._chunk_done, start, len(chunk)))
-            yield work
-
-    def cut(self, error: Exception) -> None:
-        """Some chunks were dropped, or it was not known yet that there were none left."""
-        with self._lock:
-            settled, self._left = self._left == 0, -1
-        if not settled:
-            self.settle(error)
-
-    def settle(self, error: BaseException | None) -> None:
-        _settle(self.future, error, lambda: self._values, *self._callbacks)
-
-    def _chunk_done(self, start: int, length: int, work: futures.Future[Any]) -> None:
-        error = work.exception()
-        with self._lock:
-            if error is None:
-                self._values[start : start + length] = work.result()
-            else:
-                self._error = self._error or error
-            self._left -= length
-            last = self._left == 0
-        if last:
-            self.settle(self._error)
-
-
-def _settle(
-    future: futures.Future[Any],
-    error: BaseException | None,
-    value: Callable[[], Any],
-    callback: Callback,
-    error_callback: Callback,
-) -> None:
-    """Call the callback, and then let those go on who wait. What it raises is logged by the future that brought us here."""
-    try:
-        if error is None and callback is not None:
-            callback(value())
-        elif error is not None and error_callback is not None:
-            error_callback(error)
-    finally:
-        if error is None:
-            future.set_result(value())
-        else:
-            future.set_exception(error)
-
-
-class IMapIterator:
-    """The results of ``imap`` and ``imap_unordered``, as they come."""
-
-    def __init__(self, dispatcher: Dispatcher, ordered: bool) -> None:
-        self._dispatcher = dispatcher
-        self._ordered = ordered
-        self._changed = threading.Condition()
-        self._done: dict[int, futures.Future[Any]] = {}  # chunks by number
-        self._next = 0
-        self._made = 0  # chunks so far
-        self._count: int | None = None  # chunks in all, when it is known
-        self._items: deque[Any] = deque()
-        self._error: Exception | None = None  # what reading the input raised: the last result
-
-    def __iter__(self) -> IMapIterator:
-        return self
-
-    def __next__(self) -> Any:
-        return self.next()
-
-    def next(self, timeout: float | None = None) -> Any:
-        """The next result.
-
-        Args:
-            timeout: seconds to wait at most; None waits for ever.
-
-        Raises:
-            StopIteration: there are no more.
-            multiprocessing.TimeoutError: it did not come in time.
-            Exception: what a call raised, in the place of its chunk.
-        """
-        while not self._items:
-            end = None if timeout is None else time.monotonic() + timeout
-            left = self._dispatcher.serve(self._has_next, timeout)
-            with self._changed:
-                if not self._changed.wait_for(self._has_next, left):
-                    raise TimeoutError(f"there was no result within {timeout} s: call next() again to go on waiting")
-                if self._next == self._count:
-                    error, self._error = self._error, None
-                    raise error or StopIteration
-                self._take_good()
-                if self._items:
-                    break
-                chunk = self._done.pop(self._next if self._ordered else next(iter(self._done)))
-                self._next += 1
-            self._items.extend(chunk.result())
-            timeout = None if end is None else max(0.0, end - time.monotonic())
-        return self._items.popleft()
-
-    # -- inside -------------------------------------------------------------------------------------------------------
-
-    def _take_good(self) -> None:
-        """All results that are there, up to the first error; the lock is held."""
-        done = self._done
-        while done:
-            number = self._next if self._ordered else next(iter(done))
-            if number not in done:
-                break
-            try:
-                values = done[number].result(0)
-            except BaseException:
-                break  # it has its own turn
-            self._items.extend(values)
-            del done[number]
-            self._next += 1
-
-    def _has_next(self) -> bool:
-        return self._next == self._count or (self._next in self._done if self._ordered else bool(self._done))
-
-    def _works(self, run: Callable[..., Any], chunks: Iterator[Any]) -> Iterator[Work]:
-        for number, chunk in enumerate(chunks):
-            work = Work(self._dispatcher, run, (chunk,), {})
-            work.add_done_callback(functools.partial(self._chunk_done, number))
-            self._made = number + 1
-            yield work
-        self._end(None)
-
-    def _cut(self, error: Exception) -> None:
-        """Reading the input raised, or some chunks were dropped."""
-        self._end(error)
-
-    def _end(self, error: Exception | None) -> None:
-        with self._changed:
-            self._error = error
-            self._count = self._made
-            self._changed.notify_all()
-
-    def _chunk_done(self, number: int, work: futures.Future[Any]) -> None:
-        with self._changed:
-            self._done[number] = work
-            self._changed.notify_all()
-
-
 def _runner(func: Callable[..., Any], star: bool) -> Callable[..., Any]:
     if star:
         return over_each(func)
@@ -544,9 +409,6 @@ def _runner(func: Callable[..., Any], star: bool) -> Callable[..., Any]:
 def _sliceable(iterable: Iterable[Any]) -> Sequence[Any]:
     return iterable if isinstance(iterable, (list, tuple, range)) else list(iterable)
 
-
-def _slices(items: Sequence[Any], size: int) -> Iterator[Any]:
-    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _check_chunksize(chunksize: int) -> None:

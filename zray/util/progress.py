@@ -131,17 +131,37 @@ class tqdm(Generic[T]):
 
     @classmethod
     def write(cls, s: str, file: TextIO | None = None, end: str = "\n", nolock: bool = False) -> None:
-        """Write something above the bars, as ``print`` does here too."""
+        """Write something above the bars, as ``print`` does here too.
+
+        Args:
+            s: the text.
+            file: where to; standard output by default.
+            end: what comes after it.
+            nolock: not used.
+        """
         (sys.stdout if file is None else file).write(f"{s}{end}")
 
     def update(self, n: float | None = 1) -> None:
-        """So many more steps are done."""
+        """Tell that more steps are done.
+
+        Args:
+            n: how many.
+
+        Example:
+            >>> bar = tqdm(total=3, disable=True)
+            >>> bar.update(2)
+        """
         self.n += n or 0
         if time.monotonic() >= self._due or self.n == self.total:
             self.refresh()
 
     def set_description(self, desc: str | None = None, refresh: bool | None = True) -> None:
-        """Change what stands before the bar; without ``refresh`` it is drawn with the next step."""
+        """Change what stands before the bar.
+
+        Args:
+            desc: the text; None for nothing.
+            refresh: draw it now, if ``mininterval`` is over since the last time; if not, it is drawn with a later step.
+        """
         self.desc = desc or ""
         if refresh:
             self.update(0)
@@ -149,12 +169,23 @@ class tqdm(Generic[T]):
     set_description_str = set_description
 
     def set_postfix(self, ordered_dict: Mapping[str, Any] | None = None, refresh: bool | None = True, **values: Any) -> None:
-        """Change the values that stand behind the bar."""
+        """Change the values that stand behind the bar.
+
+        Args:
+            ordered_dict: values by name.
+            refresh: as of ``set_description``.
+            values: more of them, as keywords.
+        """
         named = {**(ordered_dict or {}), **values}
         self.set_postfix_str(", ".join(f"{name}={_short(value)}" for name, value in named.items()), refresh)
 
     def set_postfix_str(self, s: str = "", refresh: bool | None = True) -> None:
-        """Change the text that stands behind the bar."""
+        """Change the text that stands behind the bar.
+
+        Args:
+            s: the text.
+            refresh: as of ``set_description``.
+        """
         self._postfix = str(s)
         if refresh:
             self.update(0)
@@ -166,7 +197,11 @@ class tqdm(Generic[T]):
             self._send()
 
     def reset(self, total: float | None = None) -> None:
-        """Begin anew."""
+        """Begin anew, at no steps.
+
+        Args:
+            total: how many steps there will be; None: as many as before.
+        """
         self.n = self.initial = 0
         self._started = time.monotonic()
         if total is not None:
@@ -205,6 +240,9 @@ def trange(*arguments: int, **options: Any) -> tqdm[int]:
     Args:
         arguments: of ``range``.
         options: of ``tqdm``.
+
+    Returns:
+        The bar; iterate over it.
 
     Example:
         >>> [i for i in trange(3, disable=True)]

@@ -101,12 +101,26 @@ class Queue(Generic[T]):
             ray.get(done)
 
     async def put_async(self, item: T, block: bool = True, timeout: float | None = None) -> None:
-        """As ``put``, for asyncio. If it is cancelled while it waits for room, the item is not added."""
+        """As ``put``, for asyncio. If it is cancelled while it waits for room, the item is not added.
+
+        Args:
+            item, block, timeout: as of ``put``.
+
+        Raises:
+            Full, ValueError, ActorDiedError: as ``put``.
+        """
         with self._put(item, block, timeout) as done:
             await done
 
     def put_nowait(self, item: T) -> None:
-        """As ``put`` with ``block=False``."""
+        """As ``put`` with ``block=False``.
+
+        Args:
+            item: as of ``put``.
+
+        Raises:
+            Full, ActorDiedError: as ``put``.
+        """
         self.put(item, block=False)
 
     def get(self, block: bool = True, timeout: float | None = None) -> T:
@@ -115,6 +129,9 @@ class Queue(Generic[T]):
         Args:
             block: wait for an item if there is none.
             timeout: seconds to wait at most; None waits for ever.
+
+        Returns:
+            The item.
 
         Raises:
             Empty: there is no item, or none came in time.
@@ -129,12 +146,29 @@ class Queue(Generic[T]):
             return ray.get(found)  # type: ignore[no-any-return]
 
     async def get_async(self, block: bool = True, timeout: float | None = None) -> T:
-        """As ``get``, for asyncio. If it is cancelled, no item is lost."""
+        """As ``get``, for asyncio. If it is cancelled, no item is lost.
+
+        Args:
+            block, timeout: as of ``get``.
+
+        Returns:
+            The item.
+
+        Raises:
+            Empty, ValueError, ActorDiedError: as ``get``.
+        """
         with self._get(block, timeout) as found:
             return await found  # type: ignore[no-any-return]
 
     def get_nowait(self) -> T:
-        """As ``get`` with ``block=False``."""
+        """As ``get`` with ``block=False``.
+
+        Returns:
+            The item.
+
+        Raises:
+            Empty, ActorDiedError: as ``get``.
+        """
         return self.get(block=False)
 
     # -- many items ---------------------------------------------------------------------------------------------------
@@ -142,9 +176,16 @@ class Queue(Generic[T]):
     def put_nowait_batch(self, items: Iterable[T]) -> None:
         """Add all items in order, or none of them.
 
+        Args:
+            items: any number of items; each is as of ``put``, but references among them stay references.
+
         Raises:
             Full: there is not room for all.
             TypeError: ``items`` can not be iterated over.
+            ActorDiedError: the queue was shut down.
+
+        Example:
+            >>> queue.put_nowait_batch(["a", "b"])  # doctest: +SKIP
         """
         if not isinstance(items, Iterable):
             raise TypeError(f"put_nowait_batch() takes a list of items, not {items!r}")
@@ -155,9 +196,20 @@ class Queue(Generic[T]):
     def get_nowait_batch(self, num_items: int) -> list[T]:
         """Take so many items, or none of them.
 
+        Args:
+            num_items: how many.
+
+        Returns:
+            The items, in the order in which they were added.
+
         Raises:
             Empty: there are not so many.
             TypeError, ValueError: ``num_items`` is no number of items.
+            ActorDiedError: the queue was shut down.
+
+        Example:
+            >>> queue.get_nowait_batch(2)  # doctest: +SKIP
+            ['a', 'b']
         """
         if isinstance(num_items, bool) or not isinstance(num_items, int):
             raise TypeError(f"num_items must be a number of items, not {num_items!r}")
