@@ -517,6 +517,21 @@ def test_a_worker_that_is_ready_ends_the_caution() -> None:
     assert bench.pool.starts.failures == 0 and len(bench.started()) == 2
 
 
+def test_a_worker_that_is_ready_during_a_rest_ends_it_and_the_next_failures_count_again() -> None:
+    bench = Bench()
+    for lease_id in range(4):
+        bench.does("lease", lease_id, J)
+    first, second, third, fourth = bench.started()
+    for worker_id in (first, second):
+        bench.does("on_exited", 0.0, worker_id, "no room")
+    bench.ready(third)
+    bench.does("on_exited", 0.0, fourth, "no room")
+    for _ in range(3):
+        for worker_id in bench.started():
+            bench.does("on_exited", 0.0, worker_id, "no room")
+    assert bench.started() == [] and bench.pool.starts.failures > 1
+
+
 def test_what_was_ended_on_purpose_has_not_failed() -> None:
     bench = Bench()
     bench.does("dedicate", 1, J)

@@ -53,6 +53,7 @@ class WorkerStarts:
         """A worker is ready; whether it is the first one after failures."""
         recovered = self.failures > 0
         self.failures = 0
+        self._resting = False
         self.reason = ""
         return recovered
 
