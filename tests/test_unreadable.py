@@ -23,7 +23,7 @@ class Reader:
         self.recovered: list[bytes] = []
         self.loop = self.owner = self
 
-    def recover(self, now: float, object_id: bytes, node_id: bytes, reason: str) -> None:
+    def recover(self, object_id: bytes, node_id: bytes, reason: str) -> None:
         self.recovered.append(node_id)
 
     def post(self, call: Any) -> None:

@@ -228,7 +228,7 @@ def test_messages_with_unknown_ops_and_wrong_arity_and_wrong_types(stranger: Cal
 
 # What a member of the cluster may order: there is nothing wrong with these messages. Hot messages are not looked into either:
 # they go between processes of one job, which run each other's code anyway.
-ORDERS = ("Hello", "Refuse", "ExitWorker", "FinishJob", "JobFinished", "ProcessDied", "KillActor", "EndActor")
+ORDERS = ("Hello", "Refuse", "ExitWorker", "FinishJob", "JobFinished", "ProcessDied", "KillActor", "EndActor", "JobEnded")
 FILL = {int: 1 << 30, str: "no such thing", bytes: b"no such thing", bool: True, float: 1.0, object: None}
 
 

@@ -46,7 +46,7 @@ class Gcs:
     Args:
         cluster_id: identity of the cluster.
         config: limits, handed to every process that joins.
-        embedded: whether this control lives for one driver only and ends with it.
+        embedded: whether this control lives for one driver only, the first one, and ends with it.
         home: the agent that lives in the same process.
         rng: chance, for choices among nodes that are equally good.
         saved: rows of an earlier control process: table name -> list of dicts.
@@ -380,11 +380,12 @@ class Gcs:
         self.placement.job_finished(now, job_id)
         job["state"] = state
         del self._drivers[job["driver"]]
+        last = self._embedded and job_id == next(iter(self.jobs))
         self._forget_functions(job_id)
         self._forget_jobs()
         for node in self.members.alive():
             self.out.append((SEND, node.agent, JobFinished(job_id, job["driver"])))
-        if self._embedded:
+        if last:
             self.out.append((STOP, f"job {job_id.hex()}: {state}"))
 
     def _actor_ended(self, now: float, actor_id: bytes) -> None:
