@@ -156,8 +156,8 @@ def test_a_task_that_waits_for_another_wakes_up(tmp_path: Path) -> None:
     @ray.remote
     def f(kind: str) -> None:
         child = task.options(num_cpus=0).remote(str(tmp_path / "never"))
-        os.mkdir(tmp_path / kind)
         try:
+            os.mkdir(tmp_path / kind)
             if kind == "get":
                 ray.get(child, timeout=PATIENCE_S)  # with a limit, or a thread of local mode would run it itself
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -357,6 +358,22 @@ def test_an_interrupt_while_another_thread_drives(bench: Bench) -> None:
         bench.loop.post(other.finish)
         driver.join()
         killer.join()
+
+
+def test_a_nudge_that_comes_while_one_is_handled_is_left_to_that(bench: Bench, monkeypatch: Any) -> None:
+    """The driver nudges in each turn; if it is quick enough it does so before the handler has returned."""
+    loop, woken = bench.loop, []
+
+    def wake() -> None:
+        woken.append(None)
+        loop.on_nudge(0, None)
+
+    monkeypatch.setattr(loop, "wake", wake)
+    monkeypatch.setattr(loop, "is_ours", lambda frame: True)
+    loop.interrupted = True
+    for count in (1, 2):
+        loop.on_nudge(0, sys._getframe())
+        assert len(woken) == count and loop.interrupted
 
 
 def test_waking_a_loop_whose_pipe_is_full(bench: Bench) -> None:

@@ -110,6 +110,7 @@ class Loop:
         self._thread: threading.Thread | None = None
         self._main = threading.main_thread().ident
         self.nudges = False  # NUDGE is handled by on_nudge
+        self._nudged = False  # ... just now
         self.user_frame: types.CodeType | None = None  # the code of ours in which users' functions run: that may be interrupted
         self._on_error: Callable[[BaseException], None] | None = None
 
@@ -393,14 +394,16 @@ class Loop:
 
     def on_nudge(self, signum: int, frame: Any) -> None:
         """Signal handler: interrupt what was not interrupted before, if that can be done now."""
-        if not self.interrupted or self.stopped:
+        if not self.interrupted or self.stopped or self._nudged:
             return
         if self._driver != self._main and (frame is None or not self.is_ours(frame)):
             self.interrupted = False
             raise KeyboardInterrupt
+        self._nudged = True  # who is woken nudges again at once, maybe before this has returned
         self.wake()
         for follower in list(self._followers):  # this thread may be among them
             _release(follower.signal)
+        self._nudged = False
 
     def is_ours(self, frame: types.FrameType) -> bool:
         """Whether an exception there would leave something of ours half-way."""
