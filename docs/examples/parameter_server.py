@@ -43,12 +43,13 @@ def synchronous(server, workers):
 
 
 def asynchronous(server, workers):
-    running = {worker.gradient.remote(START): worker for worker in workers}
-    for _ in range(STEPS * len(workers)):
+    running = {worker.gradient.remote(START): (worker, 1) for worker in workers}
+    while running:  # as many steps for each: a slow worker's last gradients are of weights that the others have left behind
         [gradient], _ = ray.wait(list(running))
-        worker = running.pop(gradient)
+        worker, steps = running.pop(gradient)
         weights = server.apply.remote(gradient)
-        running[worker.gradient.remote(weights)] = worker
+        if steps < STEPS:
+            running[worker.gradient.remote(weights)] = worker, steps + 1
     return ray.get(weights)
 
 
