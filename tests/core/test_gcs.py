@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from zray.base.config import Config
+from zray.base.ids import agent_id, driver_id
 from zray.base.wire import JobFinished, Reply
 from zray.base.wire_nodes import DriverStarted
 from zray.core.effects import AFTER_PERSIST, PERSIST, SEND, STOP
@@ -181,6 +182,15 @@ def test_the_node_of_a_driver_looks_after_it_from_its_registration() -> None:
     assert sent(effects, DriverStarted) == [(AGENT, DriverStarted(OWN, 42))]
     bench.hears("process_died", OWN, "the driver ended", peer=AGENT)
     assert [job["state"] for job in bench.gcs.jobs.values()] == ["DIED"]
+
+
+def test_a_driver_that_registers_before_its_node_is_looked_after_when_that_comes() -> None:
+    bench = Bench()
+    node = b"late" + NODE[4:]
+    driver = driver_id(node)
+    bench.hears("register_job", *on_node(driver), peer=driver)
+    effects = bench.hears("register_node", node, "sim://", "host", 1, {"CPU": 20_000}, {}, "", 0, peer=agent_id(node))
+    assert sent(effects, DriverStarted) == [(agent_id(node), DriverStarted(driver, 42))]
 
 
 def test_a_node_that_registers_again_hears_of_drivers_that_it_does_not_know() -> None:

@@ -149,11 +149,10 @@ class Gcs:
                 job = self.jobs.get(job_id)
                 if job is not None and job["state"] != "RUNNING":
                     self.out.append((SEND, peer, JobFinished(job_id, job["driver"])))
-            for job in self.jobs.values():
-                driver = job["driver"]
-                if job["state"] == "RUNNING" and agent_of(driver) == peer and driver not in running["processes"]:
-                    self.out.append((SEND, peer, DriverStarted(driver, job["pid"])))
             self.restart.node_returned(now, node, running)
+        for driver, job_id in self._drivers.items():  # that were quicker than their node
+            if agent_of(driver) == peer and not (running and driver in running["processes"]):
+                self.out.append((SEND, peer, DriverStarted(driver, self.jobs[job_id]["pid"])))
         self.restart.look(now)
         self.placement.nodes_changed(now)
         self.actors.node_joined(now)
