@@ -43,13 +43,12 @@ def synchronous(server, workers):
 
 
 def asynchronous(server, workers):
-    running = {worker.gradient.remote(START): (worker, 1) for worker in workers}
+    running = {worker.gradient.remote(START): (worker, STEPS - 1) for worker in workers}
     while running:  # as many steps for each: a slow worker's last gradients are of weights that the others have left behind
         [gradient], _ = ray.wait(list(running))
-        worker, steps = running.pop(gradient)
+        worker, left = running.pop(gradient)
         weights = server.apply.remote(gradient)
-        if steps < STEPS:
-            running[worker.gradient.remote(weights)] = worker, steps + 1
+        running |= {worker.gradient.remote(weights): (worker, left - 1)} if left else {}
     return ray.get(weights)
 
 
