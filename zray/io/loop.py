@@ -290,6 +290,8 @@ class Loop:
         if not events:
             events = self._poll(0.0 if self.inbox else timeout_s)
         self._sleeping = False
+        if events and self.inbox:  # what was done here comes before what others say of it
+            self.on_inbox(time.monotonic())
         sources = self._sources
         for fd, _ in events:
             source = sources.get(fd)
